@@ -1,0 +1,235 @@
+"""Checks a config once, resolves its durations and names what differs between two."""
+
+import difflib
+import inspect
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from cifar_jax.errors import UserError
+
+SCHEDULES = ("constant", "step", "cosine", "linear", "one_cycle")
+DTYPES = ("float32", "bfloat16")
+PLACEMENTS = ("auto", "device", "host")
+
+# What a field's value must satisfy: (fields, words, test). Unset fields are passed over.
+_RULES = (
+    (
+        (
+            *("num_epochs", "num_steps", "batch_size", "eval_batch_size", "num_cpu_devices"),
+            *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
+            "schedule.factor",
+        ),
+        "must be greater than 0",
+        lambda value: value > 0,
+    ),
+    (
+        (
+            *("seed", "data.validation_examples", "augment.crop_padding", "augment.cutout"),
+            *("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"),
+            *("augment.rand_augment_ops", "augment.rand_augment_magnitude"),
+            *("augment.mixup_alpha", "augment.cutmix_alpha", "optimizer.weight_decay"),
+            *("optimizer.clip_norm", "schedule.warmup_epochs", "schedule.warmup_steps"),
+            *("schedule.final_fraction", "eval_every_epochs", "eval_every_steps"),
+            *("checkpoint.every_epochs", "checkpoint.every_steps"),
+            *("log.profile_steps", "log.profile_start"),
+        ),
+        "must not be negative",
+        lambda value: value >= 0,
+    ),
+    (
+        (
+            *("loss.label_smoothing", "ema_decay", "optimizer.momentum"),
+            *("optimizer.b1", "optimizer.b2"),
+        ),
+        "must be at least 0 and less than 1",
+        lambda value: 0 <= value < 1,
+    ),
+    (("schedule.final_fraction",), "must be at most 1", lambda value: value <= 1),
+    (("augment.hue",), "must be at most 0.5", lambda value: value <= 0.5),
+    (("augment.rand_augment_magnitude",), "must be at most 30", lambda value: value <= 30),
+    (("seed",), "must be less than 2**32", lambda value: value < 2**32),
+)
+
+_CHOICES = {"dtype": DTYPES, "data.placement": PLACEMENTS, "schedule.name": SCHEDULES}
+
+# Fields that may change between two starts of one run: they leave what is learned as it is.
+_HARMLESS = (
+    *("log.", "data.data_dir", "data.placement", "num_cpu_devices", "steps_per_call"),
+    *("eval_batch_size", "eval_every_", "checkpoint.", "init_from"),
+)
+
+
+class Durations(NamedTuple):
+    """Lengths in steps; an interval of 0 means only at the end."""
+
+    steps_per_epoch: int
+    total: int
+    warmup: int
+    eval_every: int
+    checkpoint_every: int
+    milestones: tuple[int, ...]
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError with one line per mistake; reads no data and compiles nothing."""
+    fields = dict(flatten(config))
+    problems = [f"{name} is {value}, not a finite number" for name, value in _not_finite(fields)]
+    for names, words, holds in _RULES:
+        for name in names:
+            value = fields[name]
+            if value is not None and math.isfinite(value) and not holds(value):
+                problems.append(f"{name} is {value} but {words}")
+    for name, known in _CHOICES.items():
+        if fields[name] not in known:
+            problems.append(f"{name} is {unknown(fields[name], known)}")
+    problems += _check_milestones(fields["schedule.milestones"])
+    if fields["optimizer.accumulation_steps"] > 0 and (
+        fields["batch_size"] % fields["optimizer.accumulation_steps"]
+    ):
+        problems.append(
+            f"batch_size {fields['batch_size']} is not a multiple of "
+            f"optimizer.accumulation_steps {fields['optimizer.accumulation_steps']}"
+        )
+    problems += _check_optimizer(config.optimizer) + _check_parts(config)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _not_finite(fields: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in fields.items():
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                yield name, number
+
+
+def _check_milestones(milestones: Any) -> list[str]:
+    if not all(isinstance(epoch, int | float) for epoch in milestones):
+        return [f"schedule.milestones is {milestones} but must hold numbers of epochs"]
+    if any(epoch <= 0 for epoch in milestones) or list(milestones) != sorted(set(milestones)):
+        return [f"schedule.milestones is {milestones} but must rise, from above 0"]
+    return []
+
+
+def _check_optimizer(optimizer: ConfigDict) -> list[str]:
+    import optax  # only here: it brings JAX
+
+    function = getattr(optax, optimizer.name, None)
+    if not callable(function) or optimizer.name.startswith("_"):
+        return [f"optimizer.name is {unknown(optimizer.name, _optimizers())}"]
+    parameters = inspect.signature(function).parameters
+    if "learning_rate" not in parameters:
+        return [f"optimizer.name is {unknown(optimizer.name, _optimizers())}"]
+    return [
+        f"optimizer.{field} is set but {optimizer.name} does not take it"
+        for field in ("momentum", "nesterov", "b1", "b2")
+        if optimizer[field] is not None and field not in parameters
+    ]
+
+
+def _optimizers() -> list[str]:
+    """The functions of optax that need nothing but a learning rate."""
+    import optax
+
+    names = []
+    for name, function in inspect.getmembers(optax, inspect.isfunction):
+        parameters = list(inspect.signature(function).parameters.values())
+        needed = [
+            p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+        ]
+        if needed == ["learning_rate"]:
+            names.append(name)
+    return names
+
+
+def _check_parts(config: ConfigDict) -> list[str]:
+    """Asks the model registry and the data sets whether they know the names."""
+    from cifar_jax import datasets, models
+
+    problems = []
+    model = config.model.to_dict()
+    for ask in (
+        lambda: models.create(model.pop("name"), num_classes=10, **model),
+        lambda: datasets.check_name(config.data.name),
+    ):
+        try:
+            ask()
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def unknown(name: Any, known: Any) -> str:
+    """Returns words for a name that is none of the known ones, with the nearest one if any."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{name!r}, none of {', '.join(known)}{hint}"
+
+
+def resolve(config: ConfigDict, num_examples: int) -> Durations:
+    """Returns the durations in steps for a training set of `num_examples` images."""
+    steps_per_epoch = num_examples // config.batch_size
+    if not steps_per_epoch:
+        raise UserError(
+            f"batch_size {config.batch_size} is larger than the {num_examples} training images"
+        )
+
+    def steps(epochs: float, given: int | None) -> int:
+        if given is not None:
+            return given
+        return max(1, round(epochs * steps_per_epoch)) if epochs else 0
+
+    total = steps(config.num_epochs, config.num_steps)
+    warmup = steps(config.schedule.warmup_epochs, config.schedule.warmup_steps)
+    if warmup >= total and warmup:
+        raise UserError(f"the warm-up of {warmup} steps leaves nothing of the {total} steps")
+    return Durations(
+        steps_per_epoch=steps_per_epoch,
+        total=total,
+        warmup=warmup,
+        eval_every=steps(config.eval_every_epochs, config.eval_every_steps),
+        checkpoint_every=steps(config.checkpoint.every_epochs, config.checkpoint.every_steps),
+        milestones=tuple(steps(epoch, None) for epoch in config.schedule.milestones),
+    )
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted name, value) of every field."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """Returns the config as plain JSON values, tuples as lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(values: Mapping[str, Any]) -> ConfigDict:
+    """Returns the locked config that `to_json` gave these values."""
+    return ConfigDict(dict(values)).lock()
+
+
+def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns a phrase for each field in which a run may not differ from its earlier part.
+
+    More or fewer epochs are harmless where the rates of the schedule do not depend on the end.
+
+    Args:
+      old: the config with which the run began, as `to_json` returns it.
+      new: the config with which it is to go on, likewise.
+    """
+    before, after = dict(flatten(old)), dict(flatten(new))
+    harmless: tuple[str, ...] = _HARMLESS
+    if after.get("schedule.name") in ("constant", "step"):
+        harmless += ("num_epochs", "num_steps")
+    return [
+        f"{name} was {before.get(name)!r} and is now {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not name.startswith(harmless)
+    ]

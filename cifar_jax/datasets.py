@@ -1,0 +1,204 @@
+"""Where images come from: any fixed-size TFDS image set, or the embedded handwritten digits.
+
+A set is read from its prepared TFDS folder, decoded once, and kept as memory-mapped uint8 arrays.
+Reading what is prepared as ArrayRecord imports neither TensorFlow nor, once decoded, TFDS.
+"""
+
+import dataclasses
+import difflib
+import functools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cifar_jax import image_cache, prepare, records
+from cifar_jax.errors import UserError
+
+_TESTED = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn_cropped", "digits")
+_NUM_DIGITS_TEST = 360
+
+
+class Split(NamedTuple):
+    """Images and labels of one split.
+
+    Attributes:
+      images: uint8 [n, height, width, channels], read-only.
+      labels: int32 [n], read-only.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A set of labelled images of one size.
+
+    Attributes:
+      name: the set's name as `load` takes it.
+      class_names: the names of the classes, in the order of the labels.
+      mean: the mean of each channel, in units of pixel / 255, over the whole "train" split (over
+        the first split asked for where a set has no "train").
+      std: the standard deviation of each channel, likewise.
+      splits: the splits asked for, by name.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    splits: dict[str, Split]
+
+
+def load(
+    name: str, data_dir: str | None = None, splits: Sequence[str] = ("train", "test")
+) -> Dataset:
+    """Loads splits of a set, preparing and decoding what is not there yet.
+
+    Args:
+      name: "digits"; or the name of a TFDS set, with its config where it has one
+        ("emnist/letters"); or the name of a folder of your own in `data_dir` that TFDS prepared.
+      data_dir: the TFDS data directory; None takes `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      splits: names of the set's splits.
+
+    Raises:
+      UserError: the set or a split does not exist, is not one of labelled images of one size, or
+        cannot be read, downloaded or prepared.
+    """
+    check_name(name, data_dir)
+    if name == "digits":
+        return _load_digits(splits)
+    root = data_root(data_dir)
+    source = records.find_prepared(name, root) or prepare.prepare(name, root)
+    known = records.split_names(source)
+    _check_splits(name, splits, known)
+    reference = "train" if "train" in known else splits[0]
+    loaded = {}
+    for split in dict.fromkeys([reference, *splits]):
+        build = functools.partial(records.decode, source, split)
+        loaded[split] = image_cache.load_or_build(source, name, split, build)
+    return Dataset(
+        name=name,
+        class_names=loaded[reference].class_names,
+        mean=loaded[reference].mean,
+        std=loaded[reference].std,
+        splits={split: Split(loaded[split].images, loaded[split].labels) for split in splits},
+    )
+
+
+def data_root(data_dir: str | None = None) -> Path:
+    """The TFDS data directory: the one given, `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
+
+    Raises:
+      UserError: it is not a local folder.
+    """
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        root = Path(chosen).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f"the data directory {chosen} cannot be found: {error}") from error
+    if "://" in chosen or (root.exists() and not root.is_dir()):
+        raise UserError(f"the data directory {chosen} is not a local folder")
+    return root
+
+
+def check_name(name: str, data_dir: str | None = None) -> None:
+    """Checks that a set of this name exists, without reading any data.
+
+    Args:
+      name: as for `load`.
+      data_dir: as for `load`; a set that TFDS does not know may lie there, already prepared.
+
+    Raises:
+      UserError: there is no such set; the nearest names are given.
+    """
+    well_formed = re.fullmatch(r"\w+(/[\w+-][\w.+-]*)?", name) is not None
+    if name == "digits" or (well_formed and records.find_prepared(name, data_root(data_dir))):
+        return
+    import tensorflow_datasets as tfds
+
+    known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+    base = re.split("[/:]", name)[0]
+    if well_formed and base in known:
+        return
+    near = difflib.get_close_matches(base, known, n=3)
+    near.sort(key=lambda other: other not in _TESTED)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(
+        f"unknown dataset {name!r}: {hint}Give NAME or NAME/CONFIG of a TFDS set of labelled "
+        f"images of one size; tested are {', '.join(_TESTED)}"
+    )
+
+
+def carve_validation(dataset: Dataset, num_examples: int, seed: int) -> Dataset:
+    """Moves images from "train" into a new split "validation".
+
+    The choice is a fixed function of (seed, number of training images). The mean and standard
+    deviation stay those of the whole "train" split.
+
+    Args:
+      dataset: a set with a "train" split and no "validation" split.
+      num_examples: how many images to move; both splits must keep at least one.
+      seed: a non-negative integer.
+
+    Raises:
+      UserError: the numbers do not fit the set.
+    """
+    train = dataset.splits["train"]
+    if "validation" in dataset.splits:
+        raise UserError(f"{dataset.name} already has a validation split: use that one")
+    if not 0 < num_examples < len(train.labels):
+        raise UserError(
+            f"cannot carve {num_examples} validation images from the {len(train.labels)} training "
+            f"images of {dataset.name}: give a number from 1 to {len(train.labels) - 1}"
+        )
+    held_out, kept = _partition(len(train.labels), num_examples, seed)
+    splits = dict(dataset.splits)
+    splits["train"] = _take(train, kept)
+    splits["validation"] = _take(train, held_out)
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def _partition(total: int, first: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits range(total) at random into `first` indices and the rest, each in rising order."""
+    # Raw Philox bits are the same in every NumPy version; the permutation methods may change.
+    order = np.argsort(np.random.Philox(seed).random_raw(total), kind="stable")
+    return np.sort(order[:first]), np.sort(order[first:])
+
+
+def _take(split: Split, indices: np.ndarray) -> Split:
+    taken = Split(split.images[indices], split.labels[indices])
+    for array in taken:
+        array.flags.writeable = False
+    return taken
+
+
+def _load_digits(splits: Sequence[str]) -> Dataset:
+    """Scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 32x32x1 by bilinear interpolation.
+
+    The test split is 360 images drawn once, by `_partition` with seed 0; the other 1,437 train.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    _check_splits("digits", splits, ("train", "test"))
+    digits = load_digits()
+    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    size, resample = (32, 32), Image.Resampling.BILINEAR
+    images = np.stack([np.asarray(Image.fromarray(x).resize(size, resample)) for x in small])
+    everything = Split(images[..., None], digits.target.astype(np.int32))
+    test, train = _partition(len(small), _NUM_DIGITS_TEST, seed=0)
+    parts = {"train": _take(everything, train), "test": _take(everything, test)}
+    mean, std = image_cache.channel_statistics(parts["train"].images)
+    names = tuple(str(name) for name in digits.target_names)
+    return Dataset("digits", names, mean, std, {split: parts[split] for split in splits})
+
+
+def _check_splits(name: str, splits: Sequence[str], known: Sequence[str]) -> None:
+    for split in splits:
+        if split not in known:
+            raise UserError(f"{name} has no split {split!r}: it has {', '.join(known)}")

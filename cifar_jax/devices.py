@@ -1,0 +1,127 @@
+"""The mesh, how arrays lie on it, and how many devices a CPU is divided into."""
+
+import contextlib
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cifar_jax.errors import UserError
+
+# A device of its own needs memory for the training set and the activations: leave many-core hosts
+# at a number that pays.
+MAX_DEFAULT_CPU_DEVICES = 16
+
+
+def configure(batch_size: int, num_cpu_devices: int | None = None) -> None:
+    """Sets JAX up for this process: CPU devices, threads and the persistent compilation cache.
+
+    Several single-threaded devices on a CPU are faster than one with several threads. To be called
+    before JAX starts its backend; afterwards it changes nothing.
+
+    Args:
+      batch_size: images that the devices share evenly.
+      num_cpu_devices: devices wanted on a CPU; None: JAX_NUM_CPU_DEVICES if that is set, else the
+        largest number up to the cores that divides the batch.
+    """
+    if num_cpu_devices is None and jax.config.jax_num_cpu_devices < 1:
+        cores = (
+            min(len(os.sched_getaffinity(0)), MAX_DEFAULT_CPU_DEVICES)
+            if hasattr(os, "sched_getaffinity")
+            else min(os.cpu_count() or 1, MAX_DEFAULT_CPU_DEVICES)
+        )
+        num_cpu_devices = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    with contextlib.suppress(RuntimeError):  # the backend runs already
+        if num_cpu_devices is not None:
+            jax.config.update("jax_num_cpu_devices", num_cpu_devices)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices > 1 and "xla_cpu_multi_thread_eigen" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    if jax.config.jax_compilation_cache_dir is None and (folder := compilation_cache()):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def compilation_cache() -> Path | None:
+    """Returns the user's folder for compiled programs, made if needed; None without a home."""
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        # Programs compiled for one processor may not run on another: one folder for each kind.
+        processor = hashlib.sha256(_processor().encode()).hexdigest()[:8]
+        folder = Path(home) / "cifar_jax" / f"xla-{processor}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def make_mesh(batch_size: int | None = None) -> Mesh:
+    """Returns the mesh of all devices, with the axes "seed" and "data".
+
+    Args:
+      batch_size: of training; where given, the devices must divide it.
+
+    Raises:
+      UserError: the devices do not divide the batch.
+    """
+    num_devices = jax.device_count()
+    if batch_size is not None and batch_size % num_devices:
+        raise UserError(
+            f"a batch of {batch_size} images cannot be shared evenly by {num_devices} devices: "
+            f"set --config.batch_size to a multiple of {num_devices}, or use fewer devices"
+        )
+    return jax.make_mesh((1, num_devices), ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
+    """Makes the mesh the one that computations see, for the length of a `with`."""
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Returns the arrays of a tree, whole on every device."""
+    return put(mesh, tree, PartitionSpec())
+
+
+def put(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
+    """Returns the arrays of a tree (the same on every host), laid on the mesh."""
+    sharding = NamedSharding(mesh, spec)
+
+    def place(array: Any) -> jax.Array:
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree)
+
+
+def abstract(mesh: Mesh, shapes: Any, spec: PartitionSpec | None = None) -> Any:
+    """Returns the `jax.ShapeDtypeStruct`s of a tree with a place on the mesh, whole by default."""
+    sharding = NamedSharding(mesh, spec or PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
+def describe() -> str:
+    """Returns words for the devices, such as "2 CPU devices"."""
+    kinds = {device.device_kind for device in jax.devices()}
+    count = jax.device_count()
+    return f"{count} {'/'.join(sorted(kinds)).upper()} device{'s' if count > 1 else ''}"

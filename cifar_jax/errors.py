@@ -1,0 +1,13 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Something that the user can mend; each line of its text says what is wrong and what to do.
+
+    Attributes:
+      exit_code: of the program: 2 for bad input, 1 for a run that had to stop.
+    """
+
+    def __init__(self, text: str, exit_code: int = 2):
+        super().__init__(text)
+        self.exit_code = exit_code

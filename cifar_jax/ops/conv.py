@@ -1,0 +1,172 @@
+"""Convolution: XLA's own, except where a CPU has a faster way.
+
+`conv_general_dilated` takes `lax.conv_general_dilated`'s arguments, so that
+`nn.Conv(conv_general_dilated=...)` accepts it. Which way is taken on a CPU is decided by
+`_uses_winograd` and `_kernel_gradient`; everything a rule does not name goes to XLA.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from cifar_jax.ops import kernel_gradient, winograd
+from cifar_jax.ops.mesh import map_batch
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    **kwargs,
+) -> jax.Array:
+    """Convolves as `lax.conv_general_dilated` does, with gradients that are fast on a CPU too.
+
+    Two-dimensional NHWC convolutions without groups or dilation have a gradient of their own
+    (reverse mode only); the others are `lax.conv_general_dilated`'s, unchanged.
+
+    Args:
+        lhs: images, [batch, height, width, channels].
+        rhs: the kernel, [height, width, channels, features].
+        window_strides: one stride for each spatial axis.
+        padding: "SAME", "VALID" or (low, high) for each spatial axis.
+        lhs_dilation: as in lax; likewise every argument below.
+        rhs_dilation: see there.
+        dimension_numbers: see there.
+        feature_group_count: see there.
+        batch_group_count: see there.
+        precision: see there; on a CPU every product has the full precision of its type.
+        preferred_element_type: see there.
+        **kwargs: what newer versions of lax take.
+
+    Returns:
+        [batch, height, width, features].
+    """
+    is_plain = (
+        lhs.ndim == 4
+        and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+        and feature_group_count == batch_group_count == 1
+        and lhs.dtype == rhs.dtype
+        and preferred_element_type in (None, lhs.dtype)
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
+        and not any(value is not None for value in kwargs.values())
+        and lhs.size > 0
+    )
+    if is_plain:
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+        pads = tuple((int(low), int(high)) for low, high in padding)
+        if min(min(pads)) >= 0:
+            return _conv(lhs, rhs, tuple(window_strides), pads, precision)
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        batch_group_count,
+        precision,
+        preferred_element_type,
+        **kwargs,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(images, kernel, strides, padding, precision):
+    cpu = functools.partial(_forward, strides=strides, padding=padding)
+    return lax.platform_dependent(
+        images, kernel, cpu=cpu, default=_xla_conv(strides, padding, precision)
+    )
+
+
+def _conv_forward(images, kernel, strides, padding, precision):
+    return _conv(images, kernel, strides, padding, precision), (images, kernel)
+
+
+def _conv_backward(strides, padding, precision, saved, gradient):
+    images, kernel = saved
+    conv = _xla_conv(strides, padding, precision)
+
+    # Two switches, so that a gradient nobody asks for (that of the images themselves) is dropped.
+    def for_images(gradient, kernel):
+        return jax.vjp(lambda x: conv(x, kernel), images)[1](gradient)[0]
+
+    def for_kernel(images, gradient):
+        return jax.vjp(lambda k: conv(images, k), kernel)[1](gradient)[0]
+
+    return (
+        lax.platform_dependent(
+            gradient,
+            kernel,
+            cpu=functools.partial(
+                _input_gradient, shape=images.shape, strides=strides, padding=padding
+            ),
+            default=for_images,
+        ),
+        lax.platform_dependent(
+            images,
+            gradient,
+            cpu=functools.partial(
+                _kernel_gradient, shape=kernel.shape, strides=strides, padding=padding
+            ),
+            default=for_kernel,
+        ),
+    )
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _xla_conv(strides, padding, precision=None):
+    return functools.partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        dimension_numbers=_NHWC,
+        precision=precision,
+    )
+
+
+def _forward(images, kernel, strides, padding):
+    if _uses_winograd(kernel.shape, strides):
+        run = functools.partial(winograd.conv3x3, padding=padding)
+        return map_batch(run, images, kernel, batched=(True, False), total=False)
+    return _xla_conv(strides, padding)(images, kernel)
+
+
+def _input_gradient(gradient, kernel, shape, strides, padding):
+    if strides != (1, 1) or any(p >= k for pads, k in zip(padding, kernel.shape) for p in pads):
+        images = jnp.zeros(shape, gradient.dtype)
+        return jax.vjp(lambda x: _xla_conv(strides, padding)(x, kernel), images)[1](gradient)[0]
+    full = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape, padding))
+    return _forward(gradient, kernel[::-1, ::-1].swapaxes(2, 3), strides, full)
+
+
+def _kernel_gradient(images, gradient, shape, strides, padding):
+    run = functools.partial(
+        kernel_gradient.by_patches, kernel_size=shape[:2], strides=strides, padding=padding
+    )
+    return map_batch(run, images, gradient, batched=(True, True), total=True)
+
+
+def _uses_winograd(shape, strides):
+    return shape[:2] == (3, 3) and strides == (1, 1) and min(shape[2:]) >= 64

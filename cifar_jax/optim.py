@@ -1,0 +1,79 @@
+"""Optimizers and learning rate schedules, by optax."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from cifar_jax.config import Durations
+
+Schedule = Callable[[Any], Any]
+
+
+def create_schedule(schedule: ConfigDict, learning_rate: float, durations: Durations) -> Schedule:
+    """Returns the function from the step (from 0) to the learning rate.
+
+    Args:
+      schedule: the config's `schedule`.
+      learning_rate: the peak.
+      durations: of the run, in steps.
+    """
+    warmup, rest = durations.warmup, durations.total - durations.warmup
+    final = learning_rate * schedule.final_fraction
+    if schedule.name == "one_cycle":
+        return _one_cycle(learning_rate, final, warmup, rest)
+    if schedule.name == "constant":
+        main = optax.constant_schedule(learning_rate)
+    elif schedule.name == "step":
+        boundaries = {step - warmup: schedule.factor for step in durations.milestones}
+        main = optax.piecewise_constant_schedule(learning_rate, boundaries)
+    elif schedule.name == "cosine":
+        main = optax.cosine_decay_schedule(learning_rate, rest, schedule.final_fraction)
+    else:
+        main = optax.linear_schedule(learning_rate, final, rest)
+    if not warmup:
+        return main
+    rise = optax.linear_schedule(0.0, learning_rate, warmup)
+    return optax.join_schedules([rise, main], [warmup])
+
+
+def _one_cycle(peak: float, final: float, rise: int, fall: int) -> Schedule:
+    """Cosine-shaped rise from peak / 25 and fall (Smith and Topin, "Super-Convergence", 2018)."""
+    up = optax.cosine_decay_schedule(peak / 25 - peak, max(rise, 1))
+    down = optax.cosine_decay_schedule(peak - final, fall)
+    return optax.join_schedules(
+        [lambda step: peak + up(step), lambda step: final + down(step)], [rise]
+    )
+
+
+def create_optimizer(optimizer: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
+    """Returns the optimizer: clipping, coupled decay where needed, then the rule by its name.
+
+    Args:
+      optimizer: the config's `optimizer`.
+      schedule: from the step to the learning rate.
+    """
+    rule = getattr(optax, optimizer.name)
+    parameters = inspect.signature(rule).parameters
+    options = {
+        field: optimizer[field]
+        for field in ("momentum", "nesterov", "b1", "b2")
+        if optimizer[field] is not None
+    }
+    mask = None if optimizer.decay_norm_and_bias else is_kernel
+    parts = []
+    if optimizer.clip_norm:
+        parts.append(optax.clip_by_global_norm(optimizer.clip_norm))
+    if "weight_decay" in parameters and "mask" in parameters:
+        options |= {"weight_decay": optimizer.weight_decay, "mask": mask}
+    elif optimizer.weight_decay:
+        parts.append(optax.add_decayed_weights(optimizer.weight_decay, mask))
+    return optax.chain(*parts, rule(learning_rate=schedule, **options))
+
+
+def is_kernel(params: Any) -> Any:
+    """Returns a tree of bools: True for kernels, False for biases and the parameters of norms."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,0 +1,170 @@
+"""Reading a prepared TFDS folder: finding it, checking what it holds, decoding a split of it."""
+
+import importlib.util
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_jax.errors import UserError
+
+_READ_AT_ONCE = 1000
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_log = logging.getLogger(__name__)
+
+
+def find_prepared(name: str, root: Path) -> Path | None:
+    """The newest prepared version of a set in a TFDS data directory, or None.
+
+    Args:
+      name: the set's name, or "name/config"; without a config TFDS's default one is taken.
+      root: the TFDS data directory.
+    """
+    base, _, config = name.partition("/")
+    folder = root / base / config
+    if not config:
+        try:  # TFDS writes the name of a set's default config here
+            metadata = json.loads((folder / ".config" / "metadata.json").read_text())
+            folder = folder / metadata["default_config_name"]
+        except (OSError, ValueError, KeyError):
+            pass
+    found = []
+    for file in folder.glob("*/dataset_info.json"):
+        version = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", file.parent.name)
+        if version and (file.parent / "features.json").is_file():
+            found.append((tuple(map(int, version.groups())), file.parent))
+    return max(found)[1] if found else None
+
+
+def split_names(source: Path) -> tuple[str, ...]:
+    """The names of the splits in a prepared folder.
+
+    Raises:
+      UserError: the folder's description cannot be read.
+    """
+    file = source / "dataset_info.json"
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+        return tuple(split["name"] for split in info["splits"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {file} ({error}): prepare the set again") from error
+
+
+def check_features(name: str, features: Any) -> None:
+    """Checks that a TFDS set holds labelled 8-bit images of one size.
+
+    Args:
+      name: the set's name.
+      features: its `tfds.features.FeaturesDict`.
+
+    Raises:
+      UserError: it does not.
+    """
+    import tensorflow_datasets as tfds
+
+    parts = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = parts.get("image"), parts.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(
+        label, tfds.features.ClassLabel
+    ):
+        raise UserError(
+            f"{name} is not an image classification set: it has no image 'image' with a class "
+            "'label'"
+        )
+    if None in image.shape:
+        raise UserError(f"the images of {name} differ in size: only sets of one size can be used")
+    if image.np_dtype != np.uint8 or image.shape[-1] not in _MODES:
+        raise UserError(f"the images of {name} are not of 8-bit grey or colour pixels")
+
+
+def import_tensorflow(purpose: str) -> None:
+    """Imports TensorFlow and hides the accelerators from it.
+
+    Args:
+      purpose: what it is wanted for, as the subject of "needs TensorFlow".
+
+    Raises:
+      UserError: it is not installed.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"{purpose} needs TensorFlow: pip install 'cifar_jax[tf]'; or prepare the set "
+            "elsewhere by TFDS with file_format='array_record', and set TFDS_DATA_DIR"
+        )
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+
+
+def decode(source: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Decodes a split of a prepared folder, in the order in which it is stored.
+
+    Args:
+      source: the prepared folder, `<data_dir>/<name>/<version>`.
+      split: the name of the split.
+
+    Returns:
+      Images uint8 [n, height, width, channels], labels int32 [n], and the names of the classes.
+
+    Raises:
+      UserError: the folder is damaged, holds something else than labelled images of one size, or
+        needs TensorFlow, which is not installed.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(source)
+        check_features(builder.info.name, builder.info.features)
+        feature, label = (builder.info.features[key] for key in ("image", "label"))
+        count = builder.info.splits[split].num_examples
+        _log.info("decoding the %d images of %s in %s", count, split, source)
+        images = np.empty((count, *feature.shape), np.uint8)
+        labels = np.empty(count, np.int32)
+        for index, record in zip(range(count), _read(builder, split), strict=True):
+            images[index] = _decode_image(record["image"], feature.shape)
+            labels[index] = record["label"]
+    except UserError:
+        raise
+    except Exception as error:  # whatever ArrayRecord, Pillow or TFDS make of damaged files
+        raise UserError(
+            f"cannot read the {split} split in {source} ({first_line(error)}): prepare it again"
+        ) from error
+    if count and not 0 <= labels.min() <= labels.max() < label.num_classes:
+        raise UserError(f"the {split} split in {source} has images without a class")
+    return images, labels, tuple(label.names)
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
+def _read(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    """Yields the records of a split, their images still compressed."""
+    import tensorflow_datasets as tfds
+
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    try:
+        stored = builder.as_data_source(split=split, decoders=decoders)
+    except NotImplementedError:  # TFRecord
+        import_tensorflow(f"reading {builder.data_dir}, which is not ArrayRecord,")
+        yield from tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))
+        return
+    for start in range(0, len(stored), _READ_AT_ONCE):
+        # ArrayRecord takes three times as long for records asked for one by one.
+        yield from stored.__getitems__(list(range(start, min(start + _READ_AT_ONCE, len(stored)))))
+
+
+def _decode_image(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    from PIL import Image
+
+    mode = _MODES[shape[-1]]
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image if image.mode == mode else image.convert(mode)).reshape(shape)

@@ -1,0 +1,164 @@
+"""The train step and the program that runs many of them; the pass that evaluates.
+
+Each is written for the whole batch and compiled by one `jax.jit` over the mesh: the batch is
+divided over the axis "data", and the compiler puts in the all-reduces. The meaning stays that of
+the whole batch, so BatchNorm, dropout and mixup do not know how many devices there are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cifar_jax import augment, losses
+from cifar_jax.metrics import Metrics
+from cifar_jax.state import TrainState
+
+# images uint8 [batch, height, width, channels] and labels int32 [batch]
+Batch = tuple[jax.Array, jax.Array]
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: Any,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Step:
+    """Returns the pure function (state, batch, key) -> (state, metrics) of one step.
+
+    Args:
+      model: the network.
+      optimizer: its optimizer.
+      config: the whole config; read here, once.
+      mean: of each channel in units of pixel / 255.
+      std: likewise.
+    """
+    num_classes, dtype = model.num_classes, model.dtype
+    options, smoothing = config.augment, config.loss.label_smoothing
+    parts, ema_decay = config.optimizer.accumulation_steps, config.ema_decay
+    fill = tuple(round(255 * value) for value in mean)
+
+    def compute_loss(params, batch_stats, batch, key):
+        images, labels = batch
+        augment_key, mix_key, dropout_key = jax.random.split(key, 3)
+        images = augment.apply(augment_key, images, options, fill)
+        images = augment.normalize(images, mean, std, dtype)
+        targets = losses.soft_targets(labels, num_classes, smoothing)
+        images, targets = augment.mix(mix_key, images, targets, options)
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        each = losses.cross_entropy(logits, targets)
+        metrics = Metrics.single_from_model_output(loss=each, logits=logits, labels=labels)
+        return jnp.mean(each), (updates.get("batch_stats", batch_stats), metrics)
+
+    compute_gradient = jax.grad(compute_loss, has_aux=True)
+
+    def accumulate(state, batch, key):
+        """Sums the gradients of the batch's parts; the running statistics go through them."""
+        split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(carry, part):
+            gradient, batch_stats, metrics = carry
+            index, piece = part
+            new, (batch_stats, more) = compute_gradient(
+                state.params, batch_stats, piece, jax.random.fold_in(key, index)
+            )
+            return (optax.tree.add(gradient, new), batch_stats, metrics.merge(more)), None
+
+        start = (optax.tree.zeros_like(state.params), state.batch_stats, Metrics.empty())
+        carry, _ = jax.lax.scan(add, start, (jnp.arange(parts), split))
+        gradient, batch_stats, metrics = carry
+        return optax.tree.scale(1 / parts, gradient), (batch_stats, metrics)
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        if parts > 1:
+            gradient, (batch_stats, metrics) = accumulate(state, batch, key)
+        else:
+            gradient, (batch_stats, metrics) = compute_gradient(
+                state.params, state.batch_stats, batch, key
+            )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay:
+            new = {"params": params, "batch_stats": batch_stats}
+            ema = optax.incremental_update(new, ema, 1 - ema_decay)
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+        return state, metrics
+
+    return train_step
+
+
+def compile_train(step: Step, mesh: Mesh, resident: bool) -> Callable[..., Any]:
+    """Returns the compiled program
+    (state, metrics, data, indices, num_steps, key) -> (state, metrics).
+
+    The number of steps is an argument, not a shape: one program makes any number of them, so a run
+    that was stopped anywhere goes through the same instructions. The metrics of the steps are added
+    to those given. The state is donated.
+
+    With `resident`, `data` holds the whole training set on every device and `indices` int32
+    [steps, batch] says which images form each step. Without, `data` holds the very images of the
+    call, [steps, batch, ...], and `indices` is not looked at.
+    """
+
+    def run(state, metrics, data, indices, num_steps, key):
+        def body(i, carry):
+            state, metrics = carry
+            batch = jax.tree.map(lambda x: x[indices[i]] if resident else x[i], data)
+            state, more = step(state, batch, key)
+            return state, metrics.merge(more)
+
+        return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
+
+    whole, rows = (
+        NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(None, "data"))
+    )
+    return jax.jit(
+        run,
+        in_shardings=(whole, whole, whole if resident else rows, rows, whole, whole),
+        out_shardings=whole,
+        donate_argnums=0,
+    )
+
+
+def compile_predict(
+    model: nn.Module, mesh: Mesh, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[..., jax.Array]:
+    """Returns the compiled program (variables, images) -> logits.
+
+    Images are uint8 [batches, batch, height, width, channels], logits float32 [batches, batch,
+    classes]; each image's logits depend on that image alone.
+    """
+
+    def predict(variables, images):
+        def one(batch):
+            return model.apply(
+                variables, augment.normalize(batch, mean, std, model.dtype), train=False
+            )
+
+        return jax.lax.map(one, images)
+
+    whole, rows = (
+        NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(None, "data"))
+    )
+    return jax.jit(predict, in_shardings=(whole, rows), out_shardings=whole)
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree of arrays is finite, bool []."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

@@ -1,0 +1,84 @@
+"""The table of a model's layers: shapes and counts, without computing anything."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class LayerRow(NamedTuple):
+    """One layer that has variables.
+
+    Attributes:
+      path: the module's place in the model, as "stage_0_block_1/Conv_0".
+      kind: the module's class, as "Conv".
+      output_shape: for a batch of one; the leading 1 stands for any batch size.
+      num_variables: parameters and moving statistics.
+      num_trainable: parameters alone.
+    """
+
+    path: str
+    kind: str
+    output_shape: tuple[int, ...]
+    num_variables: int
+    num_trainable: int
+
+
+def layer_table(model: nn.Module, image_shape: Sequence[int]) -> list[LayerRow]:
+    """Lists the layers of `model` that have variables, in the order of their calls.
+
+    Args:
+      model: an unbound module.
+      image_shape: (height, width, channels).
+
+    Returns:
+      One row a layer; a layer called twice has one row, of its first call.
+    """
+    rows: dict[str, LayerRow] = {}
+
+    def record(next_fun, args, kwargs, context):
+        output = next_fun(*args, **kwargs)
+        module = context.module
+        path = "/".join(module.path)
+        own = {name: _count_own(tree) for name, tree in module.variables.items()}
+        if context.method_name == "__call__" and any(own.values()):
+            row = LayerRow(
+                path, type(module).__name__, output.shape, sum(own.values()), own.get("params", 0)
+            )
+            rows.setdefault(path, row)
+        return output
+
+    def init(key, images):
+        with nn.intercept_methods(record):
+            return model.init(key, images, train=False)
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    jax.eval_shape(init, jax.random.key(0), images)
+    return list(rows.values())
+
+
+def _count_own(tree) -> int:
+    """Counts the numbers in the arrays directly in `tree`, leaving out submodules."""
+    return sum(math.prod(leaf.shape) for leaf in tree.values() if hasattr(leaf, "shape"))
+
+
+def format_table(rows: Sequence[LayerRow]) -> str:
+    """Lays out `rows` as text: layer, output shape, count; below them the totals."""
+    cells = [("layer", "output shape", "parameters")]
+    for row in rows:
+        shape = ", ".join(map(str, row.output_shape[1:]))
+        cells.append((f"{row.path} ({row.kind})", f"(batch, {shape})", f"{row.num_variables:,}"))
+    layer, shape, count = (max(map(len, column)) for column in zip(*cells, strict=True))
+    lines = [f"{a:<{layer}}  {b:<{shape}}  {c:>{count}}" for a, b, c in cells]
+    rule = "-" * len(lines[0])
+    total = sum(row.num_variables for row in rows)
+    trainable = sum(row.num_trainable for row in rows)
+    return "\n".join(
+        [
+            *(lines[0], rule, *lines[1:], rule),
+            f"total: {total:,}  trainable: {trainable:,}  not trainable: {total - trainable:,}",
+        ]
+    )

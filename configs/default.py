@@ -1,0 +1,129 @@
+"""Every field that a run has, with its default. The other files state only their differences.
+
+A duration is given in epochs (fractions are allowed) or in steps; where the field in steps is set,
+it is the one that counts. A field whose default is a `placeholder` is unset until given a value.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """Returns the default config, locked: unknown fields cannot be set."""
+    config = ConfigDict()
+
+    # Everything random (initial weights, order, augmentation, dropout) follows from the seed.
+    config.seed = 0
+    # The length of the training.
+    config.num_epochs = 10.0
+    config.num_steps = placeholder(int)
+    # Images of one training step, over all devices.
+    config.batch_size = 128
+    # Images of one evaluation step; a number that the devices do not divide is padded.
+    config.eval_batch_size = 500
+    # Type of the computation, "float32" or "bfloat16"; parameters are always float32.
+    config.dtype = "float32"
+    # Devices that a CPU is divided into; unset: the largest number up to the cores that divides
+    # the batch (or the environment's JAX_NUM_CPU_DEVICES). Has no effect on a GPU or TPU.
+    config.num_cpu_devices = placeholder(int)
+    # Steps that one call of the compiled program makes at most; unset: about a second's worth on a
+    # CPU, an epoch elsewhere. Signals, logs and checkpoints come between the calls.
+    config.steps_per_call = placeholder(int)
+
+    config.data = ConfigDict()
+    # "digits" (embedded in scikit-learn) or any image classification set of TFDS by its name.
+    config.data.name = "cifar10"
+    # Where TFDS keeps its sets; unset: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    config.data.data_dir = placeholder(str)
+    # Training images set aside, by the seed, as the split "validation". With 0 the test split is
+    # shown during training but chooses nothing.
+    config.data.validation_examples = 0
+    # "device": all training images lie on every device. "host": each call's images are streamed.
+    # "auto": on the device if they take at most a quarter of its memory.
+    config.data.placement = "auto"
+
+    config.augment = ConfigDict()
+    # Mirror half of the images.
+    config.augment.flip = False
+    # Pad by reflection with that many pixels, then cut a window of the old size. 0: off.
+    config.augment.crop_padding = 0
+    # Side in pixels of a square that is replaced by the mean colour. 0: off.
+    config.augment.cutout = 0
+    # Largest relative change of brightness, contrast, saturation; of the hue in turns (up to 0.5).
+    config.augment.brightness = 0.0
+    config.augment.contrast = 0.0
+    config.augment.saturation = 0.0
+    config.augment.hue = 0.0
+    # RandAugment: operations for an image (0: off) and their strength, 0 to 30.
+    config.augment.rand_augment_ops = 0
+    config.augment.rand_augment_magnitude = 9
+    # TrivialAugment: one random operation of random strength for an image.
+    config.augment.trivial_augment = False
+    # Mixup and CutMix: alpha of the Beta distribution. 0: off; both on: a coin decides each step.
+    config.augment.mixup_alpha = 0.0
+    config.augment.cutmix_alpha = 0.0
+
+    # The model's name and, set by each config file, its own fields (those of its class).
+    config.model = ConfigDict({"name": "simple_cnn"})
+
+    config.loss = ConfigDict()
+    # Share of the target that is spread evenly over all classes.
+    config.loss.label_smoothing = 0.0
+
+    config.optimizer = ConfigDict()
+    # A function of optax that takes a learning rate: sgd, adam, adamw, lion, rmsprop, ...
+    config.optimizer.name = "adam"
+    # The peak of the schedule.
+    config.optimizer.learning_rate = 1e-3
+    # Passed on to the optax function where set; an error if it does not know them.
+    config.optimizer.momentum = placeholder(float)
+    config.optimizer.nesterov = placeholder(bool)
+    config.optimizer.b1 = placeholder(float)
+    config.optimizer.b2 = placeholder(float)
+    # Decoupled from the gradient where the optax function has a decay of its own (adamw, lion),
+    # else added to the gradient (L2).
+    config.optimizer.weight_decay = 0.0
+    # Whether the decay reaches biases and the parameters of norms too.
+    config.optimizer.decay_norm_and_bias = False
+    # Largest global norm of the gradient. 0: off.
+    config.optimizer.clip_norm = 0.0
+    # Parts that a batch is computed in, one after another, to save memory.
+    config.optimizer.accumulation_steps = 1
+
+    config.schedule = ConfigDict()
+    # "constant", "step", "cosine", "linear" or "one_cycle".
+    config.schedule.name = "constant"
+    # Linear rise from 0 to the peak (in "one_cycle": the length of its rising part).
+    config.schedule.warmup_epochs = 0.0
+    config.schedule.warmup_steps = placeholder(int)
+    # The last learning rate over the peak, for "cosine", "linear" and "one_cycle".
+    config.schedule.final_fraction = 0.0
+    # "step": the epochs after which the rate is multiplied by `factor`.
+    config.schedule.milestones = ()
+    config.schedule.factor = 0.1
+
+    # Decay per step of the exponential moving average of weights and batch statistics, which is
+    # then what gets evaluated. 0: off.
+    config.ema_decay = 0.0
+
+    # Workdir of another run whose weights this one starts from ("": none). The head is left out
+    # where the classes differ.
+    config.init_from = ""
+
+    # Evaluation while training; it also comes at the end. 0: only then.
+    config.eval_every_epochs = 1.0
+    config.eval_every_steps = placeholder(int)
+
+    config.checkpoint = ConfigDict()
+    # Besides one at the end and one at a signal. 0: only those.
+    config.checkpoint.every_epochs = 1.0
+    config.checkpoint.every_steps = placeholder(int)
+
+    config.log = ConfigDict()
+    # Curves for TensorBoard in WORKDIR/tensorboard.
+    config.log.tensorboard = True
+    # Trace of that many steps, from the given one on, in WORKDIR/profile. 0: none.
+    config.log.profile_steps = 0
+    config.log.profile_start = 10
+
+    return config.lock()

@@ -1,0 +1,489 @@
+"""Every augmentation on pixel values: against NumPy, Pillow and colorsys."""
+
+import colorsys
+import functools
+from types import SimpleNamespace
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from PIL import Image, ImageEnhance, ImageOps
+
+from cifar_jax import augment, auto_augment, image_ops
+from cifar_jax.errors import UserError
+
+FILL = (125, 123, 114)
+OFF = {
+    **dict.fromkeys(("flip", "trivial_augment"), False),
+    **dict.fromkeys(("crop_padding", "cutout", "rand_augment_ops"), 0),
+    **dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0),
+    **dict.fromkeys(("mixup_alpha", "cutmix_alpha"), 0.0),
+    "rand_augment_magnitude": 9,
+}
+few_seeds = hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
+seeds = strategies.integers(0, 2**31 - 1)
+
+
+def options(**chosen):
+    return SimpleNamespace(**OFF | chosen)
+
+
+def noise(batch, height=32, width=32, channels=3, seed=0):
+    shape = (batch, height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def sample_images(channels=3):
+    """Noise, a ramp, dark, bright and flat pictures, and one with few levels: [6, 24, 32, c]."""
+    rough = noise(1, 24, 32, channels)[0]
+    ramp = np.arange(24 * 32 * channels).reshape(24, 32, channels) % 241
+    flat = np.full_like(rough, 77)
+    pictures = [rough, ramp, rough // 3 + 5, 200 + rough // 5, flat, rough // 64 * 50]
+    return np.stack(pictures).astype(np.uint8)
+
+
+def to_pillow(image):
+    return Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
+
+
+def with_pillow(operation, images, *arguments):
+    """Maps a function (Pillow image, argument...) -> Pillow image over a batch."""
+    rows = zip(images, *arguments, strict=True)
+    made = [np.asarray(operation(to_pillow(image), *rest)) for image, *rest in rows]
+    return np.stack(made).reshape(images.shape)
+
+
+@functools.cache
+def on_batch(operation):
+    return jax.jit(jax.vmap(operation))
+
+
+# One image at a time, against Pillow.
+
+ENHANCERS = {
+    "brightness": ImageEnhance.Brightness,
+    "contrast": ImageEnhance.Contrast,
+    "color": ImageEnhance.Color,
+    "sharpness": ImageEnhance.Sharpness,
+}
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("name", ENHANCERS)
+def test_enhancing_operations_equal_pillow(name, channels):
+    factors = np.float32([0, 0.01, 0.1, 0.37, 0.5, 0.73, 0.91, 1, 1.09, 1.27, 1.6, 1.9, 1.99])
+    images = np.repeat(sample_images(channels), len(factors), axis=0)
+    factors = np.tile(factors, len(sample_images()))
+    result = on_batch(getattr(image_ops, name))(images, factors)
+    expected = with_pillow(lambda x, f: ENHANCERS[name](x).enhance(float(f)), images, factors)
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_equalize_equals_pillow(channels):
+    images = sample_images(channels)
+    expected = with_pillow(ImageOps.equalize, images)
+    np.testing.assert_array_equal(on_batch(image_ops.equalize)(images), expected)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_autocontrast_equals_pillow_up_to_its_rounding(channels):
+    images = sample_images(channels)
+    expected = with_pillow(ImageOps.autocontrast, images).astype(int)
+    result = np.asarray(on_batch(image_ops.autocontrast)(images)).astype(int)
+    # Pillow cuts off a double that may lie just below the integer that is meant.
+    assert set(np.unique(result - expected)) <= {0, 1}
+    assert np.mean(result != expected) < 0.01
+    flat = 4
+    np.testing.assert_array_equal(result[flat], images[flat])
+
+
+def test_posterize_equals_pillow():
+    images, bits = np.repeat(sample_images(), 8, axis=0), np.tile(np.arange(1, 9), 6)
+    expected = with_pillow(lambda image, b: ImageOps.posterize(image, int(b)), images, bits)
+    result = on_batch(image_ops.posterize)(images, bits.astype(np.float32))
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_solarize_equals_pillow_and_inverts_from_zero():
+    thresholds = np.float32([0, 8.533, 100, 128, 255, 256])
+    images = np.repeat(sample_images(), 6, axis=0)
+    every = np.tile(thresholds, 6)
+    expected = with_pillow(lambda image, t: ImageOps.solarize(image, float(t)), images, every)
+    result = np.asarray(on_batch(image_ops.solarize)(images, every))
+    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(result[::6], with_pillow(ImageOps.invert, sample_images()))
+    np.testing.assert_array_equal(result[5::6], sample_images())
+
+
+def pillow_warp(image, name, level):
+    if name == "rotate":
+        return image.rotate(level, fillcolor=FILL)
+    amount = int(level) if name.startswith("translate") else level
+    matrix = {
+        "shear_x": (1, amount, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, amount, 1, 0),
+        "translate_x": (1, 0, amount, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, amount),
+    }[name]
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=FILL)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_warps_of_every_strength_equal_pillow(wide):
+    image = sample_images()[0]
+    _, matrices = auto_augment._tables(24, 32, wide)
+    largest = {
+        "shear_x": (0.3, 0.99),
+        "shear_y": (0.3, 0.99),
+        "translate_x": (32 * 150 / 331, 32),
+        "translate_y": (24 * 150 / 331, 32),
+        "rotate": (30, 135),
+    }
+    chosen, expected = [], []
+    for name, limits in largest.items():
+        levels = np.linspace(0, limits[wide], 31)
+        for direction, sign in enumerate((1, -1)):
+            chosen.append(matrices[auto_augment.OPERATIONS.index(name), :, direction])
+            expected += [pillow_warp(to_pillow(image), name, sign * x) for x in levels]
+    chosen = np.concatenate(chosen)
+    batch = np.broadcast_to(image, (len(chosen), *image.shape))
+    fill = np.broadcast_to(np.uint8(FILL), (len(chosen), 3))
+    result = on_batch(image_ops.warp)(batch, chosen, fill)
+    np.testing.assert_array_equal(result, np.stack([np.asarray(x) for x in expected]))
+
+
+def test_hue_equals_colorsys():
+    image = np.concatenate([noise(1, 8, 8)[0], sample_images()[4][:2, :8]])
+    shifts = np.float32([-0.5, -0.1, 0, 0.25, 1 / 3])
+
+    def turn(pixel, shift):
+        hue, saturation, value = colorsys.rgb_to_hsv(*pixel / 255)
+        return 255 * np.array(colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value))
+
+    expected = np.array([[[turn(p, s) for p in row] for row in image] for s in shifts])
+    batch = np.broadcast_to(image, (5, *image.shape))
+    result = np.asarray(on_batch(image_ops.shift_hue)(batch, shifts)).astype(float)
+    assert np.abs(result - expected).max() < 0.501
+    np.testing.assert_array_equal(result[2], image)
+    # A third of the circle makes red green, green blue and blue red.
+    np.testing.assert_array_equal(result[4], image[..., [2, 0, 1]])
+
+
+def test_one_channel_has_no_hue_and_no_saturation():
+    image = noise(1, channels=1)[0]
+    np.testing.assert_array_equal(image_ops.shift_hue(image, 0.2), image)
+    np.testing.assert_array_equal(image_ops.color(image, 0.2), image)
+
+
+# Batches: flip, crop, cutout.
+
+
+def test_flip_mirrors_half_of_the_images():
+    images = noise(4096, 4, 5)
+    result = np.asarray(jax.jit(augment.random_flip)(jax.random.key(0), images))
+    mirrored = (result == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    kept = (result == images).all(axis=(1, 2, 3))
+    assert (mirrored ^ kept).all()
+    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / 64
+
+
+def test_crop_is_a_window_of_the_reflected_image_each_equally_likely():
+    images, padding = noise(8192, 6, 7, channels=1), 2
+    crop = jax.jit(augment.random_crop, static_argnums=2)
+    result = np.asarray(crop(jax.random.key(1), images, padding))
+    margins = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = np.pad(images, margins, mode="reflect")
+    places = np.ndindex(5, 5)
+    equal = [(result == padded[:, r : r + 6, c : c + 7]).all(axis=(1, 2, 3)) for r, c in places]
+    counts = np.sum(equal, axis=1)
+    assert (np.sum(equal, axis=0) == 1).all()
+    expected = 8192 / 25
+    assert np.sum((counts - expected) ** 2 / expected) < 60, "chi squared with 24 degrees"
+
+
+@pytest.mark.parametrize("padding", [6, 40])
+def test_crop_wider_than_the_image_is_an_error(padding):
+    with pytest.raises(UserError, match="below the image's side of 6"):
+        augment.random_crop(jax.random.key(0), noise(2, 6, 7), padding)
+
+
+@few_seeds
+@hypothesis.given(seed=seeds)
+@pytest.mark.parametrize("size", [7, 8])
+def test_cutout_covers_a_square_cut_off_at_the_border(size, seed):
+    images = noise(64, 20, 24) | 1
+    cutout = jax.jit(augment.cutout, static_argnums=(2, 3))
+    result = np.asarray(cutout(jax.random.key(seed), images, size, (10, 20, 30)))
+    covered = (result == (10, 20, 30)).all(axis=-1)
+    np.testing.assert_array_equal(result[~covered], images[~covered])
+    for mask in covered:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        assert mask.sum() == len(rows) * len(columns)
+        for place, limit in ((rows, 20), (columns, 24)):
+            assert np.ptp(place) == len(place) - 1
+            whole = len(place) == size
+            # The centre lies in the image, so at least half of the square does.
+            cut = place[0] == 0 or place[-1] == limit - 1
+            assert whole or (cut and size // 2 <= len(place) < size)
+
+
+def test_cutout_centres_are_uniform():
+    images = np.ones((4096, 8, 8, 1), np.uint8)
+    result = np.asarray(augment.cutout(jax.random.key(2), images, 1, (0,)))
+    counts = np.sum(result == 0, axis=(0, 3))
+    assert counts.sum() == 4096
+    assert np.sum((counts - 64) ** 2 / 64) < 120, "chi squared with 63 degrees"
+
+
+# Batches: colours, RandAugment, TrivialAugment.
+
+
+def test_brightness_factors_fill_their_interval():
+    images = np.full((2048, 2, 2, 3), 100, np.uint8)
+    jitter = jax.jit(augment.color_jitter, static_argnums=(2, 3, 4, 5))
+    result = np.asarray(jitter(jax.random.key(3), images, 0.4, 0, 0, 0))
+    assert (result == result[:, :1, :1, :1]).all()
+    levels = result[:, 0, 0, 0]
+    assert levels.min() in (60, 61)
+    assert levels.max() in (138, 139)
+    assert abs(levels.mean() - 99.5) < 5 * 23 / 2048**0.5
+    strong = np.asarray(jitter(jax.random.key(3), images, 1.5, 0, 0, 0))[:, 0, 0, 0]
+    assert strong.min() in (0, 1), "a factor is never negative"
+    assert strong.max() in (249, 250)
+
+
+def test_jitter_is_its_parts_in_order():
+    images, key = sample_images(), jax.random.key(4)
+    strengths = (0.4, 0.3, 0.5, 0.2)
+    result = augment.color_jitter(key, images, *strengths)
+    step = images
+    for i in range(4):
+        alone = tuple(s if i == j else 0 for j, s in enumerate(strengths))
+        step = augment.color_jitter(key, step, *alone)
+    np.testing.assert_array_equal(result, step)
+    assert (np.asarray(result) != images).mean() > 0.5
+
+
+def by_hand(image, name, strength, sign, wide):
+    """One operation by Pillow; strength in [0, 1]."""
+    picture = to_pillow(image)
+    if name in ENHANCERS:
+        return ENHANCERS[name](picture).enhance(1 + sign * strength * (0.99 if wide else 0.9))
+    if name == "posterize":
+        return ImageOps.posterize(picture, 8 - round((6 if wide else 4) * strength))
+    if name == "solarize":
+        return ImageOps.solarize(picture, 256 * (1 - strength))
+    if name in ("identity", "autocontrast", "equalize"):
+        return {"identity": lambda x: x, **vars(ImageOps)}[name](picture)
+    limits = {"shear": (0.3, 0.99), "translate": (32 * 150 / 331, 32), "rotate": (30, 135)}
+    return pillow_warp(picture, name, sign * strength * limits[name.split("_")[0]][wide])
+
+
+@pytest.mark.parametrize(("wide", "place"), [(False, 9), (False, 30), (True, 20)])
+def test_each_operation_equals_pillow_at_its_strength(wide, place):
+    names = auto_augment.OPERATIONS
+    operations = np.repeat(np.arange(len(names)), 2)
+    signs = np.tile([0, 1], len(names))
+    image = noise(1)[0] // 2 + 40
+    images = np.broadcast_to(image, (len(operations), *image.shape))
+    bins = np.full_like(operations, place)
+    apply = jax.jit(auto_augment._apply_operations, static_argnames=("wide", "fill"))
+    result = np.asarray(apply(images, operations, bins, signs, wide=wide, fill=FILL))
+    for i, (operation, sign) in enumerate(zip(operations, signs, strict=True)):
+        expected = by_hand(image, names[operation], place / 30, 1 - 2 * sign, wide)
+        difference = np.abs(result[i].astype(int) - np.asarray(expected))
+        assert (difference.max(), names[operation]) <= (names[operation] == "autocontrast", "z")
+
+
+def test_draws_are_uniform_over_operations_strengths_and_directions(monkeypatch):
+    seen = []
+
+    def record(images, operations, bins, signs, wide, fill):
+        seen.append((operations, bins, signs))
+        return images
+
+    monkeypatch.setattr(auto_augment, "_apply_operations", record)
+    images = noise(8192, 2, 2)
+    auto_augment.trivial_augment(jax.random.key(5), images, FILL)
+    with jax.disable_jit():
+        auto_augment.rand_augment(jax.random.key(6), images, 2, 11, FILL)
+    assert len(seen) == 3
+    for i, (operations, bins, signs) in enumerate(seen):
+        for draw, size in ((operations, 14), (bins, 31), (signs, 2)):
+            if i and size == 31:
+                assert (np.asarray(draw) == 11).all()
+                continue
+            counts, expected = np.bincount(draw, minlength=size), 8192 / size
+            assert len(counts) == size
+            assert np.sum((counts - expected) ** 2 / expected) < size + 6 * (2 * size) ** 0.5
+    agree = np.mean(np.asarray(seen[1][0]) == np.asarray(seen[2][0]))
+    assert agree < 0.1, "the two operations of an image are drawn apart"
+
+
+@pytest.mark.parametrize("magnitude", [-1, 31])
+def test_magnitude_out_of_range_is_an_error(magnitude):
+    with pytest.raises(UserError, match="within 0 and 30"):
+        auto_augment.rand_augment(jax.random.key(0), noise(2), 1, magnitude, FILL)
+
+
+# Mixup, CutMix, normalize.
+
+
+def mixed_pair(name, seed, alpha, batch=6):
+    images = np.random.default_rng(seed).standard_normal((batch, 10, 12, 3), np.float32)
+    targets = np.eye(batch, dtype=np.float32)
+    function = jax.jit(getattr(augment, name), static_argnums=3)
+    result = function(jax.random.key(seed), images, targets, alpha)
+    return images, targets, *map(np.asarray, result)
+
+
+@few_seeds
+@hypothesis.given(seed=seeds)
+def test_mixup_is_one_convex_combination_with_the_reversed_batch(seed):
+    images, targets, mixed, soft = mixed_pair("mixup", seed, 0.4)
+    weight = soft[0, 0]
+    assert 0 <= weight <= 1
+    np.testing.assert_allclose(soft.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(soft, weight * targets + (1 - weight) * targets[::-1], atol=1e-6)
+    np.testing.assert_allclose(mixed, weight * images + (1 - weight) * images[::-1], atol=2e-6)
+
+
+@few_seeds
+@hypothesis.given(seed=seeds)
+def test_cutmix_pastes_one_rectangle_and_weighs_by_area(seed):
+    images, targets, mixed, soft = mixed_pair("cutmix", seed, 1.0)
+    own = (mixed == images).all(axis=(0, 3))
+    np.testing.assert_array_equal(mixed, np.where(own[..., None], images, images[::-1]))
+    rows, columns = np.flatnonzero((~own).any(axis=1)), np.flatnonzero((~own).any(axis=0))
+    assert (~own).sum() == len(rows) * len(columns)
+    share = own.mean()
+    np.testing.assert_allclose(soft, share * targets + (1 - share) * targets[::-1], atol=1e-6)
+
+
+def test_weights_follow_the_beta_distribution():
+    keys = jax.random.split(jax.random.key(7), 2000)
+    weights = np.asarray(jax.vmap(lambda k: augment._mixup_weights(k, 0.2, 1, 1)[0, 0])(keys))
+    # Beta(a, a) has the mean 1/2 and the variance 1 / (4 (2a + 1)).
+    assert abs(weights.mean() - 0.5) < 0.05
+    assert abs(weights.var() - 1 / (4 * 1.4)) < 0.02
+    masks = np.asarray(jax.vmap(lambda k: augment._cutmix_weights(k, 1.0, 32, 32))(keys))
+    uncut = masks[(masks[:, 0] == 1).all(-1) & (masks[:, -1] == 1).all(-1)]
+    uncut = uncut[(uncut[:, :, 0] == 1).all(-1) & (uncut[:, :, -1] == 1).all(-1)]
+    sides = (uncut == 0).any(axis=2).sum(axis=1), (uncut == 0).any(axis=1).sum(axis=1)
+    np.testing.assert_array_equal(*sides, err_msg="the rectangle has the image's proportions")
+    assert 0.5 < masks.mean() < 0.75, "half of the area, less what the border cuts off"
+
+
+def test_mix_draws_between_both_and_keeps_dtypes():
+    images = noise(4, 6, 6).astype(np.float32) / 255
+    targets = np.eye(4, dtype=np.float32)
+    both = options(mixup_alpha=1.0, cutmix_alpha=1.0)
+
+    def pasted(key):
+        mixed, soft = augment.mix(key, images, targets, both)
+        return jnp.all((mixed == images) | (mixed == images[::-1])), soft.sum(axis=1)
+
+    found, totals = jax.jit(jax.vmap(pasted))(jax.random.split(jax.random.key(8), 400))
+    assert abs(np.mean(found) - 0.5) < 0.12
+    np.testing.assert_allclose(totals, 1, atol=1e-6)
+    half = jnp.asarray(images, jnp.bfloat16)
+    mixed, soft = augment.mix(jax.random.key(0), half, jnp.asarray(targets), both)
+    assert (mixed.dtype, soft.dtype) == (jnp.bfloat16, jnp.float32)
+    same, _ = augment.mix(jax.random.key(0), half, targets, options())
+    assert same is half
+
+
+def test_normalize_equals_numpy():
+    images, mean, std = noise(2), (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+    expected = (images / 255 - np.array(mean)) / np.array(std)
+    result = augment.normalize(images, mean, std, jnp.float32)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+    half = augment.normalize(images, mean, std, jnp.bfloat16)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), expected, rtol=2**-8, atol=1e-6)
+
+
+# The composition.
+
+ALL = {
+    **dict(flip=True, crop_padding=4, cutout=8, rand_augment_ops=2, trivial_augment=True),
+    **dict.fromkeys(("brightness", "contrast", "saturation"), 0.4),
+    **dict(hue=0.1, mixup_alpha=0.2, cutmix_alpha=1.0),
+}
+
+
+@functools.cache
+def compile_all(num_devices, channels=3):
+    devices = jax.devices()[:num_devices]
+    mesh = jax.make_mesh((num_devices,), ("data",), (AxisType.Auto,), devices=devices)
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    chosen = options(**ALL)
+
+    def one_by_one(key, images):
+        return augment.apply(key, images, chosen, FILL[:channels])
+
+    def together(key, images):
+        means = (0.5,) * channels
+        targets = jnp.eye(10)[jnp.arange(len(images)) % 10]
+        images = augment.normalize(images, means, means, jnp.float32)
+        return augment.mix(key, images, targets, chosen)
+
+    shape = jax.ShapeDtypeStruct((8, 16, 16, channels), jnp.uint8)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jitted = (
+        jax.jit(f, in_shardings=(whole, split), out_shardings=split) for f in (one_by_one, together)
+    )
+    with jax.set_mesh(mesh):
+        return tuple(f.lower(key, shape).compile() for f in jitted), (whole, split)
+
+
+def run_all(num_devices, seed, channels=3):
+    programs, shardings = compile_all(num_devices, channels)
+    images = noise(8, 16, 16, channels)
+    key, images = map(jax.device_put, (jax.random.key(seed), images), shardings)
+    augmented = programs[0](key, images)
+    return [np.asarray(x) for x in (augmented, *programs[1](key, augmented))]
+
+
+def test_one_and_two_devices_give_the_same():
+    for seed in range(4):
+        (one, *one_mixed), (two, *two_mixed) = run_all(1, seed), run_all(2, seed)
+        np.testing.assert_array_equal(one, two)
+        for a, b in zip(one_mixed, two_mixed, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_devices_exchange_nothing_for_single_images():
+    (alone, together), _ = compile_all(2)
+    exchanges = ("all-gather", "all-reduce", "collective-permute", "all-to-all")
+    assert not [name for name in exchanges if name in alone.as_text()]
+    assert [name for name in exchanges if name in together.as_text()] == ["collective-permute"]
+
+
+def test_the_key_decides():
+    first, again, other = run_all(2, 0), run_all(2, 0), run_all(2, 1)
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    assert np.mean(first[0] != other[0]) > 0.3
+
+
+def test_one_channel():
+    augmented, mixed, targets = run_all(1, 0, channels=1)
+    assert augmented.shape == mixed.shape == (8, 16, 16, 1)
+    np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
+
+
+def test_apply_is_its_parts_and_off_is_nothing():
+    images, key = noise(8, 16, 16), jax.random.key(9)
+    assert augment.apply(key, images, options(), FILL) is images
+    step = augment.apply(key, images, options(flip=True), FILL)
+    step = augment.apply(key, step, options(crop_padding=4), FILL)
+    step = augment.apply(key, step, options(cutout=6), FILL)
+    whole = augment.apply(key, images, options(flip=True, crop_padding=4, cutout=6), FILL)
+    np.testing.assert_array_equal(whole, step)

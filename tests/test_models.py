@@ -1,0 +1,214 @@
+"""Models: exact counts, initial values, and what a caller may ask for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_jax import models
+from cifar_jax.errors import UserError
+from cifar_jax.models import resnet, speedrun
+
+CIFAR = (32, 32, 3)
+# name, options, image shape, parameters, moving statistics; every registered name has a row.
+COUNTS = [
+    ("mlp", {}, (28, 28, 1), 418_060, 0),
+    ("mlp", {"hidden_sizes": [100], "activation": "relu"}, (28, 28, 1), 79_510, 0),
+    ("simple_cnn", {}, CIFAR, 4_210_090, 0),
+    ("bn_cnn", {}, CIFAR, 824_650, 2_048),
+    ("bn_cnn", {"conv_features": [32, 64], "dense_features": [16]}, CIFAR, 85_338, 224),
+    ("vgg_bn", {}, CIFAR, 2_491_838, 3_144),
+    ("lenet", {}, CIFAR, 62_006, 0),
+    ("resnet", {}, CIFAR, 11_173_962, 9_600),
+    ("resnet", {"depth": 34}, CIFAR, 21_282_122, 17_024),
+    ("resnet", {"depth": 20}, CIFAR, 269_722, 1_376),
+    ("resnet", {"depth": 32}, CIFAR, 464_154, 2_272),
+    ("resnet", {"depth": 44}, CIFAR, 658_586, 3_168),
+    ("resnet", {"depth": 56}, CIFAR, 853_018, 4_064),
+    ("resnet", {"depth": 110}, CIFAR, 1_727_962, 8_096),
+    ("wide_resnet", {}, CIFAR, 36_479_194, 17_952),
+    ("wide_resnet", {"depth": 16, "widen_factor": 4}, CIFAR, 2_748_890, 3_616),
+    ("wide_resnet", {"depth": 40, "widen_factor": 2}, CIFAR, 2_243_546, 5_408),
+    ("speedrun", {}, CIFAR, 1_971_640, 2_304),
+]
+
+
+def initial_shapes(model, image_shape):
+    """The shapes of the model's variables, without computing them."""
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_every_model_has_a_row_of_counts():
+    assert {name for name, *_ in COUNTS} == set(models.MODELS)
+
+
+@pytest.mark.parametrize(("name", "options", "image_shape", "params", "statistics"), COUNTS)
+def test_counts(name, options, image_shape, params, statistics):
+    variables = initial_shapes(models.create(name, 10, **options), image_shape)
+    assert count(variables["params"]) == params
+    assert count(variables.get("batch_stats", {})) == statistics
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("image_shape", [(32, 32, 1), (28, 28, 1), (48, 40, 3)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_any_shape_classes_and_dtype(name, image_shape, dtype):
+    model = models.create(name, 7, dtype)
+    variables = initial_shapes(model, image_shape)
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    logits, updates = jax.eval_shape(
+        lambda v, x: model.apply(
+            v, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+        ),
+        variables,
+        images,
+    )
+    assert logits.shape == (2, 7)
+    assert logits.dtype == jnp.float32
+    assert variables["params"]["head"]["kernel"].shape[1] == 7
+    assert updates.get("batch_stats", {}) == variables.get("batch_stats", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnt", {}, "unknown model 'resnt': choose one of mlp, simple_cnn, .*speedrun"),
+        (
+            "vgg_bn",
+            {"dropout": 0.1},
+            "no option 'dropout': it has dropout_rate, dense_dropout_rate",
+        ),
+        ("lenet", {"depth": 3}, "no option 'depth': it has none"),
+        ("resnet", {"parent": 1}, "no option 'parent': it has depth"),
+        ("resnet", {"depth": 19}, "no depth 19: choose one of 18, 34, 20"),
+        ("resnet", {"depth": "18"}, "depth must be a positive integer, not '18'"),
+        ("resnet", {"depth": True}, "depth must be a positive integer, not True"),
+        ("wide_resnet", {"depth": 27}, "no depth 27: choose 10, 16, 22"),
+        ("wide_resnet", {"depth": 4}, "no depth 4"),
+        ("wide_resnet", {"widen_factor": 0}, "widen_factor must be a positive integer, not 0"),
+        ("wide_resnet", {"dropout_rate": 1.0}, r"dropout_rate must be a number in \[0, 1\)"),
+        ("simple_cnn", {"dropout_rate": float("nan")}, r"dropout_rate .* not nan"),
+        ("mlp", {"activation": "step"}, "no activation 'step': choose one of sigmoid, tanh, relu"),
+        ("mlp", {"activation": 1}, "activation must be a string, not 1"),
+        ("mlp", {"hidden_sizes": [10, -1]}, r"hidden_sizes must be a tuple of positive integers"),
+        ("mlp", {"hidden_sizes": 10}, "hidden_sizes must be a tuple of positive integers, not 10"),
+    ],
+)
+def test_errors(name, options, message):
+    with pytest.raises(UserError, match=message):
+        models.create(name, 10, **options)
+
+
+def test_default_options():
+    assert models.default_options("wide_resnet") == {
+        "depth": 28,
+        "widen_factor": 10,
+        "dropout_rate": 0.0,
+    }
+    assert models.create("mlp", 10, hidden_sizes=[3, 4]).hidden_sizes == (3, 4)
+
+
+def test_mlp_is_sigmoids_of_matrix_products():
+    model = models.create("mlp", 3, hidden_sizes=(5, 4))
+    images = np.random.default_rng(0).normal(size=(6, 4, 4, 2)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    params = jax.tree.map(np.float64, variables["params"])
+    x = images.reshape(6, 32).astype(np.float64)
+    for layer in ("Dense_0", "Dense_1"):
+        x = 1 / (1 + np.exp(-(x @ params[layer]["kernel"] + params[layer]["bias"])))
+    expected = x @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(model.apply(variables, images), expected, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only_and_by_its_key():
+    model = models.create("simple_cnn", 10)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    @jax.jit
+    def train(seed):
+        return model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(seed)})
+
+    evaluated = model.apply(variables, images, train=False)
+    assert np.array_equal(train(1), train(1))
+    assert not np.allclose(train(1), train(2), atol=1e-2)
+    assert not np.allclose(train(1), evaluated, atol=1e-2)
+    mean = np.mean(jax.lax.map(train, jnp.arange(400)), axis=0)
+    np.testing.assert_allclose(mean, evaluated, atol=0.25)
+
+
+def test_bfloat16_is_near_float32():
+    images = np.random.default_rng(0).normal(size=(8, *CIFAR)).astype(np.float32)
+    model = models.create("lenet", 10)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    expected = jax.jit(model.apply)(variables, images)
+    logits = jax.jit(models.create("lenet", 10, jnp.bfloat16).apply)(variables, images)
+    error = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert 0 < error < 0.03
+
+
+def test_a_new_residual_block_passes_its_input_on():
+    def norm(**kwargs):
+        return resnet.BatchNorm(use_running_average=False, **kwargs)
+
+    block = resnet.BasicBlock(4, 1, projection=False, conv=resnet.Conv3x3, norm=norm)
+    x = np.random.default_rng(0).uniform(size=(2, 6, 6, 4)).astype(np.float32)
+    output, _ = jax.jit(block.init_with_output)(jax.random.key(0), x)
+    np.testing.assert_array_equal(output, x)
+
+
+def test_parameter_free_shortcut():
+    x = np.arange(2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
+    shortcut = resnet._subsample_and_pad(jnp.asarray(x), 6, 2)
+    np.testing.assert_array_equal(shortcut[..., :3], x[:, [0, 2]][:, :, [0, 2]])
+    np.testing.assert_array_equal(shortcut[..., 3:], np.zeros((2, 2, 2, 3)))
+
+
+def test_identity_conv_passes_channels_on():
+    kernel = jax.jit(speedrun.identity_conv, static_argnums=1)(jax.random.key(0), (3, 3, 4, 6))
+    x = np.random.default_rng(0).normal(size=(2, 5, 5, 4)).astype(np.float32)
+    output = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(output[..., :4], x, atol=1e-6)
+    rest = np.asarray(kernel[..., 4:])
+    bound = 1 / np.sqrt(9 * 4)
+    assert 0.9 * bound < np.abs(rest).max() <= bound
+    np.testing.assert_allclose(rest.std(), bound / np.sqrt(3), rtol=0.15)
+
+
+def test_speedrun_head_has_unit_deviation():
+    kernel = np.asarray(speedrun.unit_deviation(jax.random.key(0), (256, 10)))
+    np.testing.assert_allclose(kernel.std(ddof=1), 1, rtol=1e-5)
+    assert np.abs(kernel).max() < 1.8
+
+
+def test_whitening_kernel_makes_patches_uncorrelated():
+    rng = np.random.default_rng(0)
+    images = np.cumsum(rng.normal(size=(50, 9, 8, 3)), axis=2) @ rng.normal(size=(3, 3)) + 0.5
+    kernel = speedrun.whitening_kernel(images, eps=1e-8)
+    assert kernel.shape == (2, 2, 3, 24)
+    np.testing.assert_array_equal(kernel[..., :12], -kernel[..., 12:])
+    output = np.asarray(
+        jax.lax.conv_general_dilated(
+            images.astype(np.float32),
+            kernel,
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+    )[..., :12].reshape(-1, 12)
+    np.testing.assert_allclose(output.T @ output / len(output), np.eye(12), atol=2e-3)
+
+
+def test_whitening_kernel_bounds_directions_without_variance():
+    kernel = np.asarray(speedrun.whitening_kernel(np.ones((3, 4, 4, 1)), eps=4e-4))
+    norms = np.sort(np.linalg.norm(kernel.reshape(4, 8), axis=0))
+    # Constant patches: one eigenvalue of 4, three of 0.
+    np.testing.assert_allclose(norms, [0.5] * 2 + [50] * 6, rtol=1e-3)

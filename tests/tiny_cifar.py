@@ -1,0 +1,87 @@
+"""Small archives of CIFAR's layout, and folders prepared from them."""
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from cifar_jax import prepare
+from cifar_jax.download import Archive
+
+CLASSES = [
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+]
+NUM_TRAIN, NUM_TEST = 60, 20
+
+
+def cifar10_rows(count: int, seed: int) -> np.ndarray:
+    """Random records, uint8 [count, 1 + 3072]: the label, then red, green and blue planes."""
+    rows = np.random.default_rng(seed).integers(0, 256, (count, 3073), np.uint8)
+    rows[:, 0] = np.arange(count) % 10
+    return rows
+
+
+def cifar10_archive() -> bytes:
+    """An archive like cifar-10-binary.tar.gz, of 60 training and 20 test images."""
+    train = cifar10_rows(NUM_TRAIN, seed=1)
+    files = {f"data_batch_{i + 1}.bin": part.tobytes() for i, part in enumerate(np.split(train, 5))}
+    files["test_batch.bin"] = cifar10_rows(NUM_TEST, seed=2).tobytes()
+    files["batches.meta.txt"] = "\n".join([*CLASSES, "", ""]).encode()
+    return _pack("cifar-10-batches-bin", files)
+
+
+def cifar100_rows(count: int, seed: int) -> np.ndarray:
+    """Random records, uint8 [count, 2 + 3072]: coarse label, fine label, then the planes."""
+    rows = np.random.default_rng(seed).integers(0, 256, (count, 3074), np.uint8)
+    rows[:, 0], rows[:, 1] = np.arange(count) % 20, np.arange(count) % 100
+    return rows
+
+
+def cifar100_archive() -> bytes:
+    """An archive like cifar-100-binary.tar.gz, of 120 training and 20 test images."""
+    files = {
+        "train.bin": cifar100_rows(120, seed=3).tobytes(),
+        "test.bin": cifar100_rows(20, seed=4).tobytes(),
+        "coarse_label_names.txt": "".join(f"coarse_{i}\n" for i in range(20)).encode(),
+        "fine_label_names.txt": "".join(f"fine_{i}\n" for i in range(100)).encode(),
+    }
+    return _pack("cifar-100-binary", files)
+
+
+def images_of(rows: np.ndarray) -> np.ndarray:
+    """The images of records, uint8 [count, 32, 32, 3]."""
+    return rows[:, -3072:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+def by_content(images: np.ndarray, labels: np.ndarray) -> list[tuple[bytes, int]]:
+    """Images and labels as a list in an order that does not depend on theirs."""
+    pairs = zip(images, labels, strict=True)
+    return sorted((image.tobytes(), int(label)) for image, label in pairs)
+
+
+def describe(content: bytes, url: str) -> Archive:
+    """What is known of an archive before it is fetched."""
+    return Archive(url, hashlib.sha256(content).hexdigest(), len(content))
+
+
+def prepared_cifar10(root: Path) -> Path:
+    """Prepares the small CIFAR-10 in `root` from an archive in the manual directory."""
+    content = cifar10_archive()
+    archive = describe(content, "http://127.0.0.1:1/cifar-10-binary.tar.gz")
+    manual = root / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    (manual / archive.filename).write_bytes(content)
+    return prepare.prepare_cifar("cifar10", root, archive)
+
+
+def _pack(folder: str, files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
