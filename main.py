@@ -9,10 +9,14 @@ SIGTERM (the same command goes on).
 """
 
 import difflib
+import io
+import logging
+import os
+import re
 import sys
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from cifar_jax import workdir as workdir_lib
@@ -37,16 +41,23 @@ flags.DEFINE_string(
     "data_dir", None, "evaluate: where the data lie, if not where training had them"
 )
 flags.DEFINE_integer("batch_size", None, "evaluate: images of a step", lower_bound=1)
+EVALUATE_FLAGS = ("checkpoint", "split", "dataset", "data_dir", "batch_size")
 
 
 def train() -> int:
     """Trains what `--config` says, in a folder of its own."""
-    if FLAGS["config"].value is None:
+    if not FLAGS["config"].present:
         raise UserError("--config is missing: for example --config=configs/digits.py")
-    from cifar_jax import config as config_lib
-
-    workdir = Path(FLAGS.workdir or Path("runs") / default_name(sys.argv[1:])).absolute()
+    if given := [name for name in EVALUATE_FLAGS if FLAGS[name].present]:
+        raise UserError(f"--{given[0]} belongs to --mode=evaluate; training takes --config.FIELD")
+    name = default_name(config_flags.get_config_filename(FLAGS["config"]))
+    workdir = user_path(FLAGS.workdir or f"runs/{name}").absolute()
     with workdir_lib.lock(workdir), workdir_lib.Signals() as signals:
+        from cifar_jax import config as config_lib
+        from cifar_jax import fields
+        from configs import default
+
+        fields.check(FLAGS.config, default.get_config())
         config_lib.check(FLAGS.config)
         from cifar_jax import train as train_lib
 
@@ -57,12 +68,12 @@ def evaluate() -> int:
     """Scores the model of `--workdir`."""
     if FLAGS.workdir is None:
         raise UserError("--workdir is missing: the folder of the run to evaluate")
-    if FLAGS["config"].value is not None:
+    if FLAGS["config"].present:
         raise UserError("--mode=evaluate takes no --config: the workdir has the run's own")
     from cifar_jax import evaluate as evaluate_lib
 
     evaluate_lib.evaluate(
-        Path(FLAGS.workdir),
+        user_path(FLAGS.workdir),
         checkpoint=FLAGS.checkpoint,
         split=FLAGS.split,
         dataset_name=FLAGS.dataset,
@@ -75,21 +86,18 @@ def evaluate() -> int:
 MODES = {"train": train, "evaluate": evaluate}
 
 
-def config_argument(arguments: list[str]) -> tuple[Path, str] | None:
-    """Returns the file of `--config` and what stands behind its colon; None if unset."""
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            value = value if equals else "".join(arguments[place + 1 : place + 2])
-            file, _, option = value.partition(":")
-            return Path(file), option
-    return None
+def user_path(text: str) -> Path:
+    """Returns the path that a user means, "~" included, which a shell leaves behind an "="."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: {error}") from error
 
 
-def default_name(arguments: list[str]) -> str:
+def default_name(config: str) -> str:
     """Returns a run's name from its `--config`: configs/resnet.py:20 gives resnet_20."""
-    file, option = config_argument(arguments) or (Path("run"), "")
-    return file.stem + (f"_{option}" if option else "")
+    file, _, option = config.partition(":")
+    return re.sub(r"[^\w.+-]+", "_", Path(file).stem + (f"_{option}" if option else ""))
 
 
 def parse(argv: list[str]) -> None:
@@ -102,8 +110,8 @@ def parse(argv: list[str]) -> None:
     try:
         _check_file(argv)
         rest = FLAGS(argv)[1:]
-        if FLAGS["config"].value is not None:
-            FLAGS.config.is_locked  # noqa: B018  (a file that could not be loaded raises here)
+        if FLAGS["config"].present:
+            getattr(FLAGS.config, "is_locked", None)  # a file that could not be loaded raises here
     except UserError:
         raise
     except flags.Error as error:
@@ -117,12 +125,16 @@ def parse(argv: list[str]) -> None:
 
 
 def _check_file(argv: list[str]) -> None:
-    given = config_argument(argv)
-    if given and not given[0].is_file():
-        known = sorted(str(path) for path in Path("configs").glob("[!_]*.py"))
-        near = difflib.get_close_matches(str(given[0]), known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-        raise UserError(f"--config: there is no file {given[0]}{hint}")
+    for place, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "-config"):
+            continue
+        file = (value if equals else "".join(argv[place + 1 : place + 2])).partition(":")[0]
+        if not Path(file).is_file():
+            known = sorted(str(path) for path in Path("configs").glob("[!_]*.py"))
+            near = difflib.get_close_matches(file, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+            raise UserError(f"--config: there is no file {file!r}{hint}")
 
 
 def _one_line(error: BaseException) -> str:
@@ -149,12 +161,24 @@ def _unknown_field(argv: list[str], error: Exception) -> str | None:
     return None
 
 
+def _show_log() -> None:
+    """Lets the package's own messages through to the console."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("cifar_jax")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+
+
 def main(argv: list[str]) -> int:
     """Runs the program; returns the exit code."""
     if {"--help", "-help", "-h"} & set(argv):
         print(__doc__ + FLAGS.main_module_help())
         return 0
-    logging.set_verbosity(logging.WARNING)
+    _show_log()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
     try:
         parse(argv)
         return MODES[FLAGS.mode]()
@@ -162,6 +186,12 @@ def main(argv: list[str]) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a full disk, a pipe that nobody reads, a file that may not be read
+        place = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{place}", file=sys.stderr)
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

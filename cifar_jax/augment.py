@@ -2,7 +2,8 @@
 
 Every draw has the shape of the whole batch, and every operation but `mixup` and `cutmix` treats
 each image alone: so results do not depend on how a batch is spread over devices, and nothing is
-exchanged between them. Images are [batch, height, width, channels], uint8 until `normalize`.
+exchanged between them. Images are [batch, height, width, channels], uint8 until `normalize`, and
+come out in the shape and dtype in which they went in.
 """
 
 from collections.abc import Sequence
@@ -32,9 +33,6 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
       padding: pixels added on each side by reflection (the border pixel is not repeated); the
         window of the old size then has 2 * padding + 1 places on each axis.
 
-    Returns:
-      The images, as they came in shape and dtype.
-
     Raises:
       UserError: if the padding is not smaller than the image.
     """
@@ -60,7 +58,9 @@ def _rectangle(centre: jax.Array, sides: Sequence[Any], height: int, width: int)
     return (rows >= 0) & (rows < sides[0]) & (columns >= 0) & (columns < sides[1])
 
 
-def cutout(key: jax.Array, images: jax.Array, size: int, fill: ArrayLike) -> jax.Array:
+def cutout(
+    key: jax.Array, images: jax.Array, size: int, fill: Sequence[int] | jax.Array
+) -> jax.Array:
     """Covers a square of each image.
 
     The centre may be any pixel, so that squares near the border are cut off there, as in DeVries
@@ -70,10 +70,7 @@ def cutout(key: jax.Array, images: jax.Array, size: int, fill: ArrayLike) -> jax
       key: a PRNG key.
       images: [batch, h, w, c] uint8.
       size: the square's side in pixels.
-      fill: uint8, the covering value of each channel: [c].
-
-    Returns:
-      The images, as they came in shape and dtype.
+      fill: the covering value of each channel, 0 to 255: [c].
     """
     batch, height, width, _ = images.shape
     centres = jax.random.randint(key, (batch, 2), 0, jnp.array([height, width]))
@@ -98,9 +95,6 @@ def color_jitter(
       contrast: likewise, about the image's mean grey level.
       saturation: likewise, about the image's greyscale picture.
       hue: the turn is uniform in [-hue, hue], where 1 is the whole colour circle; 0: off.
-
-    Returns:
-      The images, as they came in shape and dtype.
     """
     keys = jax.random.split(key, 4)
     operations = (image_ops.brightness, image_ops.contrast, image_ops.color)
@@ -116,7 +110,9 @@ def color_jitter(
     return images
 
 
-def apply(key: jax.Array, images: jax.Array, options: Any, fill: ArrayLike) -> jax.Array:
+def apply(
+    key: jax.Array, images: jax.Array, options: Any, fill: Sequence[int] | jax.Array
+) -> jax.Array:
     """Applies the augmentations of single images that `options` turns on.
 
     In this order: flip, crop, RandAugment, TrivialAugment, colour jitter, cutout. Each has a key
@@ -128,10 +124,7 @@ def apply(key: jax.Array, images: jax.Array, options: Any, fill: ArrayLike) -> j
       options: has the fields flip (bool), crop_padding (pixels), cutout (pixels), brightness,
         contrast, saturation, hue, rand_augment_ops, rand_augment_magnitude and trivial_augment
         (bool); 0 or False turns one off. They are read while tracing.
-      fill: [c] uint8, the value of covered and of empty places: the data set's mean.
-
-    Returns:
-      The images, as they came in shape and dtype.
+      fill: [c], 0 to 255, the value of covered and of empty places: the data set's mean.
 
     Raises:
       UserError: if a value does not fit the images, or a magnitude its range.
@@ -153,28 +146,30 @@ def apply(key: jax.Array, images: jax.Array, options: Any, fill: ArrayLike) -> j
     return images
 
 
-def _mixup_weights(key: jax.Array, alpha: float, height: int, width: int) -> jax.Array:
-    return jnp.full((height, width), jax.random.beta(key, alpha, alpha))
+def _draw_share(key: jax.Array, alpha: ArrayLike) -> jax.Array:
+    """Draws from Beta(alpha, alpha); jax.random.beta takes twice as long to compile."""
+    logs = jax.random.loggamma(key, alpha, (2,))
+    return jax.nn.sigmoid(logs[0] - logs[1])
 
 
-def _cutmix_weights(key: jax.Array, alpha: float, height: int, width: int) -> jax.Array:
-    beta_key, centre_key = jax.random.split(key)
-    scale = jnp.sqrt(1 - jax.random.beta(beta_key, alpha, alpha))
+def _outside_rectangle(key: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array:
+    """Returns [h, w, 1] float32: 0 in a random rectangle of the area 1 - share, 1 around it."""
+    scale = jnp.sqrt(1 - share)
     sides = [(scale * length).astype(jnp.int32) for length in (height, width)]
-    centre = jax.random.randint(centre_key, (2,), 0, jnp.array([height, width]))
-    return jnp.where(_rectangle(centre, sides, height, width), 0.0, 1.0)
+    centre = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
+    return jnp.where(_rectangle(centre, sides, height, width), 0.0, 1.0)[..., None]
 
 
 def _blend(
     images: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes a batch with its reverse; `weights` [h, w] in [0, 1] is each pixel's own share."""
+    """Mixes a batch with its reverse; `weights`, a scalar or [h, w, 1], are the own share."""
 
     def mix_reversed(array, weight):
         mixed = weight * array.astype(jnp.float32) + (1 - weight) * array[::-1]
         return mixed.astype(array.dtype)
 
-    return mix_reversed(images, weights[..., None]), mix_reversed(targets, weights.mean())
+    return mix_reversed(images, weights), mix_reversed(targets, weights.mean())
 
 
 def mixup(
@@ -195,7 +190,7 @@ def mixup(
     Returns:
       Images and targets, as they came in shapes and dtypes.
     """
-    return _blend(images, targets, _mixup_weights(key, alpha, *images.shape[1:3]))
+    return _blend(images, targets, _draw_share(key, alpha))
 
 
 def cutmix(
@@ -208,7 +203,9 @@ def cutmix(
     share of the area drawn from Beta(alpha, alpha), any pixel as its centre, and is cut off at the
     border; the targets' weights follow what is left of it. The rest is as in `mixup`.
     """
-    return _blend(images, targets, _cutmix_weights(key, alpha, *images.shape[1:3]))
+    share_key, place_key = jax.random.split(key)
+    share = _draw_share(share_key, alpha)
+    return _blend(images, targets, _outside_rectangle(place_key, share, *images.shape[1:3]))
 
 
 def mix(
@@ -219,17 +216,17 @@ def mix(
     `options` has the fields mixup_alpha and cutmix_alpha; 0 turns one off. They are read while
     tracing. The rest is as in `mixup`.
     """
-    choice_key, mixup_key, cutmix_key = jax.random.split(key, 3)
-    size = images.shape[1:3]
-    candidates = []
-    if options.mixup_alpha:
-        candidates.append(_mixup_weights(mixup_key, options.mixup_alpha, *size))
-    if options.cutmix_alpha:
-        candidates.append(_cutmix_weights(cutmix_key, options.cutmix_alpha, *size))
-    if not candidates:
+    alphas = (options.mixup_alpha, options.cutmix_alpha)
+    if not any(alphas):
         return images, targets
-    chosen = jax.random.randint(choice_key, (), 0, len(candidates))
-    return _blend(images, targets, jnp.stack(candidates)[chosen])
+    if not all(alphas):
+        function = mixup if alphas[0] else cutmix
+        return function(key, images, targets, max(alphas))
+    choice_key, share_key, place_key = jax.random.split(key, 3)
+    averaged = jax.random.bernoulli(choice_key)
+    share = _draw_share(share_key, jnp.where(averaged, *alphas))
+    pasted = _outside_rectangle(place_key, share, *images.shape[1:3])
+    return _blend(images, targets, jnp.where(averaged, share, pasted))
 
 
 def normalize(

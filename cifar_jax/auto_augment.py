@@ -5,12 +5,12 @@ the geometric ones, which are one affine warp whose matrices are tabulated when 
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 
 from cifar_jax import image_ops
 from cifar_jax.errors import UserError
@@ -96,7 +96,7 @@ def _apply_operations(
     bins: jax.Array,
     signs: jax.Array,
     wide: bool,
-    fill: ArrayLike,
+    fill: Sequence[int] | jax.Array,
 ) -> jax.Array:
     """Applies to each image its own operation; the three draws are [batch] int32."""
     _, height, width, _ = images.shape
@@ -126,7 +126,7 @@ def _apply_operations(
 
 
 def rand_augment(
-    key: jax.Array, images: jax.Array, num_ops: int, magnitude: int, fill: ArrayLike
+    key: jax.Array, images: jax.Array, num_ops: int, magnitude: int, fill: Sequence[int] | jax.Array
 ) -> jax.Array:
     """Applies `num_ops` operations, drawn uniformly for each image, all of one magnitude.
 
@@ -138,7 +138,7 @@ def rand_augment(
       images: [batch, height, width, channels] uint8.
       num_ops: operations one after another, drawn with replacement.
       magnitude: 0 (hardly any change) to 30: rotation by 30 degrees, and so on.
-      fill: [channels] uint8, shown where a moved image leaves the frame empty.
+      fill: [channels], 0 to 255, shown where a moved image leaves the frame empty.
 
     Returns:
       The images, as they came in shape and dtype.
@@ -159,7 +159,9 @@ def rand_augment(
     return lax.fori_loop(0, num_ops, step, images)
 
 
-def trivial_augment(key: jax.Array, images: jax.Array, fill: ArrayLike) -> jax.Array:
+def trivial_augment(
+    key: jax.Array, images: jax.Array, fill: Sequence[int] | jax.Array
+) -> jax.Array:
     """Applies one operation of a random magnitude to each image, in the paper's wide ranges.
 
     Mueller and Hutter, "TrivialAugment: Tuning-free yet state-of-the-art data augmentation", 2021.
@@ -167,7 +169,7 @@ def trivial_augment(key: jax.Array, images: jax.Array, fill: ArrayLike) -> jax.A
     Args:
       key: a PRNG key.
       images: [batch, height, width, channels] uint8.
-      fill: [channels] uint8, shown where a moved image leaves the frame empty.
+      fill: [channels], 0 to 255, shown where a moved image leaves the frame empty.
 
     Returns:
       The images, as they came in shape and dtype.

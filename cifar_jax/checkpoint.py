@@ -1,27 +1,32 @@
 """Checkpoints: the only file that knows Orbax.
 
-A checkpoint is WORKDIR/checkpoints/STEP. Orbax writes it in the background into a temporary
-folder; before that gets its final name, a manifest with the SHA-256 of every file is put into it,
-so a checkpoint that is not whole, or whose bits have changed since, is known before it is used.
+A checkpoint is WORKDIR/checkpoints/STEP: `state`, the arrays as Orbax writes them; `meta.json`,
+what they belong to; `manifest.json`, the SHA-256 of every file. It is written in the background
+into a temporary folder, which is given its name last: a checkpoint is there whole or not at all,
+and one whose bits have changed since is known before it is used.
+
+A save that fails (a full disk) leaves the earlier checkpoints and no litter. It is said in one
+line, the training goes on, and the next save tries anew; a run whose last save failed ends with
+exit code 1.
 """
 
-import hashlib
-import json
 import logging
-import os
+import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
+from cifar_jax import manifest
+from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
-FORMAT = 1
-_MANIFEST = "manifest.json"
-_BEST = "eval_accuracy"
+_META = "meta.json"
+_SAVING, _DELETING = ".saving-", ".deleting-"
 
 _log = logging.getLogger(__name__)
 
@@ -30,110 +35,121 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Keeps the last two and, where the metrics given to `save` hold "eval_accuracy", the best.
+
+    Attributes:
+      folder: where they lie.
+      failure: why the last save failed; "" if it did not.
     """
 
-    def __init__(self, workdir: str | Path, writable: bool = True, best: bool = True):
+    def __init__(self, workdir: str | Path, writable: bool = True):
         """Opens the folder.
 
         Args:
           workdir: of the run.
-          writable: the folder is made if needed and cleared of unfinished saves.
-          best: every save that comes with metrics takes part in the choice of the best.
+          writable: the folder is made if needed, cleared of unfinished saves, and its damaged
+            checkpoints are set aside in WORKDIR/damaged_checkpoints, each with a warning.
+
+        Raises:
+          UserError: a checkpoint is of a newer format.
         """
         self.folder = Path(workdir).absolute() / "checkpoints"
-        self._set_aside = writable
-        keep = [
-            checkpoint_managers.LatestN(2),
-            checkpoint_managers.BestN(
-                get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
-            ),
-        ]
+        self.failure = ""
+        self._writable = writable
+        self._saving: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
         # Orbax reports its own settings and choices as warnings; what matters, it raises.
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                best_fn=_score if best else None,
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-                create=writable,
-                read_only=not writable,
-                cleanup_tmp_directories=writable,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-            ),
-        )
+        if writable:
+            self.folder.mkdir(exist_ok=True)
+            for pattern in (f"{_SAVING}*", f"{_DELETING}*"):
+                for path in self.folder.glob(pattern):
+                    shutil.rmtree(path, ignore_errors=True)
+            for step in self.steps():
+                if damage := manifest.find_damage(self.folder / str(step)):
+                    self._pass_over(step, damage)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Any = None) -> None:
-        """Begins to save in the background; waits for an earlier save to end.
+        """Copies the state and begins to save it in the background, after any earlier save.
 
         Args:
           step: steps made so far; a step that is there already is left as it is.
-          state: a tree of arrays.
+          state: a tree of arrays, the same on every device.
           meta: JSON values that say what the state belongs to.
           metrics: a mapping that may hold "eval_accuracy", by which the best is chosen.
         """
         self.wait()
-        if step in self._manager.all_steps():
+        self.failure = ""
+        if step in self.steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state),
-                meta=ocp.args.JsonSave({"format": FORMAT, **meta}),
-            ),
-            metrics=dict(metrics) if metrics else None,
-        )
+        # A true copy: on a CPU the arrays would share memory that the next step is given to reuse.
+        state = jax.tree.map(lambda leaf: np.array(leaf), state)
+        values = {**meta, "metrics": dict(metrics or {})}
+        self._saving = self._pool.submit(self._write, step, state, values)
+        self._step = step
+
+    def poll(self) -> None:
+        """Warns about a save that has failed meanwhile; does not wait."""
+        if self._saving and self._saving.done():
+            self.wait()
 
     def wait(self) -> None:
-        """Returns when the save in the background, if any, has ended; raises its error."""
-        self._manager.wait_until_finished()
+        """Returns when the save in the background, if any, has ended; warns if it failed."""
+        saving, self._saving = self._saving, None
+        if not saving or not (error := saving.exception()):
+            return
+        self.failure = str(error).partition("\n")[0][:300] or type(error).__name__
+        kept = f"that of step {steps[-1]} is kept" if (steps := self.steps()) else "there is none"
+        _log.warning(
+            "the checkpoint of step %d could not be saved, %s: %s", self._step, kept, self.failure
+        )
 
     def close(self) -> None:
-        """Waits and gives the manager's threads back."""
-        self._manager.close()
+        """Waits and gives the thread back."""
+        self.wait()
+        self._pool.shutdown()
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, in rising order."""
-        return sorted(self._manager.all_steps())
+        if not self.folder.is_dir():
+            return []
+        names = (path.name for path in self.folder.iterdir() if path.is_dir())
+        return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
     def find(self, which: str = "last") -> int | None:
         """Returns the step of a sound checkpoint, None if there is none.
 
-        A damaged one is passed over with a warning; for "last" the one before it is taken.
+        For "last", a damaged one is passed over with a warning and the one before it is taken.
 
         Args:
           which: "last", "best" (on the validation split) or a step.
 
         Raises:
-          UserError: the named checkpoint does not exist or is damaged.
+          UserError: the named checkpoint does not exist, is damaged or of a newer format.
         """
-        if which == "last":
-            for step in reversed(self.steps()):
-                if not (damage := find_damage(self.folder / str(step))):
-                    return step
-                self._report(step, damage)
-            return None
         steps = self.steps()
+        if which == "last":
+            for step in reversed(steps):
+                if not (damage := manifest.find_damage(self.folder / str(step))):
+                    return step
+                self._pass_over(step, damage)
+            return None
         if which == "best":
-            step = self._manager.best_step() if steps else None
-            if step is None or self._manager.metrics(step) is None:
-                raise UserError(
-                    f"{self.folder} has no best checkpoint: only a run with "
-                    "data.validation_examples chooses one; use --checkpoint=last"
-                )
+            wanted = steps
         elif which.isdecimal() and int(which) in steps:
-            step = int(which)
+            wanted = [int(which)]
         else:
+            known = "".join(f", {step}" for step in steps)
+            raise UserError(f"{self.folder} has no checkpoint {which!r}; there are last{known}")
+        for step in wanted:
+            if damage := manifest.find_damage(self.folder / str(step)):
+                raise UserError(f"the checkpoint {self.folder / str(step)} is damaged: {damage}")
+        best = self._best(wanted)
+        if which == "best" and best is None:
             raise UserError(
-                f"{self.folder} has no checkpoint {which!r}; there are last"
-                f"{''.join(f', {step}' for step in steps)}"
+                f"{self.folder} has no best checkpoint: only a run with data.validation_examples "
+                "chooses one; use --checkpoint=last"
             )
-        if damage := find_damage(self.folder / str(step)):
-            raise UserError(f"the checkpoint {self.folder / str(step)} is damaged: {damage}")
-        return step
+        return best if which == "best" else wanted[0]
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Returns the saved tree.
@@ -144,111 +160,79 @@ class Checkpoints:
             is not read.
 
         Raises:
-          UserError: the checkpoint is of another model, or of a newer format.
+          UserError: the checkpoint is of another model.
         """
-        meta = self.meta(step)
-        if meta["format"] != FORMAT:
-            raise UserError(
-                f"the checkpoint {self.folder / str(step)} has format {meta['format']}, this "
-                f"version of cifar_jax reads {FORMAT}: use the version {meta.get('cifar_jax')}"
+        path = self.folder / str(step) / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            if differences := _compare(reader.metadata(path).item_metadata, abstract_state):
+                more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+                raise UserError(
+                    f"the checkpoint {path.parent} is of another model: "
+                    + "; ".join(differences[:3])
+                    + more
+                )
+            args = ocp.args.PyTreeRestore(
+                abstract_state,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
+                partial_restore=True,
             )
-        saved = self._manager.item_metadata(step)["state"]
-        if differences := _compare(saved, abstract_state):
-            more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-            raise UserError(
-                f"the checkpoint {self.folder / str(step)} is of another model: "
-                + "; ".join(differences[:3])
-                + more
-            )
-        item = ocp.args.PyTreeRestore(
-            abstract_state,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
-            partial_restore=True,
-        )
-        return self._manager.restore(step, args=ocp.args.Composite(state=item))["state"]
+            return reader.restore(path, args=args)
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Returns the JSON values that were saved with a step."""
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)["meta"]
+        """Returns the JSON values that were saved with a step, and its "metrics"."""
+        return workdir_lib.read_json(self.folder / str(step) / _META)
 
-    def _seal(self) -> None:
-        """Writes the manifests of finished saves that still have their temporary names."""
-        for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            if (folder / "_CHECKPOINT_METADATA").exists() and not (folder / _MANIFEST).exists():
-                write_manifest(folder)
+    def _write(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        temporary = self.folder / f"{_SAVING}{step}"
+        try:
+            temporary.mkdir()
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+                writer.save(temporary / "state", args=ocp.args.PyTreeSave(state))
+            workdir_lib.write_json(temporary / _META, meta)
+            manifest.write(temporary)
+            temporary.rename(self.folder / str(step))
+            workdir_lib.sync_folder(self.folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        steps = self.steps()
+        for old in steps[:-2]:
+            if old != self._best(steps):
+                # Renamed first: a checkpoint is never half there, whenever the process ends.
+                doomed = (self.folder / str(old)).rename(self.folder / f"{_DELETING}{old}")
+                shutil.rmtree(doomed, ignore_errors=True)
 
-    def _report(self, step: int, damage: str) -> None:
+    def _best(self, steps: list[int]) -> int | None:
+        scores = {step: self.meta(step)["metrics"].get("eval_accuracy") for step in steps}
+        scored = [step for step in steps if scores[step] is not None]
+        return max(scored, key=lambda step: (scores[step], step), default=None)
+
+    def _pass_over(self, step: int, damage: str) -> None:
         folder = self.folder / str(step)
-        if not self._set_aside:
+        if not self._writable:
             _log.warning("passing over the damaged checkpoint %s: %s", folder, damage)
             return
         aside = self.folder.with_name("damaged_checkpoints")
         aside.mkdir(exist_ok=True)
         target = next(p for n in range(10**6) if not (p := aside / f"{step}-{n}").exists())
         folder.rename(target)
-        self._manager.reload()
         _log.warning("moved the damaged checkpoint %s to %s: %s", folder, target, damage)
-
-
-def _score(metrics: Mapping[str, float]) -> float:
-    return metrics[_BEST]
-
-
-def _files(folder: Path) -> list[Path]:
-    # Orbax writes these two, which hold times only, after the manifest.
-    skipped = {folder / name for name in (_MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")}
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path not in skipped)
-
-
-def write_manifest(folder: Path) -> None:
-    """Writes the SHA-256 of each file of a folder into it, last, and syncs all to the disk."""
-    digests = {}
-    for path in _files(folder):
-        with path.open("rb") as file:
-            digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(
-                file, "sha256"
-            ).hexdigest()
-            os.fsync(file.fileno())
-    with (folder / _MANIFEST).open("w") as file:
-        json.dump({"format": FORMAT, "sha256": digests}, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def find_damage(folder: Path) -> str:
-    """Returns what is wrong with a checkpoint's files, "" if nothing is."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text())["sha256"]
-        names = {path.relative_to(folder).as_posix() for path in _files(folder)}
-        if missing := sorted(manifest.keys() - names):
-            return f"{missing[0]} is missing"
-        if extra := sorted(names - manifest.keys()):
-            return f"{extra[0]} does not belong to it"
-        for name, expected in manifest.items():
-            with (folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    return f"{name} has changed"
-    except FileNotFoundError:
-        return f"{_MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{_MANIFEST} cannot be read ({type(error).__name__})"
-    return ""
 
 
 def _compare(saved: Any, wanted: Any) -> list[str]:
     """Returns a phrase for each leaf of `wanted` that the saved tree does not have like that."""
 
-    def leaves(tree: Any) -> dict[str, tuple[int, ...]]:
-        paths = jax.tree_util.tree_leaves_with_path(tree)
+    def leaves(tree: Any) -> dict[str, str]:
         return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-            for path, leaf in paths
+            jax.tree_util.keystr(path, simple=True, separator="/"): (
+                f"{np.dtype(leaf.dtype).name} {list(leaf.shape)}"
+            )
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
 
     have, want = leaves(saved), leaves(wanted)
     return [
-        f"{name} has the shape {have.get(name, 'none')} there and {want[name]} here"
+        f"{name} is {have.get(name, 'not')} there and {want[name]} here"
         for name in want
         if have.get(name) != want[name]
     ]

@@ -1,7 +1,6 @@
 """Checks a config once, resolves its durations and names what differs between two."""
 
 import difflib
-import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -51,8 +50,12 @@ _RULES = (
     (("schedule.final_fraction",), "must be at most 1", lambda value: value <= 1),
     (("augment.hue",), "must be at most 0.5", lambda value: value <= 0.5),
     (("augment.rand_augment_magnitude",), "must be at most 30", lambda value: value <= 30),
+    (("augment.rand_augment_ops",), "must be at most 16", lambda value: value <= 16),
+    (("num_cpu_devices",), "must be at most 256", lambda value: value <= 256),
     (("seed",), "must be less than 2**32", lambda value: value < 2**32),
 )
+# What a float32 and the step's int32 can hold.
+_MOST_FLOAT, _MOST_INT = 3.4e38, 2**31 - 1
 
 _CHOICES = {"dtype": DTYPES, "data.placement": PLACEMENTS, "schedule.name": SCHEDULES}
 
@@ -77,33 +80,37 @@ class Durations(NamedTuple):
 def check(config: ConfigDict) -> None:
     """Raises UserError with one line per mistake; reads no data and compiles nothing."""
     fields = dict(flatten(config))
-    problems = [f"{name} is {value}, not a finite number" for name, value in _not_finite(fields)]
+    outside = dict(_out_of_range(fields))
+    problems = [f"{name} is {words}" for name, words in outside.items()]
     for names, words, holds in _RULES:
         for name in names:
             value = fields[name]
-            if value is not None and math.isfinite(value) and not holds(value):
+            if value is not None and name not in outside and not holds(value):
                 problems.append(f"{name} is {value} but {words}")
     for name, known in _CHOICES.items():
         if fields[name] not in known:
             problems.append(f"{name} is {unknown(fields[name], known)}")
     problems += _check_milestones(fields["schedule.milestones"])
-    if fields["optimizer.accumulation_steps"] > 0 and (
-        fields["batch_size"] % fields["optimizer.accumulation_steps"]
-    ):
-        problems.append(
-            f"batch_size {fields['batch_size']} is not a multiple of "
-            f"optimizer.accumulation_steps {fields['optimizer.accumulation_steps']}"
-        )
-    problems += _check_optimizer(config.optimizer) + _check_parts(config)
+    rest = fields["batch_size"]
+    for name in ("optimizer.accumulation_steps", "num_cpu_devices"):
+        if (parts := fields[name]) and parts > 0 and rest > 0:
+            if rest % parts:
+                problems.append(f"batch_size {rest} is not a multiple of {name} {parts}")
+            rest //= parts
+    problems += _check_parts(config)
     if problems:
         raise UserError("\n".join(problems))
 
 
-def _not_finite(fields: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _out_of_range(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in fields.items():
         for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
-                yield name, number
+                yield name, f"{number}, not a finite number"
+            elif isinstance(number, float) and abs(number) > _MOST_FLOAT:
+                yield name, f"{number}, more than a float32 can hold"
+            elif isinstance(number, int) and abs(number) > _MOST_INT and name != "seed":
+                yield name, "not within 2**31"
 
 
 def _check_milestones(milestones: Any) -> list[str]:
@@ -114,46 +121,15 @@ def _check_milestones(milestones: Any) -> list[str]:
     return []
 
 
-def _check_optimizer(optimizer: ConfigDict) -> list[str]:
-    import optax  # only here: it brings JAX
-
-    function = getattr(optax, optimizer.name, None)
-    if not callable(function) or optimizer.name.startswith("_"):
-        return [f"optimizer.name is {unknown(optimizer.name, _optimizers())}"]
-    parameters = inspect.signature(function).parameters
-    if "learning_rate" not in parameters:
-        return [f"optimizer.name is {unknown(optimizer.name, _optimizers())}"]
-    return [
-        f"optimizer.{field} is set but {optimizer.name} does not take it"
-        for field in ("momentum", "nesterov", "b1", "b2")
-        if optimizer[field] is not None and field not in parameters
-    ]
-
-
-def _optimizers() -> list[str]:
-    """The functions of optax that need nothing but a learning rate."""
-    import optax
-
-    names = []
-    for name, function in inspect.getmembers(optax, inspect.isfunction):
-        parameters = list(inspect.signature(function).parameters.values())
-        needed = [
-            p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD
-        ]
-        if needed == ["learning_rate"]:
-            names.append(name)
-    return names
-
-
 def _check_parts(config: ConfigDict) -> list[str]:
-    """Asks the model registry and the data sets whether they know the names."""
-    from cifar_jax import datasets, models
+    """Asks the optimizers, the model registry and the data sets whether they know the names."""
+    from cifar_jax import datasets, models, optim  # only here: they bring JAX
 
-    problems = []
+    problems = optim.find_problems(config.optimizer)
     model = config.model.to_dict()
     for ask in (
         lambda: models.create(model.pop("name"), num_classes=10, **model),
-        lambda: datasets.check_name(config.data.name),
+        lambda: datasets.check_name(config.data.name, config.data.data_dir),
     ):
         try:
             ask()
@@ -186,13 +162,20 @@ def resolve(config: ConfigDict, num_examples: int) -> Durations:
     warmup = steps(config.schedule.warmup_epochs, config.schedule.warmup_steps)
     if warmup >= total and warmup:
         raise UserError(f"the warm-up of {warmup} steps leaves nothing of the {total} steps")
+    if total > _MOST_INT:
+        raise UserError(f"a training of {total} steps is too long: the most is {_MOST_INT}")
+    milestones = tuple(steps(epoch, None) for epoch in config.schedule.milestones)
+    if len(set(milestones)) < len(milestones):
+        raise UserError(
+            f"schedule.milestones {config.schedule.milestones}: two of them fall on one step"
+        )
     return Durations(
         steps_per_epoch=steps_per_epoch,
         total=total,
         warmup=warmup,
         eval_every=steps(config.eval_every_epochs, config.eval_every_steps),
         checkpoint_every=steps(config.checkpoint.every_epochs, config.checkpoint.every_steps),
-        milestones=tuple(steps(epoch, None) for epoch in config.schedule.milestones),
+        milestones=milestones,
     )
 
 

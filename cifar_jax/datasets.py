@@ -18,7 +18,7 @@ import numpy as np
 from cifar_jax import image_cache, prepare, records
 from cifar_jax.errors import UserError
 
-_TESTED = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn_cropped", "digits")
+_EXAMPLES = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn_cropped", "digits")
 _NUM_DIGITS_TEST = 360
 
 
@@ -78,9 +78,12 @@ def load(
     _check_splits(name, splits, known)
     reference = "train" if "train" in known else splits[0]
     loaded = {}
-    for split in dict.fromkeys([reference, *splits]):
-        build = functools.partial(records.decode, source, split)
-        loaded[split] = image_cache.load_or_build(source, name, split, build)
+    try:
+        for split in dict.fromkeys([reference, *splits]):
+            build = functools.partial(records.decode, source, split)
+            loaded[split] = image_cache.load_or_build(source, name, split, build)
+    except OSError as error:
+        raise UserError(f"cannot read {source}: {error}") from error
     return Dataset(
         name=name,
         class_names=loaded[reference].class_names,
@@ -99,9 +102,10 @@ def data_root(data_dir: str | None = None) -> Path:
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     try:
         root = Path(chosen).expanduser().absolute()
-    except RuntimeError as error:
-        raise UserError(f"the data directory {chosen} cannot be found: {error}") from error
-    if "://" in chosen or (root.exists() and not root.is_dir()):
+        usable = "://" not in chosen and (root.is_dir() or not root.exists())
+    except (RuntimeError, OSError) as error:  # no home; no permission
+        raise UserError(f"the data directory {chosen} cannot be used: {error}") from error
+    if not usable:
         raise UserError(f"the data directory {chosen} is not a local folder")
     return root
 
@@ -123,14 +127,14 @@ def check_name(name: str, data_dir: str | None = None) -> None:
 
     known = ["digits", *tfds.list_builders(with_community_datasets=False)]
     base = re.split("[/:]", name)[0]
-    if well_formed and base in known:
+    if well_formed and base in known and base != "digits":
         return
     near = difflib.get_close_matches(base, known, n=3)
-    near.sort(key=lambda other: other not in _TESTED)
+    near.sort(key=lambda other: other not in _EXAMPLES)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(
         f"unknown dataset {name!r}: {hint}Give NAME or NAME/CONFIG of a TFDS set of labelled "
-        f"images of one size; tested are {', '.join(_TESTED)}"
+        f"images of one size, for instance {', '.join(_EXAMPLES)}"
     )
 
 

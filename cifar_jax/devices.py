@@ -19,33 +19,37 @@ from cifar_jax.errors import UserError
 MAX_DEFAULT_CPU_DEVICES = 16
 
 
-def configure(batch_size: int, num_cpu_devices: int | None = None) -> None:
+def configure(batch_size: int | None = None, num_cpu_devices: int | None = None) -> None:
     """Sets JAX up for this process: CPU devices, threads and the persistent compilation cache.
 
     Several single-threaded devices on a CPU are faster than one with several threads. To be called
     before JAX starts its backend; afterwards it changes nothing.
 
     Args:
-      batch_size: images that the devices share evenly.
+      batch_size: images that the devices must share evenly; None: any number of devices will do.
       num_cpu_devices: devices wanted on a CPU; None: JAX_NUM_CPU_DEVICES if that is set, else the
         largest number up to the cores that divides the batch.
     """
-    if num_cpu_devices is None and jax.config.jax_num_cpu_devices < 1:
-        cores = (
-            min(len(os.sched_getaffinity(0)), MAX_DEFAULT_CPU_DEVICES)
-            if hasattr(os, "sched_getaffinity")
-            else min(os.cpu_count() or 1, MAX_DEFAULT_CPU_DEVICES)
-        )
-        num_cpu_devices = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    config: Any = jax.config
+    if num_cpu_devices is None and config.jax_num_cpu_devices < 1:
+        counts = range(1, min(_num_cores(), MAX_DEFAULT_CPU_DEVICES) + 1)
+        num_cpu_devices = max(n for n in counts if batch_size is None or batch_size % n == 0)
     with contextlib.suppress(RuntimeError):  # the backend runs already
         if num_cpu_devices is not None:
             jax.config.update("jax_num_cpu_devices", num_cpu_devices)
     flags = os.environ.get("XLA_FLAGS", "")
-    if jax.config.jax_num_cpu_devices > 1 and "xla_cpu_multi_thread_eigen" not in flags:
+    if config.jax_num_cpu_devices > 1 and "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    if jax.config.jax_compilation_cache_dir is None and (folder := compilation_cache()):
+    if config.jax_compilation_cache_dir is None and (folder := compilation_cache()):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _num_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def compilation_cache() -> Path | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import http.client
 import logging
 import os
 import queue
@@ -16,7 +17,8 @@ from typing import IO, Any
 
 from cifar_jax.errors import UserError
 
-_PATIENCE = 8.0  # seconds without an answer, or without a byte, before giving up
+_ANSWER_SECONDS = 6.0  # to wait for a server's answer, the look-up of its name included
+_STALL_SECONDS = 30.0  # to wait for the next bytes of a download
 _log = logging.getLogger(__name__)
 
 
@@ -55,33 +57,34 @@ def fetch(archive: Archive, path: Path) -> None:
         with open_url(archive.url) as response:
             path.parent.mkdir(parents=True, exist_ok=True)
             _download(archive, response, path)
-    except OSError as error:  # the network's errors and those of the disk
+    except (OSError, http.client.HTTPException) as error:  # of the network or of the disk
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"cannot download {archive.url} ({error}): prepare the set elsewhere and set "
+            f"cannot download {archive.url} ({reason}): prepare the set elsewhere and set "
             f"TFDS_DATA_DIR, or put the archive at {path}, or take --config=configs/digits.py"
         ) from error
 
 
 def open_url(url: str) -> Any:
-    """Opens a URL within the time allowed, looking up the host's name included.
+    """Opens a URL, or gives up within seconds.
 
     Raises:
-      OSError: it cannot be opened (`urllib.error.HTTPError` if the server says so).
+      OSError, HTTPException: it cannot be opened (`urllib.error.HTTPError` if the server says so).
     """
     answers: queue.Queue[Any] = queue.Queue()
 
     def ask() -> None:
         try:
-            answers.put(urllib.request.urlopen(url, timeout=_PATIENCE))
+            answers.put(urllib.request.urlopen(url, timeout=_STALL_SECONDS))
         except Exception as error:
             answers.put(error)
 
     # A name look-up knows no time limit of its own; a daemon thread may be left waiting for it.
     threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = answers.get(timeout=_PATIENCE)
+        answer = answers.get(timeout=_ANSWER_SECONDS)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {_PATIENCE:g} seconds") from None
+        raise TimeoutError(f"no answer within {_ANSWER_SECONDS:g} seconds") from None
     if isinstance(answer, urllib.error.HTTPError):
         answer.close()
     elif isinstance(answer, urllib.error.URLError) and isinstance(answer.reason, OSError):

@@ -1,7 +1,8 @@
 """Operations on one image, on the device: what colour jitter and RandAugment are made of.
 
 An image is [height, width, channels] uint8; those of three channels are red, green, blue. The
-arithmetic is Pillow's, to the grey level, save for the hue, where Pillow loses precision.
+results are Pillow's, save for its rounding errors of one grey level and for the hue, which
+Pillow quantises.
 """
 
 import jax
@@ -20,9 +21,14 @@ def greyscale(image: jax.Array) -> jax.Array:
 
 
 def _extrapolate(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Goes from `degenerate` (factor 0) to `image` (factor 1) and, with larger factors, beyond."""
-    start = degenerate.astype(jnp.float32)
-    mixed = start + factor * (image.astype(jnp.float32) - start)
+    """Goes from `degenerate` (factor 0) to `image` (factor 1) and beyond; factors above 30 are 30.
+
+    In integers, so that no device rounds otherwise: an integer that is meant is not missed, since
+    128 makes up for the rounding of the factor.
+    """
+    start = degenerate.astype(jnp.int32)
+    scale = jnp.round(jnp.minimum(factor, 30) * 2**18).astype(jnp.int32)
+    mixed = (start << 18) + scale * (image.astype(jnp.int32) - start) + 128 >> 18
     return jnp.clip(mixed, 0, 255).astype(jnp.uint8)
 
 

@@ -1,53 +1,87 @@
 """What a run says: lines and a bar on the console, metrics.jsonl, TensorBoard."""
 
+import contextlib
+import errno
 import json
+import logging
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from cifar_jax import workdir as workdir_lib
 
+_log = logging.getLogger(__name__)
+
 
 class Logs:
-    """The log of one run; with `active` False (other hosts) it does nothing."""
+    """The log of one run; with `active` False (other hosts) it does nothing.
+
+    A full disk does not stop a run: lines that find no room are kept and written with a later one.
+    """
 
     def __init__(self, workdir: Path, step: int, tensorboard: bool, active: bool = True):
         """Opens the log at a step: what an earlier start wrote past it is taken back."""
         self._path = workdir / workdir_lib.METRICS
         self._active = active
         self._bar: tqdm | None = None
-        self._writer: SummaryWriter | None = None
-        if not active:
-            return
-        rewind(self._path, step)
-        if tensorboard:
-            folder = str(workdir / "tensorboard")
-            self._writer = SummaryWriter(folder, purge_step=step + 1 if step else None)
+        self._waiting: list[str] = []
+        self._curves = workdir / "tensorboard" if tensorboard else None
+        self._writer: EventsWriter | None = None
+        self._purge_step = step + 1 if step else None
+        if active:
+            rewind(self._path, step)
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
         if self._active:
             self.close_bar()
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                _log.warning("a line could not be printed: %s", error.strerror)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Adds an object with "step" and metrics to metrics.jsonl and to the curves."""
         if not self._active:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps(dict(values)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if self._writer:
-            for name, value in values.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, values["step"])
-            self._writer.flush()
+        self._waiting.append(json.dumps(dict(values)) + "\n")
+        self._append_waiting()
+        if self._curves:
+            try:
+                self._writer = self._writer or self._open_curves(self._curves)
+                for name, value in values.items():
+                    if name != "step" and isinstance(value, int | float):
+                        _add_event(self._writer, step=values["step"], summary=scalar(name, value))
+                self._writer.flush()
+            except OSError as error:
+                _log.warning("curves: step %d is left out: %s", values["step"], error.strerror)
+                self._writer = None
+
+    def _append_waiting(self) -> None:
+        try:
+            _append(self._path, "".join(self._waiting))
+            self._waiting.clear()
+        except OSError as error:
+            _log.warning("%s waits for room: %s", self._path, error.strerror)
+
+    def _open_curves(self, folder: Path) -> EventsWriter:
+        # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and then blocks the run.
+        folder.mkdir(exist_ok=True)
+        writer = EventsWriter(str(folder / "events"))
+        if self._purge_step:
+            start = SessionLog(status=SessionLog.START)
+            _add_event(writer, step=self._purge_step, session_log=start)
+        return writer
 
     def progress(self, epoch: int, done: int, total: int, **metrics: float) -> None:
         """Moves the bar of an epoch, on a terminal only."""
@@ -69,29 +103,53 @@ class Logs:
     def close(self) -> None:
         """Ends the bar and the curves."""
         self.close_bar()
+        if self._waiting:
+            self._append_waiting()
         if self._writer:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()
+
+
+def _add_event(writer: EventsWriter, **fields: Any) -> None:
+    writer.write_event(Event(wall_time=time.time(), **fields))
+
+
+def _append(path: Path, text: str) -> None:
+    """Adds all of a text to a file, or nothing."""
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(text.encode()) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def rewind(path: Path, step: int) -> None:
     """Takes back the lines of a metrics.jsonl past a step, and a last line that is cut off."""
-    if not path.exists():
-        return
-    kept = [line for line in read(path) if line["step"] <= step]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.replace(path)
+    if path.exists():
+        kept = [line for line in read(path) if line["step"] <= step]
+        workdir_lib.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Returns the objects of a metrics.jsonl, without a last line that is cut off."""
+    """Returns the objects of a metrics.jsonl, without a last line that is cut off.
+
+    Any other line that cannot be read is left out with a warning.
+    """
     lines = []
-    for text in path.read_text().splitlines():
+    texts = path.read_bytes().splitlines()
+    for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-        except ValueError:
-            break
-        lines.append(line)
+            if not isinstance(line["step"], int):
+                raise TypeError
+            lines.append(line)
+        except (ValueError, TypeError, KeyError):
+            if number < len(texts):
+                _log.warning("line %d of %s is damaged and left out", number, path)
     return lines
 
 

@@ -16,7 +16,7 @@ class Metrics(metrics.Collection):
     that count; `merge` adds up, `compute` gives the means.
     """
 
-    loss: metrics.Average.from_output("loss")
+    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
     accuracy: metrics.Accuracy
 
 

@@ -8,7 +8,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from cifar_jax.config import Durations
+from cifar_jax.config import Durations, unknown
 
 Schedule = Callable[[Any], Any]
 
@@ -77,3 +77,40 @@ def create_optimizer(optimizer: ConfigDict, schedule: Schedule) -> optax.Gradien
 def is_kernel(params: Any) -> Any:
     """Returns a tree of bools: True for kernels, False for biases and the parameters of norms."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def find_problems(optimizer: ConfigDict) -> list[str]:
+    """Returns what is wrong with the config's `optimizer` in words; nothing is computed."""
+    name = optimizer.name
+    known = [name for name in dir(optax) if _is_optimizer(name)]
+    if name not in known:
+        return [f"optimizer.name is {unknown(name, known)}"]
+    parameters = inspect.signature(getattr(optax, name)).parameters
+    problems = [
+        f"optimizer.{field} is set but {name} does not take it"
+        for field in ("momentum", "nesterov", "b1", "b2")
+        if optimizer[field] is not None and field not in parameters
+    ]
+    if problems:
+        return problems
+    params = {"kernel": jax.ShapeDtypeStruct((2, 2), "float32")}
+    try:
+        rule = create_optimizer(optimizer, lambda step: 1e-3)
+        jax.eval_shape(rule.update, params, jax.eval_shape(rule.init, params), params)
+    except (TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        return [f"optimizer.name is {name!r}, which cannot train like this: {reason}"]
+    return []
+
+
+def _is_optimizer(name: str) -> bool:
+    """Whether it is a function of optax that needs nothing but a learning rate."""
+    function = getattr(optax, name)
+    if not callable(function) or inspect.isclass(function) or name.startswith(("_", "scale_by_")):
+        return False
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:
+        return False
+    needed = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    return "learning_rate" in {p.name for p in parameters} and needed <= {"learning_rate"}

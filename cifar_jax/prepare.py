@@ -4,6 +4,7 @@ What is written has TFDS's own name, version and features, and comes from the ar
 own checksum names, so that a folder prepared here and one prepared by TFDS are read by both.
 """
 
+import http.client
 import io
 import logging
 import sys
@@ -15,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from cifar_jax import records
 from cifar_jax.download import Archive, fetch, open_url
 from cifar_jax.errors import UserError
 from cifar_jax.image_cache import may_write
-from cifar_jax.records import check_features, first_line, import_tensorflow
 
 ARCHIVES = {
     "cifar10": Archive(
@@ -143,15 +144,16 @@ def _read_binary(content: bytes, keys: list[str]) -> Iterator[dict[str, Any]]:
 def _prepare_with_tensorflow(name: str, root: Path) -> Path:
     import tensorflow_datasets as tfds
 
-    import_tensorflow(f"{name} is not prepared in {root}, and preparing it")
+    records.require_tensorflow(f"{name} is not prepared in {root}, and preparing it")
     try:
         builder = tfds.builder(name, data_dir=root)
         urls = list(builder.url_infos or {})
     except Exception as error:  # whatever a builder's own code raises
-        raise UserError(f"TFDS cannot make {name}: {first_line(error)}") from error
-    check_features(name, builder.info.features)
+        raise UserError(f"TFDS cannot make {name}: {records.first_line(error)}") from error
+    records.check_features(name, builder.info.features)
     if urls and not (root / "downloads").exists():
         _check_network(name, urls[0])
+    records.keep_tensorflow_off_accelerators()
     return _build(builder, tfds.download.DownloadConfig(try_download_gcs=False))
 
 
@@ -161,7 +163,7 @@ def _check_network(name: str, url: str) -> None:
         open_url(url).close()
     except urllib.error.HTTPError:
         return  # a server answered: TFDS may know better how to ask
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"cannot download {name} from {url} ({error}): prepare it elsewhere and set "
             "TFDS_DATA_DIR, or take --config=configs/digits.py"
@@ -180,6 +182,6 @@ def _build(builder: Any, config: Any) -> Path:
         builder.download_and_prepare(download_config=config, file_format="array_record")
     except Exception as error:  # a builder's own code, the network, the disk
         if not (folder / "dataset_info.json").is_file():  # no other process was quicker
-            reason = first_line(error)
+            reason = records.first_line(error)
             raise UserError(f"TFDS could not prepare {builder.name}: {reason}") from error
     return folder

@@ -82,8 +82,8 @@ def check_features(name: str, features: Any) -> None:
         raise UserError(f"the images of {name} are not of 8-bit grey or colour pixels")
 
 
-def import_tensorflow(purpose: str) -> None:
-    """Imports TensorFlow and hides the accelerators from it.
+def require_tensorflow(purpose: str) -> None:
+    """Checks that TensorFlow is installed, without importing it.
 
     Args:
       purpose: what it is wanted for, as the subject of "needs TensorFlow".
@@ -96,6 +96,10 @@ def import_tensorflow(purpose: str) -> None:
             f"{purpose} needs TensorFlow: pip install 'cifar_jax[tf]'; or prepare the set "
             "elsewhere by TFDS with file_format='array_record', and set TFDS_DATA_DIR"
         )
+
+
+def keep_tensorflow_off_accelerators() -> None:
+    """Imports TensorFlow and hides the accelerators from it: it would take their memory."""
     import tensorflow as tf
 
     for kind in ("GPU", "TPU"):
@@ -154,7 +158,8 @@ def _read(builder: Any, split: str) -> Iterator[dict[str, Any]]:
     try:
         stored = builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError:  # TFRecord
-        import_tensorflow(f"reading {builder.data_dir}, which is not ArrayRecord,")
+        require_tensorflow(f"reading {builder.data_dir}, which is not ArrayRecord,")
+        keep_tensorflow_off_accelerators()
         yield from tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))
         return
     for start in range(0, len(stored), _READ_AT_ONCE):

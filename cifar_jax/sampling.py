@@ -115,9 +115,11 @@ class Feed:
         sharding = NamedSharding(self._mesh, PartitionSpec(None, "data"))
 
         def stream(array: np.ndarray) -> jax.Array:
-            return jax.make_array_from_callback(
-                (*rows.shape, *array.shape[1:]), sharding, lambda index: array[rows[index[:2]]]
-            )
+            def read(index: Any) -> np.ndarray:
+                return array[rows[index[:2]]]
+
+            shape = (*rows.shape, *array.shape[1:])
+            return jax.make_array_from_callback(shape, sharding, read)
 
         indices = devices.put(self._mesh, rows, PartitionSpec(None, "data"))
         return tuple(stream(array) for array in self._split), indices

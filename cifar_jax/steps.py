@@ -101,7 +101,7 @@ def make_train_step(
     return train_step
 
 
-def compile_train(step: Step, mesh: Mesh, resident: bool) -> Callable[..., Any]:
+def compile_train(step: Step, mesh: Mesh, resident: bool) -> jax.stages.Wrapped:
     """Returns the compiled program
     (state, metrics, data, indices, num_steps, key) -> (state, metrics).
 

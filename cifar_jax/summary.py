@@ -71,8 +71,8 @@ def format_table(rows: Sequence[LayerRow]) -> str:
     for row in rows:
         shape = ", ".join(map(str, row.output_shape[1:]))
         cells.append((f"{row.path} ({row.kind})", f"(batch, {shape})", f"{row.num_variables:,}"))
-    layer, shape, count = (max(map(len, column)) for column in zip(*cells, strict=True))
-    lines = [f"{a:<{layer}}  {b:<{shape}}  {c:>{count}}" for a, b, c in cells]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in cells]
     rule = "-" * len(lines[0])
     total = sum(row.num_variables for row in rows)
     trainable = sum(row.num_trainable for row in rows)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from cifar_jax.errors import UserError
 
@@ -34,23 +34,39 @@ def lock(workdir: Path) -> Iterator[None]:
 
     The kernel lets go of the lock when its process ends, however it ends. The file says who has it;
     what another host left in it counts as a lock too, since a shared file system may not pass
-    locks on.
+    locks on. The folders that were made here go again if nothing was put into them.
 
     Raises:
       UserError: another process holds it, or the folder cannot be written.
     """
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / _LOCK).open("a+")
+        while not (file := _claim(workdir)):
+            pass
     except OSError as error:
         raise UserError(
             f"--workdir {workdir} cannot be written ({error.strerror}): choose another folder"
         ) from error
     with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (workdir / _LOCK).unlink()
+                for path in made:
+                    path.rmdir()
+
+
+def _claim(workdir: Path) -> BinaryIO | None:
+    """Returns the locked file; None where its owner took it away in the meantime."""
+    path = workdir / _LOCK
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("a+b", buffering=0))
         held = False
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             held = True
         owner = _owner(file)
         here = socket.gethostname()
@@ -58,21 +74,20 @@ def lock(workdir: Path) -> Iterator[None]:
             owner = owner or {"host": here, "pid": "(just starting)"}
             words = f"{workdir} is in use by process {owner['pid']} on {owner['host']}"
             if not held:
-                words += f"; if that no longer runs, delete {workdir / _LOCK}"
+                words += f"; if that no longer runs, delete {path}"
             raise UserError(words)
+        if os.fstat(file.fileno()).st_nlink == 0:
+            return None
         file.truncate(0)
-        json.dump({"host": here, "pid": os.getpid()}, file)
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
+        file.write(json.dumps({"host": here, "pid": os.getpid()}).encode())
+        stack.pop_all()
+        return file
 
 
-def _owner(file: TextIO) -> dict[str, Any] | None:
+def _owner(file: BinaryIO) -> dict[str, Any] | None:
     file.seek(0)
     with contextlib.suppress(ValueError):
-        owner = json.load(file)
+        owner = json.loads(file.read())
         if isinstance(owner, dict) and {"host", "pid"} <= owner.keys():
             return owner
     return None
@@ -81,13 +96,15 @@ def _owner(file: TextIO) -> dict[str, Any] | None:
 class Signals:
     """Notes SIGINT and SIGTERM so that a run can end at the next good place.
 
-    The first signal sets `received`; a second one ends the process at once.
+    While there is nothing to save, a signal raises SystemExit. Once `defer` has been called, the
+    first signal sets `received`. A second one always ends the process at once.
     """
 
     EXIT_CODES: Mapping[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._deferred = False
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -99,38 +116,69 @@ class Signals:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
+    def defer(self) -> None:
+        """From now on the run looks at `received` between its steps."""
+        self._deferred = True
+
     def _note(self, number: int, _: object) -> None:
         if self.received is not None:
             os._exit(self.EXIT_CODES[number])
         self.received = number
-        print(
-            f"\n{signal.Signals(number).name}: saving, then stopping", file=sys.stderr, flush=True
-        )
+        words = "saving, then stopping" if self._deferred else "stopped"
+        with contextlib.suppress(OSError):
+            # Not print: the signal may have come in the midst of one.
+            os.write(2, f"\n{signal.Signals(number).name}: {words}\n".encode())
+        if not self._deferred:
+            raise SystemExit(self.EXIT_CODES[number])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that it is either the old one or the whole new one, on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, values: Any) -> None:
     """Writes JSON so that the file is either the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Returns what a JSON file holds.
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object that a JSON file holds.
 
     Raises:
       UserError: there is none, or it cannot be read.
     """
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: is {path.parent} the workdir of a run?") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object")
+    return values
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def versions() -> dict[str, str]:

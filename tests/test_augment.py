@@ -2,6 +2,7 @@
 
 import colorsys
 import functools
+import re
 from types import SimpleNamespace
 
 import hypothesis
@@ -74,13 +75,26 @@ ENHANCERS = {
 
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("name", ENHANCERS)
-def test_enhancing_operations_equal_pillow(name, channels):
-    factors = np.float32([0, 0.01, 0.1, 0.37, 0.5, 0.73, 0.91, 1, 1.09, 1.27, 1.6, 1.9, 1.99])
+def test_enhancing_operations_equal_pillow_up_to_its_rounding(name, channels):
+    factors = 1 + np.linspace(-0.99, 0.99, 31, dtype=np.float32)
     images = np.repeat(sample_images(channels), len(factors), axis=0)
     factors = np.tile(factors, len(sample_images()))
-    result = on_batch(getattr(image_ops, name))(images, factors)
+    result = np.asarray(on_batch(getattr(image_ops, name))(images, factors))
     expected = with_pillow(lambda x, f: ENHANCERS[name](x).enhance(float(f)), images, factors)
-    np.testing.assert_array_equal(result, expected)
+    # Pillow cuts off a float that may lie just below the integer that is meant.
+    assert np.abs(result.astype(int) - expected).max() <= 1
+    assert np.mean(result != expected) < 0.02
+
+
+def test_enhancing_is_exact_where_factors_are_hundredths():
+    hundredths = np.arange(0, 200, 3)
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    images = np.broadcast_to(image, (len(hundredths), *image.shape))
+    result = on_batch(image_ops.brightness)(images, np.float32(hundredths / 100))
+    expected = images.astype(int) * hundredths[:, None, None, None] // 100
+    np.testing.assert_array_equal(result, np.minimum(expected, 255))
+    largest = on_batch(image_ops.brightness)(images[:2], np.float32([30, 1e6]))
+    np.testing.assert_array_equal(largest, np.minimum(images[:2].astype(int) * 30, 255))
 
 
 @pytest.mark.parametrize("channels", [3, 1])
@@ -260,11 +274,16 @@ def test_brightness_factors_fill_their_interval():
 def test_jitter_is_its_parts_in_order():
     images, key = sample_images(), jax.random.key(4)
     strengths = (0.4, 0.3, 0.5, 0.2)
-    result = augment.color_jitter(key, images, *strengths)
-    step = images
-    for i in range(4):
-        alone = tuple(s if i == j else 0 for j, s in enumerate(strengths))
-        step = augment.color_jitter(key, step, *alone)
+
+    @jax.jit
+    def both_ways(key, images):
+        step = images
+        for i in range(4):
+            alone = tuple(s if i == j else 0 for j, s in enumerate(strengths))
+            step = augment.color_jitter(key, step, *alone)
+        return augment.color_jitter(key, images, *strengths), step
+
+    result, step = both_ways(key, images)
     np.testing.assert_array_equal(result, step)
     assert (np.asarray(result) != images).mean() > 0.5
 
@@ -297,7 +316,9 @@ def test_each_operation_equals_pillow_at_its_strength(wide, place):
     for i, (operation, sign) in enumerate(zip(operations, signs, strict=True)):
         expected = by_hand(image, names[operation], place / 30, 1 - 2 * sign, wide)
         difference = np.abs(result[i].astype(int) - np.asarray(expected))
-        assert (difference.max(), names[operation]) <= (names[operation] == "autocontrast", "z")
+        rounded = names[operation] == "autocontrast" or names[operation] in ENHANCERS
+        assert difference.max() <= rounded, names[operation]
+        assert np.mean(difference > 0) < 0.01, names[operation]
 
 
 def test_draws_are_uniform_over_operations_strengths_and_directions(monkeypatch):
@@ -367,11 +388,13 @@ def test_cutmix_pastes_one_rectangle_and_weighs_by_area(seed):
 
 def test_weights_follow_the_beta_distribution():
     keys = jax.random.split(jax.random.key(7), 2000)
-    weights = np.asarray(jax.vmap(lambda k: augment._mixup_weights(k, 0.2, 1, 1)[0, 0])(keys))
+    weights = np.asarray(on_batch(lambda key: augment._draw_share(key, 0.2))(keys))
     # Beta(a, a) has the mean 1/2 and the variance 1 / (4 (2a + 1)).
     assert abs(weights.mean() - 0.5) < 0.05
     assert abs(weights.var() - 1 / (4 * 1.4)) < 0.02
-    masks = np.asarray(jax.vmap(lambda k: augment._cutmix_weights(k, 1.0, 32, 32))(keys))
+    shares = np.random.default_rng(0).uniform(size=len(keys))
+    outside = functools.partial(augment._outside_rectangle, height=32, width=32)
+    masks = np.asarray(on_batch(outside)(keys, shares))[..., 0]
     uncut = masks[(masks[:, 0] == 1).all(-1) & (masks[:, -1] == 1).all(-1)]
     uncut = uncut[(uncut[:, :, 0] == 1).all(-1) & (uncut[:, :, -1] == 1).all(-1)]
     sides = (uncut == 0).any(axis=2).sum(axis=1), (uncut == 0).any(axis=1).sum(axis=1)
@@ -384,15 +407,14 @@ def test_mix_draws_between_both_and_keeps_dtypes():
     targets = np.eye(4, dtype=np.float32)
     both = options(mixup_alpha=1.0, cutmix_alpha=1.0)
 
-    def pasted(key):
-        mixed, soft = augment.mix(key, images, targets, both)
-        return jnp.all((mixed == images) | (mixed == images[::-1])), soft.sum(axis=1)
-
-    found, totals = jax.jit(jax.vmap(pasted))(jax.random.split(jax.random.key(8), 400))
-    assert abs(np.mean(found) - 0.5) < 0.12
+    mix = jax.jit(lambda key: augment.mix(key, images, targets, both))
+    drawn = [mix(key) for key in jax.random.split(jax.random.key(8), 100)]
+    found = [np.all((x == images) | (x == images[::-1])) for x, _ in drawn]
+    assert abs(np.mean(found) - 0.5) < 0.2
+    totals = np.stack([np.sum(soft, axis=1) for _, soft in drawn])
     np.testing.assert_allclose(totals, 1, atol=1e-6)
     half = jnp.asarray(images, jnp.bfloat16)
-    mixed, soft = augment.mix(jax.random.key(0), half, jnp.asarray(targets), both)
+    mixed, soft = jax.eval_shape(lambda x: augment.mix(jax.random.key(0), x, targets, both), half)
     assert (mixed.dtype, soft.dtype) == (jnp.bfloat16, jnp.float32)
     same, _ = augment.mix(jax.random.key(0), half, targets, options())
     assert same is half
@@ -411,44 +433,37 @@ def test_normalize_equals_numpy():
 # The composition.
 
 ALL = {
-    **dict(flip=True, crop_padding=4, cutout=8, rand_augment_ops=2, trivial_augment=True),
+    **{"flip": True, "crop_padding": 4, "cutout": 8, "rand_augment_ops": 2},
     **dict.fromkeys(("brightness", "contrast", "saturation"), 0.4),
-    **dict(hue=0.1, mixup_alpha=0.2, cutmix_alpha=1.0),
+    **{"hue": 0.1, "mixup_alpha": 0.2, "cutmix_alpha": 1.0},
 }
 
 
 @functools.cache
-def compile_all(num_devices, channels=3):
+def compile_all(num_devices):
     devices = jax.devices()[:num_devices]
     mesh = jax.make_mesh((num_devices,), ("data",), (AxisType.Auto,), devices=devices)
     split = NamedSharding(mesh, PartitionSpec("data"))
     whole = NamedSharding(mesh, PartitionSpec())
     chosen = options(**ALL)
 
-    def one_by_one(key, images):
-        return augment.apply(key, images, chosen, FILL[:channels])
-
-    def together(key, images):
-        means = (0.5,) * channels
+    def augment_and_mix(key, images):
         targets = jnp.eye(10)[jnp.arange(len(images)) % 10]
-        images = augment.normalize(images, means, means, jnp.float32)
-        return augment.mix(key, images, targets, chosen)
+        images = augment.apply(key, images, chosen, FILL)
+        floats = augment.normalize(images, (0.5,) * 3, (0.5,) * 3, jnp.float32)
+        return images, *augment.mix(key, floats, targets, chosen)
 
-    shape = jax.ShapeDtypeStruct((8, 16, 16, channels), jnp.uint8)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    jitted = (
-        jax.jit(f, in_shardings=(whole, split), out_shardings=split) for f in (one_by_one, together)
-    )
+    jitted = jax.jit(augment_and_mix, in_shardings=(whole, split), out_shardings=split)
+    shape = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.uint8)
     with jax.set_mesh(mesh):
-        return tuple(f.lower(key, shape).compile() for f in jitted), (whole, split)
+        program = jitted.lower(jax.eval_shape(lambda: jax.random.key(0)), shape).compile()
+    return program, (whole, split)
 
 
-def run_all(num_devices, seed, channels=3):
-    programs, shardings = compile_all(num_devices, channels)
-    images = noise(8, 16, 16, channels)
-    key, images = map(jax.device_put, (jax.random.key(seed), images), shardings)
-    augmented = programs[0](key, images)
-    return [np.asarray(x) for x in (augmented, *programs[1](key, augmented))]
+def run_all(num_devices, seed):
+    program, shardings = compile_all(num_devices)
+    key, images = map(jax.device_put, (jax.random.key(seed), noise(8, 16, 16)), shardings)
+    return [np.asarray(x) for x in program(key, images)]
 
 
 def test_one_and_two_devices_give_the_same():
@@ -459,11 +474,10 @@ def test_one_and_two_devices_give_the_same():
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_devices_exchange_nothing_for_single_images():
-    (alone, together), _ = compile_all(2)
-    exchanges = ("all-gather", "all-reduce", "collective-permute", "all-to-all")
-    assert not [name for name in exchanges if name in alone.as_text()]
-    assert [name for name in exchanges if name in together.as_text()] == ["collective-permute"]
+def test_devices_exchange_nothing_but_the_partners_to_mix_with():
+    text = compile_all(2)[0].as_text()
+    assert not [x for x in ("all-gather", "all-reduce", "all-to-all") if x in text]
+    assert 1 <= len(re.findall(r" collective-permute(-start)?\(", text)) <= 2
 
 
 def test_the_key_decides():
@@ -474,16 +488,24 @@ def test_the_key_decides():
 
 
 def test_one_channel():
-    augmented, mixed, targets = run_all(1, 0, channels=1)
-    assert augmented.shape == mixed.shape == (8, 16, 16, 1)
-    np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
+    chosen = options(**ALL | {"rand_augment_ops": 0, "trivial_augment": True})
+    images = noise(8, 16, 16, channels=1)
+    result = jax.jit(lambda k, x: augment.apply(k, x, chosen, (99,)))(jax.random.key(0), images)
+    assert result.shape == images.shape
+    assert result.dtype == np.uint8
+    assert np.mean(np.asarray(result) != images) > 0.5
 
 
 def test_apply_is_its_parts_and_off_is_nothing():
     images, key = noise(8, 16, 16), jax.random.key(9)
     assert augment.apply(key, images, options(), FILL) is images
-    step = augment.apply(key, images, options(flip=True), FILL)
-    step = augment.apply(key, step, options(crop_padding=4), FILL)
-    step = augment.apply(key, step, options(cutout=6), FILL)
-    whole = augment.apply(key, images, options(flip=True, crop_padding=4, cutout=6), FILL)
-    np.testing.assert_array_equal(whole, step)
+    parts = {"flip": True, "crop_padding": 4, "cutout": 6}
+
+    @jax.jit
+    def both_ways(key, images):
+        step = images
+        for name, value in parts.items():
+            step = augment.apply(key, step, options(**{name: value}), FILL)
+        return augment.apply(key, images, options(**parts), FILL), step
+
+    np.testing.assert_array_equal(*both_ways(key, images))

@@ -13,8 +13,9 @@ import pytest
 from cifar_jax import models, summary
 
 torch = pytest.importorskip("torch")
-import torch_models  # noqa: E402
 from torch import nn  # noqa: E402
+
+from tests import torch_models  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -1,58 +1,23 @@
 """CIFAR from its archive to a TFDS folder: over HTTP on the loopback, and all that can go wrong."""
 
-import contextlib
-import http.server
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-import tiny_cifar
 
-from cifar_jax import datasets, download, prepare
+from cifar_jax import datasets, prepare
 from cifar_jax.errors import UserError
+from tests import tiny_cifar
+from tests.loopback import serving, unanswered_port
 
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 REAL_DATA = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-
-
-@contextlib.contextmanager
-def serving(content, status=200, length=None, stall=False):
-    """Serves one answer at every path; yields the address of the server and a list of requests."""
-    requests, over = [], threading.Event()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            requests.append(self.path)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content) if length is None else length))
-            self.end_headers()
-            self.wfile.write(content)
-            if stall:
-                over.wait(20)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", requests
-    finally:
-        over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def files_below(root):
@@ -176,50 +141,6 @@ def test_a_wrong_file_in_the_manual_directory_is_named_and_kept(tmp_path):
     assert files_below(tmp_path) == ["downloads/manual/cifar-10-binary.tar.gz"]
 
 
-def unanswered_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-@pytest.mark.parametrize("kind", ["refused", "no such host", "404"])
-def test_no_network_names_the_ways_out(tmp_path, kind):
-    with serving(b"", status=404) as (address, _):
-        url = {
-            "refused": f"http://127.0.0.1:{unanswered_port()}/cifar-10-binary.tar.gz",
-            "no such host": "http://nowhere.invalid/cifar-10-binary.tar.gz",
-            "404": f"{address}/cifar-10-binary.tar.gz",
-        }[kind]
-        archive = tiny_cifar.describe(b"", url)
-        started = time.monotonic()
-        with pytest.raises(UserError) as caught:
-            prepare.prepare_cifar("cifar10", tmp_path / "data", archive)
-    assert time.monotonic() - started < 10
-    message = str(caught.value)
-    assert "\n" not in message
-    manual = str(tmp_path / "data/downloads/manual/cifar-10-binary.tar.gz")
-    for way in (url, "TFDS_DATA_DIR", manual, "--config=configs/digits.py"):
-        assert way in message
-    assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize("stall", ["before the headers", "in the body"])
-def test_a_silent_server_is_given_up(tmp_path, monkeypatch, stall):
-    monkeypatch.setattr(download, "_PATIENCE", 0.3)
-    with contextlib.ExitStack() as stack:
-        if stall == "in the body":
-            address, _ = stack.enter_context(serving(b"x" * 100, length=1000, stall=True))
-        else:
-            silent = stack.enter_context(socket.socket())
-            silent.bind(("127.0.0.1", 0))
-            silent.listen()
-            address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        archive = tiny_cifar.describe(b"y" * 1000, f"{address}/cifar-10-binary.tar.gz")
-        with pytest.raises(UserError, match="cannot download"):
-            prepare.prepare_cifar("cifar10", tmp_path, archive)
-    assert files_below(tmp_path) == []
-
-
 def test_a_read_only_directory_is_left_alone(tmp_path):
     tmp_path.chmod(0o555)
     try:
@@ -248,16 +169,18 @@ def test_a_failed_preparation_leaves_no_folder_behind(tmp_path):
 
 
 def test_two_processes_may_prepare_at_once(tmp_path):
-    program = "import sys, pathlib, tiny_cifar; from cifar_jax import prepare; " + (
-        "prepare.prepare_cifar('cifar10', pathlib.Path(sys.argv[1]), "
-        "tiny_cifar.describe(tiny_cifar.cifar10_archive(), sys.argv[2]))"
+    program = (
+        "import sys, pathlib; from cifar_jax import prepare; from tests import tiny_cifar; "
+        + (
+            "prepare.prepare_cifar('cifar10', pathlib.Path(sys.argv[1]), "
+            "tiny_cifar.describe(tiny_cifar.cifar10_archive(), sys.argv[2]))"
+        )
     )
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     content = tiny_cifar.cifar10_archive()
     with serving(content) as (address, _):
         url = f"{address}/cifar-10-binary.tar.gz"
         command = [sys.executable, "-c", program, str(tmp_path), url]
-        environment = {**os.environ, "PYTHONPATH": path}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
         pipe = subprocess.PIPE
         started = [
             subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe) for _ in range(2)
@@ -295,3 +218,51 @@ def test_tensorflow_and_this_package_read_each_others_folders(tmp_path, monkeypa
         if file_format == "array_record":  # even the order is the same
             np.testing.assert_array_equal(loaded.images, read["image"])
             np.testing.assert_array_equal(loaded.labels, read["label"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TENSORFLOW, reason="TensorFlow is not installed")
+def test_other_sets_are_prepared_with_tensorflow(tmp_path, monkeypatch):
+    grey = np.arange(6, dtype=np.uint8).reshape(1, 2, 3, 1) * np.ones((4, 1, 1, 1), np.uint8)
+    grey[:, 0, 0, 0] = 100 + np.arange(4)
+
+    class TinyGrey(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        url_infos = None
+
+        def _info(self):
+            image = tfds.features.Image(shape=(2, 3, 1))
+            label = tfds.features.ClassLabel(num_classes=4)
+            features = tfds.features.FeaturesDict({"image": image, "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for index, image in enumerate(grey):
+                yield index, {"image": image, "label": index}
+
+    with monkeypatch.context() as patch:
+        info = tfds.core.download.checksums.UrlInfo(tfds.core.utils.Size(1), "0", None)
+        url = f"http://127.0.0.1:{unanswered_port()}/grey.zip"
+        patch.setattr(TinyGrey, "url_infos", {url: info})
+        with pytest.raises(UserError, match=f"cannot download tiny_grey from {url}.*TFDS_DATA_DIR"):
+            datasets.load("tiny_grey", str(tmp_path))
+        assert list(tmp_path.iterdir()) == []
+    loaded = datasets.load("tiny_grey", str(tmp_path))
+    for images, labels in loaded.splits.values():
+        np.testing.assert_array_equal(images, grey[labels])
+        assert sorted(labels) == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TENSORFLOW, reason="TensorFlow is not installed")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("imdb_reviews", "not an image classification set"), ("cats_vs_dogs", "differ in size")],
+)
+def test_sets_of_another_kind_are_refused_before_they_are_downloaded(tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
+        datasets.load(name, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

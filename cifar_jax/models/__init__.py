@@ -54,12 +54,12 @@ def create(name: str, num_classes: int, dtype: Any = jnp.float32, **options: Any
         if isinstance(value, list):
             options[option] = tuple(value)
         _check(f"model {name}: {option}", options[option], defaults[option])
-    return MODELS[name](num_classes=num_classes, dtype=dtype, **options)  # type: ignore[call-arg]
+    return MODELS[name](num_classes=num_classes, dtype=dtype, **options)
 
 
 def default_options(name: str) -> dict[str, Any]:
     """The options of the model called `name` with their default values."""
-    fields = dataclasses.fields(MODELS[name])  # type: ignore[arg-type]
+    fields = dataclasses.fields(MODELS[name])
     return {field.name: field.default for field in fields if field.name not in _NOT_OPTIONS}
 
 

@@ -1,0 +1,151 @@
+"""The worker of this project: its own models, state, feed and programs, as `main.py` trains.
+
+As many CPU devices as `devices.configure` chooses, the images resident as uint8, the steps in one
+compiled loop; no augmentation.
+"""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import protocol
+from flax import linen as nn
+
+from cifar_jax import config as config_lib
+from cifar_jax import datasets, devices, scores, metrics, sampling, state, steps, summary
+from cifar_jax import workdir as workdir_lib
+from configs import default
+
+OPTIONS: dict[str, dict[str, Any]] = {"resnet": {"depth": 20}}
+WITHOUT_DROPOUT = {
+    "simple_cnn": {"dropout_rate": 0.0},
+    "vgg_bn": {"dropout_rate": 0.0, "dense_dropout_rate": 0.0},
+}
+
+
+def make_config(model: str, batch_size: int, **options: Any) -> Any:
+    config = default.get_config()
+    config.batch_size = batch_size
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = protocol.LEARNING_RATE
+    config.optimizer.momentum = protocol.MOMENTUM
+    with config.unlocked():
+        config.model = {"name": model} | OPTIONS.get(model, {}) | options
+    config_lib.check(config)
+    return config
+
+
+class Training:
+    """A run without a workdir: the state on the devices and the program that trains it."""
+
+    def __init__(self, config: Any, images: np.ndarray, labels: np.ndarray):
+        self.split = datasets.Split(images, labels)
+        channels = images.shape[-1]
+        self.mean, self.std = (protocol.MEAN,) * channels, (protocol.STD,) * channels
+        durations = config_lib.resolve(config, len(labels))
+        self.mesh = devices.make_mesh(config.batch_size)
+        self.model = state.create_model(config, protocol.NUM_CLASSES)
+        self.key = devices.replicate(self.mesh, jax.random.key(0))
+        self.step = 0
+        with devices.use_mesh(self.mesh):
+            create = state.make_init(config, durations, self.model, images.shape[1:])
+            self.state = devices.replicate(self.mesh, jax.jit(create)(jax.random.key(0)))
+            self.feed = sampling.Feed(self.split, self.mesh, 0, config.batch_size, resident=True)
+            optimizer = state.create_optimizer(config, durations)
+            step = steps.make_train_step(self.model, optimizer, config, self.mean, self.std)
+            self.program = steps.compile_train(step, self.mesh, resident=True)
+
+    def train(self, num_steps: int) -> dict[str, float]:
+        """Makes steps in calls of an epoch at most; returns the mean loss and accuracy."""
+        with devices.use_mesh(self.mesh):
+            sums = devices.replicate(self.mesh, metrics.from_sums({}))
+            last = self.step + num_steps
+            while self.step < last:
+                number = min(self.feed.capacity, last - self.step)
+                data, indices = self.feed(self.step, number)
+                self.state, sums = self.program(self.state, sums, data, indices, number, self.key)
+                self.step += number
+            return metrics.means(metrics.to_sums(jax.device_get(sums)))
+
+
+def prepare(model: str, batch_size: int) -> protocol.Runner:
+    config = make_config(model, batch_size)
+    training = Training(config, *protocol.make_data(model))
+    predict = steps.compile_predict(training.model, training.mesh, training.mean, training.std)
+    # Evaluation goes in calls of one shape: about ten of these make a split.
+    batches_per_call = max(1, protocol.NUM_EXAMPLES // batch_size // 10)
+    images = training.split.images[: batches_per_call * batch_size]
+
+    def train(num_steps: int) -> float:
+        begun = time.perf_counter()
+        training.train(num_steps)
+        return time.perf_counter() - begun
+
+    def infer(num_batches: int) -> float:
+        num_calls = -(-num_batches // batches_per_call)
+        begun = time.perf_counter()
+        with devices.use_mesh(training.mesh):
+            for _ in range(num_calls):
+                scores.predict_logits(
+                    predict, training.state.variables(), images, batch_size, training.mesh
+                )
+        seconds = time.perf_counter() - begun
+        return seconds * num_batches / (num_calls * batches_per_call)
+
+    return protocol.Runner(train, infer)
+
+
+def get_layer(tree: Any, path: str) -> Any:
+    for name in path.split("/"):
+        tree = tree.get(name, {})
+    return tree
+
+
+def put_layers(model: nn.Module, tree: Any, layers: protocol.Variables, shape: Any) -> Any:
+    """Returns the collection `tree` with the arrays of `layers`, matched in the order of calls."""
+    tree = jax.tree.map(np.asarray, tree)
+    rows = summary.layer_table(model, shape)
+    for row, layer in zip(rows, layers, strict=True):
+        own = get_layer(tree, row.path)
+        own.update({name: array for name, array in layer.items() if name in own})
+    return tree
+
+
+def describe(model: str) -> list[dict[str, list[int]]]:
+    """Returns for each layer, in the order of calls, name -> shape."""
+    shape = protocol.image_shape(model)
+    module = state.create_model(make_config(model, 2), protocol.NUM_CLASSES)
+    tree = jax.eval_shape(state.make_variables(module, shape), jax.random.key(0))
+    layers = []
+    for row in summary.layer_table(module, shape):
+        parts = [get_layer(tree[name], row.path) for name in tree]
+        layers.append({name: list(leaf.shape) for part in parts for name, leaf in part.items()})
+    return layers
+
+
+def compute_losses(model: str, case: protocol.Case) -> dict[str, Any]:
+    config = make_config(model, len(case.labels), **WITHOUT_DROPOUT.get(model, {}))
+    training = Training(config, case.images, case.labels)
+    shape = case.images.shape[1:]
+    params, batch_stats = (
+        put_layers(training.model, tree, case.layers, shape)
+        for tree in (training.state.params, training.state.batch_stats)
+    )
+    fresh = training.state.replace(params=params, batch_stats=batch_stats)
+    training.state = devices.replicate(training.mesh, fresh)
+    trainable, moving = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, batch_stats)
+    )
+    losses = [training.train(1)["loss"] for _ in range(3)]
+    return {"parameters": trainable, "variables": trainable + moving, "losses": losses}
+
+
+if __name__ == "__main__":
+    devices.configure(batch_size=32)
+    found = workdir_lib.versions()
+    versions = {name: found[name] for name in ("python", "jax", "jaxlib", "flax")}
+    protocol.serve(
+        protocol.timing_handlers(prepare, compute_losses) | {"describe": describe},
+        versions | {"devices": devices.describe()},
+    )

@@ -1,0 +1,270 @@
+"""Images per second in training and inference: this project beside stock JAX, Keras and PyTorch.
+
+  python benchmarks/step_time.py --jax-python=... --keras-python=... --torch-python=...
+
+Each framework lives in a process of its own, started by the interpreter that is given for it
+(stock JAX by this one where none is given); a framework that is not there is skipped. They take
+turns, round by round, so that what else happens on the machine meets all of them. First it is
+checked that all compute the same: equal numbers of parameters, and equal losses in three training
+steps from equal weights. Everything is float32 on the processor, trained by SGD with momentum.
+
+Writes a JSON file and the README's table.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from workers import PEERS, ROOT, Worker, WorkerError
+
+sys.path[:0] = [str(ROOT), str(PEERS)]
+import protocol
+
+from cifar_jax import workdir as workdir_lib
+
+MODELS = ("simple_cnn", "vgg_bn", "resnet", "speedrun", "mlp")
+BATCH_SIZES = (128, 32, 512)
+# Relative; of the first loss, and of the two after one and two steps.
+TOLERANCES = (1e-4, 1e-3, 1e-3)
+# Compiling takes PyTorch about half a minute: where it gains less than this with the first batch
+# size, it is left out with the others.
+WORTH_COMPILING = 1.03
+
+
+class Framework(NamedTuple):
+    """How a framework is started: the option with its interpreter, and its program."""
+
+    option: str
+    arguments: list[str]
+
+
+FRAMEWORKS = {
+    "ours": Framework("", ["ours.py"]),
+    "jax": Framework("jax_python", ["stock_jax.py"]),
+    "keras": Framework("keras_python", ["keras_tf.py"]),
+    "pytorch": Framework("torch_python", ["pytorch.py", "eager"]),
+    "pytorch_compiled": Framework("torch_python", ["pytorch.py", "compiled"]),
+}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jax-python", default=sys.executable, help="has jax, flax and optax")
+    parser.add_argument("--keras-python", help="has keras and tensorflow")
+    parser.add_argument("--torch-python", help="has torch")
+    parser.add_argument("--models", default=",".join(MODELS), help="separated by commas")
+    parser.add_argument("--batches", default=",".join(map(str, BATCH_SIZES)), help="likewise")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.8, help="about the length of a turn")
+    parser.add_argument("--output", type=Path, help="default: results/bench_step_time.json")
+    parser.add_argument(
+        "--quick", action="store_true", help="try it out: this project, stock JAX, mlp, one round"
+    )
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.keras_python = options.torch_python = None
+        options.models, options.batches, options.rounds, options.seconds = "mlp", "32", 1, 0.1
+    elif options.output is None:
+        options.output = ROOT / "results" / "bench_step_time.json"
+    options.models = options.models.split(",")
+    options.batches = [int(size) for size in options.batches.split(",")]
+    for model in options.models:
+        if model not in MODELS:
+            parser.error(f"unknown model {model!r}: choose from {', '.join(MODELS)}")
+    return options
+
+
+def start(options: argparse.Namespace) -> tuple[dict[str, Worker], dict[str, str]]:
+    """Returns the workers by name, and why the others were skipped."""
+    workers, skipped = {}, {}
+    for name, framework in FRAMEWORKS.items():
+        python = getattr(options, framework.option) if framework.option else sys.executable
+        if python is None:
+            skipped[name] = f"no --{framework.option.replace('_', '-')}"
+        else:
+            try:
+                workers[name] = Worker(name, python, framework.arguments)
+            except WorkerError as error:
+                skipped[name] = str(error)
+        if name in skipped:
+            print(f"skipping {name}: {skipped[name]}", flush=True)
+        else:
+            print(f"{name}: {workers[name].versions}", flush=True)
+    return workers, skipped
+
+
+def draw_case(layers: list[dict[str, list[int]]], model: str) -> protocol.Case:
+    """Returns random weights of these shapes, and a batch of eight images."""
+    generator = np.random.default_rng(2)
+
+    def draw(name: str, shape: list[int]) -> np.ndarray:
+        if name in ("scale", "var"):
+            array = generator.uniform(0.5, 1.5, shape)
+        elif name == "kernel":
+            array = generator.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape)
+        else:
+            array = generator.normal(0, 0.1, shape)
+        return array.astype(np.float32)
+
+    weights = [{name: draw(name, shape) for name, shape in layer.items()} for layer in layers]
+    images, labels = protocol.make_data(model)
+    return protocol.Case(weights, images[:8], labels[:8])
+
+
+def check(workers: dict[str, Worker], model: str) -> dict[str, Any]:
+    """Returns what every framework computes from the same weights.
+
+    Raises:
+      WorkerError: two of them differ, so their speeds cannot be compared.
+    """
+    case = draw_case(workers["ours"].ask("describe", model=model), model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "case.npz")
+        protocol.write_case(path, case)
+        found = {
+            name: worker.ask("check", model=model, path=path)
+            for name, worker in workers.items()
+            if name != "pytorch_compiled"  # the same model as "pytorch"
+        }
+    return {"model": model, **compare(model, found)}
+
+
+def compare(model: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the numbers of parameters, the losses, and their largest relative differences."""
+    for count in ("parameters", "variables"):
+        counts = {name: result[count] for name, result in found.items()}
+        if len(set(counts.values())) > 1:
+            raise WorkerError(f"{model}: the numbers of {count} differ: {counts}")
+    losses = {name: result["losses"] for name, result in found.items()}
+    ours = losses["ours"]
+    differences = [
+        max(abs(theirs[step] - own) / abs(own) for theirs in losses.values())
+        for step, own in enumerate(ours)
+    ]
+    # Written so that a NaN fails too.
+    if not all(have <= most for have, most in zip(differences, TOLERANCES, strict=True)):
+        raise WorkerError(f"{model}: the losses from equal weights differ: {losses}")
+    counts = {count: found["ours"][count] for count in ("parameters", "variables")}
+    return {**counts, "losses": losses, "differences": differences}
+
+
+def measure(
+    workers: dict[str, Worker], model: str, batch_size: int, rounds: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Lets the frameworks take turns; returns a row for each and for training and inference."""
+    rates: dict[tuple[str, str], list[float]] = {}
+    for worker in workers.values():
+        worker.ask("prepare", model=model, batch_size=batch_size)
+    for what in protocol.Runner._fields:
+        for number in range(rounds):
+            names = list(workers)
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                rate = workers[name].ask("measure", what=what, seconds=seconds)
+                rates.setdefault((name, what), []).append(rate)
+    return [
+        {
+            "model": model,
+            "batch_size": batch_size,
+            "framework": name,
+            "what": what,
+            "images_per_second": statistics.median(values),
+            "rounds": [round(value, 1) for value in values],
+        }
+        for (name, what), values in rates.items()
+    ]
+
+
+def compiling_pays(rows: list[dict[str, Any]], model: str) -> bool:
+    """Whether the compiled PyTorch was faster, in what was measured of this model so far."""
+    rates = {
+        (row["framework"], row["what"], row["batch_size"]): row["images_per_second"]
+        for row in rows
+        if row["model"] == model
+    }
+    return not rates or any(
+        rates.get(("pytorch_compiled", what, batch_size), 0) > WORTH_COMPILING * rate
+        for (name, what, batch_size), rate in rates.items()
+        if name == "pytorch"
+    )
+
+
+def run(options: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, Any]:
+    """Checks and measures everything that was asked for."""
+    begun = time.monotonic()
+    checks = []
+    for model in options.models:
+        checks.append(check(workers, model))
+        worst = max(checks[-1]["differences"])
+        print(f"{model}: {checks[-1]['variables']:,} numbers, losses within {worst:.1e}")
+    rows: list[dict[str, Any]] = []
+    for model in options.models:
+        for batch_size in options.batches:
+            wanted = dict(workers)
+            if not compiling_pays(rows, model):
+                wanted.pop("pytorch_compiled", None)
+            new = measure(wanted, model, batch_size, options.rounds, options.seconds)
+            rows += new
+            for what in protocol.Runner._fields:
+                rates = [
+                    f"{row['framework']} {row['images_per_second']:.0f}"
+                    for row in new
+                    if row["what"] == what
+                ]
+                words = f"{model} {batch_size} {what}: {', '.join(rates)} images/s"
+                print(f"{words}  ({time.monotonic() - begun:.0f} s)", flush=True)
+    taken = time.monotonic() - begun
+    return {
+        "checks": checks,
+        "measurements": rows,
+        "wall_seconds": round(taken, 1),
+        # If a worker had kept a core busy while another one was measured, it would show here.
+        "idle_cores": {name: round(w.idle_cpu_seconds / taken, 3) for name, w in workers.items()},
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Runs the benchmark; returns the exit code."""
+    options = parse(argv)
+    workers, skipped = start(options)
+    try:
+        if "ours" not in workers:
+            raise WorkerError(f"this project does not start: {skipped['ours']}")
+        measured = run(options, workers)
+    except WorkerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        for worker in workers.values():
+            worker.close()
+    if options.output is None:
+        return 0
+    machine = workdir_lib.environment()
+    result = {
+        "name": options.output.stem,
+        "hardware": f"{machine['cores']} cores of {machine['processor']}",
+        "commit": machine["commit"],
+        "versions": {name: worker.versions for name, worker in workers.items()},
+        "skipped": skipped,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        **measured,
+    }
+    workdir_lib.write_json(options.output, result)
+    print(f"wrote {options.output}")
+    if options.output.parent == ROOT / "results":
+        subprocess.run([sys.executable, str(ROOT / "results" / "tables.py")], check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

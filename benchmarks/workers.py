@@ -1,0 +1,107 @@
+"""Starts the workers of `peers/` and talks to them."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = Path(__file__).resolve().parent / "peers"
+
+# What would change how a framework behaves, had the user set it for something else.
+_FORGOTTEN = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class WorkerError(Exception):
+    """A worker could not do what it was asked, in one line."""
+
+
+class Worker:
+    """A process that measures one framework; it sleeps between its requests.
+
+    Attributes:
+      name: of the framework.
+      versions: what it said at its start.
+      idle_cpu_seconds: processor time that it used between its requests.
+    """
+
+    def __init__(self, name: str, python: str, arguments: list[str]):
+        """Starts the process and waits until it is ready.
+
+        Args:
+          name: of the framework.
+          python: an interpreter that has it.
+          arguments: the program, a file of `peers/`, and its own arguments.
+
+        Raises:
+          WorkerError: the framework cannot be imported there, or there is no such interpreter.
+        """
+        self.name = name
+        self.idle_cpu_seconds = 0.0
+        self._cpu: float | None = None
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in `close`)
+        try:
+            self._process = subprocess.Popen(
+                [python, str(PEERS / arguments[0]), *arguments[1:]],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env=environment(os.environ),
+            )
+        except OSError as error:
+            raise WorkerError(f"{python}: {error.strerror}") from None
+        self.versions: dict[str, str] = self._answer()
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """Sends a request and returns its result; raises WorkerError."""
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps({"do": do} | arguments), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # `_answer` finds out why
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._errors.seek(0)
+            last = [line for line in self._errors.read().splitlines() if line.strip()][-1:]
+            raise WorkerError(last[0] if last else f"it ended with {self._process.returncode}")
+        answer = json.loads(line)
+        if "cpu" in answer:
+            begun, ended = answer["cpu"]
+            if self._cpu is not None:
+                self.idle_cpu_seconds += begun - self._cpu
+            self._cpu = ended
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer["result"]
+
+    def close(self) -> int:
+        """Ends the process; returns the largest memory that it had resident, in bytes."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        _, status, usage = os.wait4(self._process.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._errors.close()
+        return resident_bytes(usage)
+
+
+def environment(old: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment of a worker: this project importable, processors only."""
+    new = {name: value for name, value in old.items() if name not in _FORGOTTEN}
+    return new | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def resident_bytes(usage: Any) -> int:
+    """Returns the largest resident memory of a `struct_rusage`, in bytes."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,215 @@
+"""What a run is made of, and what it does between the calls of its compiled program."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cifar_jax import config as config_lib
+from cifar_jax import datasets, devices, sampling, steps, summary
+from cifar_jax import metrics as metrics_lib
+from cifar_jax import scores as scores_lib
+from cifar_jax import state as state_lib
+from cifar_jax import workdir as workdir_lib
+from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.errors import UserError
+from cifar_jax.logs import Logs, duration
+
+
+class Run(NamedTuple):
+    """What a run is made of; nothing in it changes."""
+
+    config: ConfigDict
+    workdir: Path
+    dataset: datasets.Dataset
+    durations: config_lib.Durations
+    mesh: Mesh
+    model: nn.Module
+    checkpoints: Checkpoints
+    feed: sampling.Feed
+    logs: Logs
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands, as the host counts it; `saved` goes into each checkpoint.
+
+    Attributes:
+      step: steps made.
+      seconds: time spent so far, earlier starts included.
+      sums: of the metrics since the last line of the log.
+      stepping: seconds spent in the steps of these sums.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    sums: metrics_lib.Sums = dataclasses.field(default_factory=dict)
+    stepping: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._started = time.monotonic()
+        self.resume({})
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Takes over what `saved` returned in an earlier start; the clock of this one goes on."""
+        for name, value in saved.items():
+            setattr(self, name, value)
+        self._before, self._from_step, self._from = self.seconds, self.step, time.monotonic()
+
+    def add(self, num_steps: int, seconds: float, metrics: metrics_lib.Metrics) -> None:
+        """Counts steps that took some seconds and brought the metrics to what they are now."""
+        self.step += num_steps
+        self.stepping += seconds
+        self.seconds = self._before + time.monotonic() - self._started
+        self.sums = metrics_lib.to_sums(jax.device_get(metrics))
+
+    def pace(self) -> float:
+        """Returns the seconds for a step of this start, with all that is done between the calls."""
+        return (time.monotonic() - self._from) / max(1, self.step - self._from_step)
+
+    def saved(self) -> dict[str, Any]:
+        """Returns what `resume` takes over, as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def introduce(run: Run, progress: Progress) -> None:
+    """Prints the layers, the data, the devices and where the run stands."""
+    dataset, durations = run.dataset, run.durations
+    shape = dataset.splits["train"].images.shape[1:]
+    run.logs.say(summary.format_table(summary.layer_table(run.model, shape)))
+    sizes = ", ".join(f"{len(split.labels)} {name}" for name, split in dataset.splits.items())
+    placed = "on the device" if run.feed.resident else "streamed from the host"
+    run.logs.say(f"data: {dataset.name} ({sizes}), {placed}; {devices.describe()}")
+    epochs = durations.total / durations.steps_per_epoch
+    run.logs.say(f"{durations.total} steps ({epochs:g} epochs) in {run.workdir}")
+    if progress.step:
+        run.logs.say(f"going on from the checkpoint of step {progress.step}")
+
+
+def show(run: Run, progress: Progress) -> None:
+    """Moves the bar."""
+    epoch, done = divmod(progress.step - 1, run.durations.steps_per_epoch)
+    run.logs.progress(
+        epoch + 1, done + 1, run.durations.steps_per_epoch, **metrics_lib.means(progress.sums)
+    )
+
+
+def score_split(
+    run: Run, state: state_lib.TrainState, program: Any, split_name: str
+) -> scores_lib.Scores:
+    """Scores a split, or the test split where that one was not carved."""
+    splits = run.dataset.splits
+    split = splits.get(split_name, splits["test"])
+    logits = scores_lib.predict_logits(
+        program, state.variables(), split.images, run.config.eval_batch_size, run.mesh
+    )
+    return scores_lib.score(logits, split.labels)
+
+
+def report(run: Run, progress: Progress, scores: scores_lib.Scores | None) -> None:
+    """Writes a line to the log and to the console, and begins the next one's sums.
+
+    Args:
+      run: what the run is made of.
+      progress: where it stands.
+      scores: of the evaluation, if there was one.
+    """
+    durations = run.durations
+    rate = state_lib.create_schedule(run.config, durations)(progress.step - 1)
+    speed = progress.sums["loss"][1] / progress.stepping
+    left = progress.pace() * (durations.total - progress.step)
+    epoch = progress.step / durations.steps_per_epoch
+    values = {"step": progress.step, "epoch": epoch}
+    values |= {f"train_{name}": value for name, value in metrics_lib.means(progress.sums).items()}
+    words = f"epoch {epoch:g}/{durations.total / durations.steps_per_epoch:g}"
+    words += "  train loss {train_loss:.4f} accuracy {train_accuracy:.2%}".format(**values)
+    if scores:
+        values |= {"eval_loss": scores.loss, "eval_accuracy": scores.accuracy}
+        words += f"  eval loss {scores.loss:.4f} accuracy {scores.accuracy:.2%}"
+    values |= {"learning_rate": float(rate), "images_per_second": speed}
+    run.logs.write(values | {"seconds": progress.seconds})
+    run.logs.say(f"{words}  {speed:.0f} images/s  {duration(left)} left")
+    progress.sums, progress.stepping = {}, 0.0
+
+
+def save(
+    run: Run,
+    state: state_lib.TrainState,
+    progress: Progress,
+    scores: scores_lib.Scores | None,
+) -> None:
+    """Begins to save; `scores` on a validation split take part in the choice of the best.
+
+    Raises:
+      UserError: a weight is not finite; nothing is written then.
+    """
+    if not bool(steps.all_finite(state)):
+        raise not_finite(run, f"a weight is not finite at step {progress.step}")
+    metrics = None
+    if scores and "validation" in run.dataset.splits:
+        metrics = {"eval_accuracy": scores.accuracy, "eval_loss": scores.loss}
+    dataset = run.dataset
+    meta = {
+        "config": config_lib.to_json(run.config),
+        "progress": progress.saved(),
+        "data": {
+            "class_names": dataset.class_names,
+            "mean": dataset.mean,
+            "std": dataset.std,
+            "image_shape": dataset.splits["train"].images.shape[1:],
+        },
+        "versions": workdir_lib.versions(),
+    }
+    run.checkpoints.save(progress.step, state, meta, metrics)
+
+
+def not_finite(run: Run, what: str) -> UserError:
+    """Returns the error that tells what is not finite and which checkpoint is kept."""
+    run.checkpoints.wait()
+    step = run.checkpoints.find("last")
+    kept = f"the checkpoint of step {step} is kept" if step else "there is no checkpoint yet"
+    return UserError(f"{what}: {kept}; try a lower optimizer.learning_rate", exit_code=1)
+
+
+def check_saved(run: Run) -> None:
+    """Waits for the save in the background.
+
+    Raises:
+      UserError: it failed.
+    """
+    run.checkpoints.wait()
+    if run.checkpoints.failure:
+        raise UserError(
+            "the last checkpoint could not be saved: make room, then start the same command again; "
+            "it goes on from the one that is kept",
+            exit_code=1,
+        )
+
+
+def finish(run: Run, state: state_lib.TrainState, progress: Progress, program: Any) -> None:
+    """Scores the last state on the test split and writes the run's result."""
+    check_saved(run)
+    scores = score_split(run, state, program, "test")
+    environment = workdir_lib.environment()
+    result = {
+        "name": run.workdir.name,
+        "config": config_lib.to_json(run.config),
+        "seed": run.config.seed,
+        "step": progress.step,
+        "num_epochs": progress.step / run.durations.steps_per_epoch,
+        "test_accuracy": scores.accuracy,
+        "test_loss": scores.loss,
+        "num_correct": scores.num_correct,
+        "num_images": scores.num_images,
+        "wall_seconds": progress.seconds,
+        "devices": devices.describe(),
+        "environment": environment,
+    }
+    workdir_lib.write_json(run.workdir / workdir_lib.RESULT, result)
+    run.logs.say(scores_lib.describe("test", scores) + f"  in {duration(progress.seconds)}")

@@ -1,0 +1,136 @@
+"""A model with its trained weights: loaded from a run, or to begin another run with."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from cifar_jax import config as config_lib
+from cifar_jax import devices, scores, steps
+from cifar_jax import state as state_lib
+from cifar_jax import workdir as workdir_lib
+from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.errors import UserError
+
+
+class Trained(NamedTuple):
+    """A model with its trained weights.
+
+    Attributes:
+      config: of its run.
+      model: the network.
+      variables: what the network is applied to; the averages, if the run kept them.
+      class_names: of the logits.
+      mean: of each channel of the training images, in units of pixel / 255.
+      std: likewise.
+      image_shape: (height, width, channels) of the training images.
+      step: of the checkpoint.
+    """
+
+    config: ConfigDict
+    model: nn.Module
+    variables: Any
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_shape: tuple[int, ...]
+    step: int
+
+    def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+        """Returns the class probabilities, float64 [images, classes].
+
+        Args:
+          images: uint8 [images, height, width, channels] of the training images' shape.
+          batch_size: images that are computed at a time.
+
+        Raises:
+          UserError: the images have another shape or type.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
+            raise UserError(
+                f"the model wants uint8 images of shape {('images', *self.image_shape)}, "
+                f"not {images.dtype} {images.shape}"
+            )
+        mesh = devices.make_mesh()
+        with devices.use_mesh(mesh):
+            program = steps.compile_predict(self.model, mesh, self.mean, self.std)
+            logits = scores.predict_logits(program, self.variables, images, batch_size, mesh)
+        logits = logits.astype(np.float64)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+
+def load(workdir: str | Path, checkpoint: str = "last") -> Trained:
+    """Returns the model that a run trained; needs neither its config file nor its data.
+
+    Args:
+      workdir: of the run.
+      checkpoint: "last", "best" (on the validation split) or a step.
+
+    Raises:
+      UserError: there is no run or no such checkpoint, or it is damaged.
+    """
+    workdir = Path(workdir)
+    workdir_lib.read_json(workdir / workdir_lib.CONFIG)
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir} has no checkpoint yet")
+    checkpoints = Checkpoints(workdir, writable=False)
+    try:
+        step = checkpoints.find(checkpoint)
+        if step is None:
+            raise UserError(f"{workdir} has no checkpoint yet")
+        meta = checkpoints.meta(step)
+        config = config_lib.from_json(meta["config"])
+        data = meta["data"]
+        model = state_lib.create_model(config, len(data["class_names"]))
+        shape = tuple(data["image_shape"])
+        abstract = jax.eval_shape(state_lib.make_variables(model, shape), jax.random.key(0))
+        abstract = devices.abstract(devices.make_mesh(), dict(abstract))
+        wanted = {"ema": abstract} if config.ema_decay else abstract
+        restored = checkpoints.restore(step, wanted)
+    finally:
+        checkpoints.close()
+    return Trained(
+        config=config,
+        model=model,
+        variables=restored.get("ema", restored),
+        class_names=tuple(data["class_names"]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        image_shape=shape,
+        step=step,
+    )
+
+
+def transplant(workdir: Path, state: state_lib.TrainState) -> state_lib.TrainState:
+    """Returns a new state that starts with the weights of another run's last checkpoint.
+
+    The layer "head" is left as it is where the number of classes differs.
+
+    Raises:
+      UserError: the other run's model is another one.
+    """
+    old = load(workdir).variables
+    new = {"params": dict(state.params), "batch_stats": state.batch_stats}
+    source = {"params": dict(old["params"]), "batch_stats": old.get("batch_stats", {})}
+
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.shape, tree)
+
+    if "head" in new["params"] and "head" in source["params"]:
+        head = new["params"]["head"]
+        if shapes(head) != shapes(source["params"]["head"]):
+            source["params"]["head"] = head
+    if shapes(new) != shapes(source):
+        raise UserError(f"init_from {workdir} holds another model than this run's")
+    # Copies, so that donating this state leaves the other model's arrays alone.
+    source = jax.tree.map(jax.numpy.copy, source)
+    ema = jax.tree.map(jax.numpy.copy, source) if state.ema else {}
+    return dataclasses.replace(
+        state, params=source["params"], batch_stats=source["batch_stats"], ema=ema
+    )

@@ -1,0 +1,60 @@
+"""Servers on the loopback, for a download and for what can go wrong with one."""
+
+import contextlib
+import http.server
+import socket
+import threading
+
+
+@contextlib.contextmanager
+def serving(content, status=200, length=None, stall=False):
+    """Serves one answer at every path; yields the address of the server and a list of requests."""
+    requests, over = [], threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content) if length is None else length))
+            self.end_headers()
+            self.wfile.write(content)
+            if stall:
+                over.wait(20)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", requests
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextlib.contextmanager
+def babbling():
+    """A server of something else than HTTP, for one visit; yields its address."""
+
+    def babble():
+        visitor, _ = server.accept()
+        with visitor:
+            visitor.recv(10_000)
+            visitor.sendall(b"220 ready\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=babble)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
+def unanswered_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

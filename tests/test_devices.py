@@ -1,0 +1,84 @@
+"""What a run computes does not depend on how many devices it has."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_jax import devices
+from cifar_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+import cifar_jax
+from cifar_jax import config as config_lib, datasets, evaluate, train, workdir
+from tests import tiny
+
+folder = Path(sys.argv[1])
+config = tiny.bn_config(
+    num_steps=4, augment__flip=True, augment__crop_padding=2, augment__cutout=4,
+    augment__brightness=0.2, augment__mixup_alpha=0.5, augment__cutmix_alpha=0.5, ema_decay=0.9,
+    optimizer__name="sgd", optimizer__learning_rate=0.01, optimizer__accumulation_steps=2,
+)
+config_lib.check(config)
+train.train(config, folder, workdir.Signals())
+trained = cifar_jax.load(folder)
+leaves = jax.tree.leaves(trained.variables)
+images = datasets.load("digits").splits["test"].images[:101]
+np.savez(folder / "out.npz", *leaves, probabilities=trained.predict(images, batch_size=7))
+print(jax.device_count(), "devices")
+"""
+
+
+def run(folder, num_devices):
+    """Trains, loads and predicts in a process of its own; returns the arrays by name."""
+    folder.mkdir()
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices), "PYTHONPATH": str(ROOT)}
+    environment.pop("XLA_FLAGS", None)
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{num_devices} devices" in done.stdout
+    with np.load(folder / "out.npz", allow_pickle=False) as arrays:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return dict(arrays), [json.loads(line) for line in lines]
+
+
+def test_1_2_and_8_devices_agree(tmp_path):
+    expected, expected_log = run(tmp_path / "1", 1)
+    for num_devices in (2, 8):
+        arrays, log = run(tmp_path / str(num_devices), num_devices)
+        for name, array in expected.items():
+            np.testing.assert_allclose(arrays[name], array, atol=2e-5, err_msg=name)
+        for line, expected_line in zip(log, expected_log, strict=True):
+            assert line["train_loss"] == pytest.approx(expected_line["train_loss"], rel=1e-5)
+            assert line["eval_accuracy"] == expected_line["eval_accuracy"]
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused():
+    assert devices.make_mesh(4).shape == {"seed": 1, "data": 2}
+    with pytest.raises(UserError, match="multiple of 2"):
+        devices.make_mesh(5)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "expected"), [(128, 8), (12, 6), (7, 7), (11, 1), (None, 8)]
+)
+def test_the_default_number_of_cpu_devices_divides_the_batch(batch_size, expected):
+    program = (
+        "import os; os.sched_getaffinity = lambda _: range(8)\n"
+        f"from cifar_jax import devices; devices.configure({batch_size})\n"
+        "import jax; print(jax.config.jax_num_cpu_devices)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == str(expected), done.stderr

@@ -1,0 +1,165 @@
+"""The decoded cache: once decoded, always whole, never where writing is not granted."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_jax import datasets, image_cache, records
+from tests import tiny_cifar
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A private copy of the small prepared CIFAR-10, and a private cache folder beside it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tiny_cifar.copy_prepared(tmp_path / "data")
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """Makes decoding fail, so that what loads came from the cache."""
+
+    def refuse(source, split):
+        raise AssertionError(f"decoded {split} again")
+
+    return lambda: monkeypatch.setattr(records, "decode", refuse)
+
+
+def test_statistics_are_those_of_numpy():
+    images = np.random.default_rng(0).integers(0, 256, (1000, 3, 5, 3), np.uint8)
+    images[..., 2] = 51
+    mean, std = image_cache.channel_statistics(images)
+    as_float = images.astype(np.float64) / 255
+    np.testing.assert_allclose(mean, as_float.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std[:2], as_float.std((0, 1, 2))[:2], rtol=1e-12)
+    assert (mean[2], std[2]) == (0.2, 1.0)  # a constant channel may be divided by its std
+
+
+def cache_files(root):
+    return sorted(path.name for path in (root / "cifar10/3.0.2/decoded").iterdir())
+
+
+def test_a_split_is_decoded_once_beside_the_data(root, no_decoding, tmp_path):
+    first = datasets.load("cifar10", str(root))
+    kinds = [name.rpartition("-")[0] or name for name in cache_files(root)]
+    assert kinds == [
+        "test-images", "test-labels", "test.json", "train-images", "train-labels", "train.json",
+    ]  # fmt: skip
+    assert not (tmp_path / "cache").exists()
+    no_decoding()
+    second = datasets.load("cifar10", str(root))
+    assert (second.mean, second.std, second.class_names) == (
+        first.mean,
+        first.std,
+        first.class_names,
+    )
+    np.testing.assert_array_equal(second.splits["train"].images, first.splits["train"].images)
+    np.testing.assert_array_equal(second.splits["train"].labels, first.splits["train"].labels)
+
+
+@pytest.mark.parametrize("damage", ["bit", "short", "empty", "gone", "json", "keys"])
+def test_a_damaged_cache_is_rebuilt(root, damage, caplog):
+    before = datasets.load("cifar10", str(root)).splits["train"]
+    images, labels = np.array(before.images), np.array(before.labels)
+    folder = root / "cifar10/3.0.2/decoded"
+    names = cache_files(root)
+    (file,) = folder.glob("train-images-*.npy")
+    if damage == "bit":
+        content = bytearray(file.read_bytes())
+        content[-1000] ^= 4
+        file.write_bytes(content)
+    elif damage == "short":
+        os.truncate(file, 5000)
+    elif damage == "empty":
+        os.truncate(file, 0)
+    elif damage == "gone":
+        file.unlink()
+    else:
+        (folder / "train.json").write_text({"json": "{", "keys": "{}"}[damage])
+    after = datasets.load("cifar10", str(root)).splits["train"]
+    np.testing.assert_array_equal(after.images, images)
+    np.testing.assert_array_equal(after.labels, labels)
+    assert cache_files(root) == names
+    assert len(caplog.messages) == (0 if damage == "gone" else 1)
+
+
+def test_data_prepared_again_are_decoded_again(root):
+    source = root / "cifar10/3.0.2"
+    datasets.load("cifar10", str(root))
+    before = set(cache_files(root))
+    # Another set in the same place: the labels of its classes are the same, the images are not.
+    other = tiny_cifar.images_of(tiny_cifar.cifar10_rows(tiny_cifar.NUM_TRAIN, 1))[::-1]
+    (source / "features.json").touch()
+    built = image_cache.load_or_build(
+        source, "cifar10", "train", lambda: (other.copy(), np.arange(60, dtype=np.int32), ("a",))
+    )
+    np.testing.assert_array_equal(built.images, other)
+    assert built.class_names == ("a",)
+    after = set(cache_files(root))
+    assert len(after) == len(before)  # what is outdated is gone
+    assert len(after & before) == 4  # the two JSON files, and the test split
+
+
+def test_a_read_only_folder_is_left_alone_and_the_cache_folder_is_used(root, tmp_path):
+    source = root / "cifar10/3.0.2"
+    source.chmod(0o555)
+    try:
+        datasets.load("cifar10", str(root))
+        assert not (source / "decoded").exists()
+    finally:
+        source.chmod(0o755)
+    (folder,) = (tmp_path / "cache" / "cifar_jax").iterdir()
+    assert folder.name.startswith("cifar10-3.0.2-")
+    assert len(list(folder.iterdir())) == 6
+
+
+def test_where_nothing_can_be_written_the_images_stay_in_memory(
+    root, tmp_path, monkeypatch, caplog
+):
+    source, cache = root / "cifar10/3.0.2", tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o555)
+    source.chmod(0o555)
+    try:
+        loaded = datasets.load("cifar10", str(root)).splits["train"]
+    finally:
+        source.chmod(0o755)
+    assert not isinstance(loaded.images, np.memmap)
+    assert loaded.images.shape == (60, 32, 32, 3)
+    assert not loaded.images.flags.writeable
+    assert "kept in memory" in caplog.text
+    assert list(cache.iterdir()) == []
+
+
+def test_a_full_disk_is_no_error(root, tmp_path, monkeypatch, caplog):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    loaded = datasets.load("cifar10", str(root))
+    assert loaded.splits["train"].images.shape == (60, 32, 32, 3)
+    assert "No space left on device" in caplog.text
+    leftovers = [path for path in tmp_path.rglob("*") if path.name.startswith(".writing")]
+    assert leftovers == []
+
+
+def test_two_processes_may_decode_at_once(root):
+    program = (
+        "import sys, numpy as np; from cifar_jax import datasets\n"
+        "train = datasets.load('cifar10', sys.argv[1]).splits['train']\n"
+        "print(int(np.sum(train.images, dtype=np.int64)), type(train.images).__name__)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", program, str(root)]
+    started = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    rows = tiny_cifar.cifar10_rows(tiny_cifar.NUM_TRAIN, 1)
+    expected = f"{int(rows[:, 1:].sum())} memmap\n"
+    assert [process.communicate(timeout=120)[0] for process in started] == [expected] * 3
+    assert len(cache_files(root)) == 6

@@ -1,0 +1,349 @@
+"""The command: what it refuses and how, and the places it works in."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cifar_jax import config as config_lib
+from cifar_jax import workdir as workdir_lib
+from configs import default
+from tests import program
+
+DIGITS = "--config=configs/digits.py"
+# (arguments, a part of each line of the answer)
+WRONG = [
+    ((), ("--config is missing",)),
+    (("--config=zzz",), ("no file 'zzz'; there are configs/bn_cnn.py, ",)),
+    (("--config=configs/digit.py",), ("did you mean configs/digits.py?",)),
+    (("--config=",), ("no file ''",)),
+    (("--config",), ("no file ''",)),
+    (("--config=configs",), ("no file 'configs'",)),
+    (("--config=configs/resnet.py:21",), ("no variant '21'; there are 18, 20",)),
+    (("--config=configs/simple_cnn.py:moderm",), ("no variant 'moderm'",)),
+    (("--config=configs/digits.py:20",), ("get_config() takes 0 positional arguments",)),
+    (("--config.seed=1",), ("config.seed",)),
+    ((DIGITS, "--config.sed=1"), ("--config.sed: there is no such field; did you mean",)),
+    ((DIGITS, "--config.learning_rate=1"), ("did you mean --config.optimizer.learning_rate?",)),
+    ((DIGITS, "--config.optimizer.lr=1"), ("--config.optimizer.lr: there is no such field",)),
+    ((DIGITS, "--config.model.dropout_rat=0.1"), ("--config.model.dropout_rat: there is no",)),
+    ((DIGITS, "--config.batch_size=many"), ("--config.batch_size=many",)),
+    ((DIGITS, "--config.batch_size=12.5"), ("--config.batch_size=12.5",)),
+    ((DIGITS, "--config.batch_size=0"), ("batch_size is 0 but must be greater than 0",)),
+    ((DIGITS, "--config.batch_size=-64"), ("batch_size is -64 but",)),
+    ((DIGITS, "--config.num_epochs=0"), ("num_epochs is 0.0 but must be greater than 0",)),
+    ((DIGITS, "--config.num_epochs=nan"), ("num_epochs is nan, not a finite number",)),
+    ((DIGITS, "--config.num_epochs=inf"), ("num_epochs is inf, not a finite number",)),
+    ((DIGITS, "--config.num_steps=-1"), ("num_steps is -1 but",)),
+    ((DIGITS, "--config.num_steps=" + "9" * 400), ("num_steps is not within 2**31",)),
+    ((DIGITS, "--config.optimizer.learning_rate=nan"), ("learning_rate is nan",)),
+    ((DIGITS, "--config.optimizer.learning_rate=-1"), ("learning_rate is -1.0 but",)),
+    ((DIGITS, "--config.optimizer.learning_rate=1e39"), ("more than a float32 can hold",)),
+    ((DIGITS, "--config.loss.label_smoothing=1"), ("label_smoothing is 1.0 but must be at",)),
+    ((DIGITS, "--config.optimizer.name=adm"), ("did you mean 'adam'?",)),
+    ((DIGITS, "--config.optimizer.name=lbfgs"), ("'lbfgs', which cannot train like this",)),
+    ((DIGITS, "--config.optimizer.momentum=0.9"), ("momentum is set but adam does not take it",)),
+    ((DIGITS, "--config.seed=-1"), ("seed is -1 but must not be negative",)),
+    ((DIGITS, "--config.seed=4294967296"), ("seed is 4294967296 but must be less than 2**32",)),
+    ((DIGITS, "--config.model.name=lenett"), ("unknown model 'lenett'",)),
+    ((DIGITS, "--config.data.name=cifar11"), ("unknown dataset 'cifar11': did you mean cifar10",)),
+    ((DIGITS, "--config.schedule.name=cosin"), ("schedule.name is 'cosin', none of constant",)),
+    ((DIGITS, "--config.schedule.milestones=(3,2)"), ("must rise",)),
+    ((DIGITS, "--config.dtype=float16"), ("dtype is 'float16', none of float32, bfloat16",)),
+    ((DIGITS, "--config.data.placement=gpu"), ("data.placement is 'gpu', none of auto",)),
+    ((DIGITS, "--config.num_cpu_devices=7"), ("batch_size 64 is not a multiple of num_cpu_dev",)),
+    ((DIGITS, "--config.optimizer.accumulation_steps=3"), ("not a multiple of optimizer.accum",)),
+    (
+        (DIGITS, "--config.batch_size=0", "--config.ema_decay=1", "--config.dtype=int8"),
+        ("batch_size is 0", "ema_decay is 1.0", "dtype is 'int8'"),
+    ),
+    ((DIGITS, "--config.augment.crop_padding=-1"), ("crop_padding is -1",)),
+    ((DIGITS, "--mode=trian"), ("trian",)),
+    ((DIGITS, "--batch_size=64"), ("--batch_size belongs to --mode=evaluate",)),
+    ((DIGITS, "--optimizer=adam"), ("optimizer",)),
+    ((DIGITS, "extra"), ("what does 'extra' mean?",)),
+    (("--mode=evaluate",), ("--workdir is missing",)),
+    (("--mode=evaluate", DIGITS, "--workdir=x"), ("takes no --config",)),
+    (("--mode=evaluate", "--workdir=no/such/run"), ("no/such/run/config.json does not exist",)),
+    (("--mode=evaluate", "--workdir=x", "--batch_size=0"), ("batch_size",)),
+    (("--mode=evaluate", "--workdir=~nobody_of_that_name/x"), ("~nobody_of_that_name",)),
+]
+# Mistakes that only show against the data.
+LATE = [
+    ("batch_size=2000", "batch_size 2000 is larger than the 320 training images"),
+    ("data.validation_examples=1437", "cannot carve 1437 validation images"),
+    ("schedule.warmup_epochs=20", "warm-up of 100 steps leaves nothing of the 10 steps"),
+    ("num_epochs=1e30", "steps is too long"),
+    ("init_from=no/such/run", "no/such/run/config.json does not exist"),
+    ("augment.crop_padding=32", "crop_padding=32 must be below the image's side"),
+]
+# What a config file of the user's own may do wrong.
+FILES = [
+    ("def get_config(:", "invalid syntax"),
+    ("raise RuntimeError('no luck')", "no luck"),
+    ("import no_such_module", "no_such_module"),
+    ("x = 1", "get_config"),
+    ("def get_config(): return None", "the config is of the type NoneType"),
+    ("def get_config(): return {'seed': 1}", "the config is of the type dict"),
+    ("{config}.sed = 1\n    return config", "sed"),
+    ("{config}.seed = 'one'\n    return config", "seed"),
+    (
+        "{unlocked}\n        config.sed = 1\n    return config",
+        "sed: there is no such field; did you",
+    ),
+    ("{unlocked}\n        del config.optimizer.b1\n    return config", "optimizer.b1 is missing"),
+    ("{unlocked}\n        config.model = 3\n    return config", "field 'model'"),
+    ("{unlocked}\n        del config.model.name\n    return config", "model.name is missing"),
+    ("{unlocked}\n        config.batch_size = None\n    return config", "batch_size is None but"),
+]
+_DEFAULT = "from configs import default\ndef get_config():\n    config = default.get_config()\n    "
+
+
+def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
+    code, out, err = result
+    lines = err.splitlines()
+    assert code == 2
+    assert out == ""
+    assert len(lines) == len(parts), err
+    for line, part in zip(sorted(lines), sorted(parts), strict=True):
+        assert line.startswith("error: ")
+        assert part in line
+        assert len(line) < 700
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty current directory from which configs/ can be reached."""
+    (tmp_path / "configs").symlink_to(program.ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("arguments", "parts"), WRONG, ids=lambda x: " ".join(x)[:60])
+def test_wrong_command_is_answered_by_a_line_for_each_mistake(here, arguments, parts):
+    assert_refused(program.run_here(*arguments), *parts)
+    assert [path.name for path in here.iterdir()] == ["configs"]
+
+
+@pytest.mark.parametrize(("override", "part"), LATE)
+def test_what_does_not_fit_the_data_is_answered_by_a_line_and_can_be_corrected(
+    here, override, part
+):
+    flags = (program.write_config(here / "short.py"), "--workdir=x")
+    code, _, err = program.run_here(*flags, f"--config.{override}")
+    assert (code, err.startswith("error: "), err.count("\n")) == (2, True, 1)
+    assert part in err
+    # The next attempt has another config: nothing was trained yet that it could contradict.
+    code, _, err = program.run_here(*flags, "--config.batch_size=1998")
+    assert "batch_size 1998" in err
+
+
+@pytest.mark.parametrize(("text", "part"), FILES, ids=range(len(FILES)))
+def test_wrong_config_file_is_answered_by_one_line(here, text, part):
+    unlocked = f"{_DEFAULT}with config.unlocked():"
+    text = text.replace("{config}", f"{_DEFAULT}config").replace("{unlocked}", unlocked)
+    (here / "mine.py").write_text(text)
+    code, out, err = program.run_here("--config=mine.py", "--workdir=x")
+    assert (code, out) == (2, "")
+    assert all(line.startswith("error: ") for line in err.splitlines())
+    assert part in err
+    assert not (here / "x").exists()
+
+
+def test_wrong_command_in_a_process_of_its_own_has_no_traceback(here):
+    started = time.monotonic()
+    code, out, err = program.run_apart(DIGITS, "--config.batch_size=0", "--config.dtype=int8")
+    assert (code, out) == (2, "")
+    assert [line.split(" ")[:2] for line in err.splitlines()] == [
+        ["error:", "batch_size"],
+        ["error:", "dtype"],
+    ]
+    assert time.monotonic() - started < 10 + 10  # 10 s, and as much again for a busy machine
+    assert not (here / "runs").exists()
+
+
+def test_help_and_a_refused_lock_import_no_jax(tmp_path):
+    program_text = (
+        "import sys, main\n"
+        "code = main.main(sys.argv)\n"
+        "heavy = {'jax', 'tensorflow', 'flax', 'optax', 'orbax', 'tensorflow_datasets'}\n"
+        "print(code, sorted(heavy & set(sys.modules)))\n"
+    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", program_text, *arguments],
+            cwd=program.ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    text = run("--help").stdout
+    assert text.splitlines()[-1] == "0 []"
+    assert "configs/simple_cnn.py" in text
+    with workdir_lib.lock(tmp_path):
+        started = time.monotonic()
+        refused = run(DIGITS, f"--workdir={tmp_path}")
+        seconds = time.monotonic() - started
+    assert refused.stdout.splitlines() == ["2 []"]
+    assert refused.stderr == (
+        f"error: {tmp_path} is in use by process {os.getpid()} on {socket.gethostname()}\n"
+    )
+    assert seconds < 2 + 2  # 2 s, and as much again for a busy machine
+
+
+def test_the_runs_folder_is_named_after_the_config(here):
+    sys_path = {
+        "configs/resnet.py:20": "resnet_20",
+        "configs/resnet.py:wrn-28-10": "resnet_wrn-28-10",
+        "configs/digits.py": "digits",
+        "../x y/ü.py:a/../b": "ü_a_.._b",
+    }
+    from main import default_name
+
+    assert {config: default_name(config) for config in sys_path} == sys_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run, and the flag of its config."""
+    folder = tmp_path_factory.mktemp("trained")
+    flag = program.write_config(folder / "short.py", num_steps=2, data__validation_examples=0)
+    code, _, err = program.run_here(flag, f"--workdir={folder / 'run'}")
+    assert (code, err) == (0, "")
+    return folder / "run", flag
+
+
+@pytest.mark.parametrize(
+    "place", ["relative", "a b/ö", "日本/x", "absolute", "link", "~", "a'\"$b"]
+)
+def test_odd_places_work(here, monkeypatch, trained, place):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    workdir = {"absolute": str(here / "there"), "~": "~/run"}.get(place, place)
+    if place == "link":
+        (here / "real").mkdir()
+        (here / "link").symlink_to("real")
+    code, out, err = program.run_here(trained[1], f"--workdir={workdir}")
+    assert (code, err) == (0, "")
+    where = Path(workdir).expanduser()
+    assert program.difference(where, trained[0]) == ""
+    code, again, err = program.run_here("--mode=evaluate", f"--workdir={workdir}")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].partition("  in ")[0] in again
+
+
+def test_no_home_and_an_ascii_terminal(here, trained):
+    gone = {"HOME": "", "XDG_CACHE_HOME": "", "PYTHONIOENCODING": "ascii"}
+    code, out, err = program.run_apart(trained[1], "--workdir=ö", environment=gone)
+    assert (code, err) == (0, "")
+    assert "accuracy" in out
+    assert program.difference(here / "ö", trained[0]) == ""
+
+
+def test_a_file_or_a_dead_link_in_the_place_of_the_workdir(here):
+    (here / "file").write_text("")
+    (here / "dead").symlink_to("nowhere")
+    for place in ("file", "dead", "file/x"):
+        result = program.run_here(DIGITS, f"--workdir={place}")
+        assert_refused(result, f"{here / place} cannot be written")
+    (here / "x").mkdir()
+    (here / "x" / "lock.json").mkdir()
+    assert_refused(program.run_here(DIGITS, "--workdir=x"), "cannot be written (Is a directory)")
+
+
+@contextlib.contextmanager
+def read_only(folder: Path):
+    """Makes a folder one that even root cannot write, or skips the test."""
+    if os.geteuid():
+        folder.chmod(0o555)
+        try:
+            yield
+        finally:
+            folder.chmod(0o755)
+        return
+    commands = (["mount", "--bind", folder, folder], ["mount", "-o", "remount,bind,ro", folder])
+    for command in commands:
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("root, who may write everywhere, cannot mount a read-only folder here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_read_only_workdir_is_refused_for_training_and_evaluated(here, trained):
+    workdir, flag = trained
+    with read_only(workdir):
+        assert_refused(program.run_here(flag, f"--workdir={workdir}"), "cannot be written (")
+        code, out, err = program.run_here("--mode=evaluate", f"--workdir={workdir}")
+    assert (code, err) == (0, "")
+    assert "of 360" in out
+
+
+def test_evaluation_without_a_checkpoint_or_a_sound_config(here):
+    workdir = here / "run"
+    assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), "does not exist")
+    workdir.mkdir()
+    for text, part in (("{", "damaged"), ("[]", "holds no JSON object"), ("", "damaged")):
+        (workdir / "config.json").write_text(text)
+        assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), part)
+    config_json = config_lib.to_json(default.get_config())
+    (workdir / "config.json").write_text(json.dumps(config_json))
+    assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), "no checkpoint yet")
+    (workdir / "checkpoints").mkdir()
+    assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), "no checkpoint yet")
+
+
+def test_evaluation_refuses_what_the_run_does_not_have(here, trained):
+    evaluate = ("--mode=evaluate", f"--workdir={trained[0]}")
+    for flag, part in (
+        ("--checkpoint=1", "no checkpoint '1'; there are last, 2"),
+        ("--checkpoint=worst", "no checkpoint 'worst'"),
+        ("--checkpoint=best", "no best checkpoint"),
+        ("--split=tset", "digits has no split 'tset'"),
+        ("--dataset=no_such_set", "unknown dataset 'no_such_set'"),
+    ):
+        assert_refused(program.run_here(*evaluate, flag), part)
+
+
+def test_a_differing_config_is_refused_by_field(here, trained):
+    workdir, flag = trained
+    arguments = (flag, f"--workdir={workdir}", "--config.seed=5", "--config.ema_decay=0.9")
+    code, _, err = program.run_here(*arguments)
+    assert code == 2
+    assert err.splitlines()[:2] == [
+        "error: ema_decay was 0.0 and is now 0.9",
+        "error: seed was 0 and is now 5",
+    ]
+    assert err.splitlines()[2].startswith(f"error: {workdir} holds a run with another config")
+
+
+def test_locks_left_behind(here, trained):
+    workdir = here / "run"
+    workdir.mkdir()
+    lock = workdir / "lock.json"
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+    result = program.run_here(trained[1], "--workdir=run")
+    assert_refused(
+        result, f"in use by process 7 on elsewhere; if that no longer runs, delete {lock}"
+    )
+    for text in (json.dumps({"host": socket.gethostname(), "pid": 7}), "", "{", "[]"):
+        lock.write_text(text)
+        code, _, err = program.run_here(trained[1], "--workdir=run")
+        assert (code, err) == (0, "")
+        assert not lock.exists()
+
+
+def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(here, trained):
+    with program.start(trained[1], "--workdir=x") as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 1
+    assert err == "error: Broken pipe\n"

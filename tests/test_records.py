@@ -1,0 +1,125 @@
+"""Prepared TFDS folders: what is found, what is refused, what is damaged."""
+
+import importlib.util
+import io
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from cifar_jax import datasets, records
+from cifar_jax.errors import UserError
+from tests import tiny_cifar
+
+HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A private copy of the small prepared CIFAR-10, and a private cache folder beside it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tiny_cifar.copy_prepared(tmp_path / "data")
+
+
+def own_set(root, name, image=None, label=None, examples=((0, "L"), (1, "L"))):
+    """Prepares a set of one's own in `root`: images of one grey level, all PNG."""
+
+    class OwnSet(  # type: ignore[call-arg]
+        tfds.core.GeneratorBasedBuilder, skip_registration=True
+    ):
+        VERSION = tfds.core.Version("1.0.0")
+        url_infos = None  # nothing is downloaded
+
+        def _info(self):
+            shape = tfds.features.Image(shape=(4, 5, 1)) if image is None else image
+            names = tfds.features.ClassLabel(names=["dark", "light"]) if label is None else label
+            features = tfds.features.FeaturesDict({"image": shape, "label": names})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for index, (value, mode) in enumerate(examples):
+                png = io.BytesIO()
+                Image.new("L", (5, 4), 100 + value).convert(mode).save(png, "PNG")
+                yield index, {"image": png.getvalue(), "label": value}
+
+    OwnSet.name = name
+    OwnSet(data_dir=root).download_and_prepare(file_format="array_record")
+
+
+def test_a_set_of_ones_own(tmp_path):
+    own_set(tmp_path, "shades", examples=((0, "L"), (1, "RGB"), (0, "P")))
+    datasets.check_name("shades", str(tmp_path))
+    loaded = datasets.load("shades", str(tmp_path), splits=("train",))
+    images, labels = loaded.splits["train"]
+    assert loaded.class_names == ("dark", "light")
+    assert images.shape == (3, 4, 5, 1)
+    np.testing.assert_array_equal(images, 100 + labels[:, None, None, None] + 0 * images)
+    assert sorted(labels) == [0, 0, 1]
+    # The newest version is taken, by number and not by spelling.
+    shutil.copytree(tmp_path / "shades" / "1.0.0", tmp_path / "shades" / "1.0.10")
+    shutil.copytree(tmp_path / "shades" / "1.0.0", tmp_path / "shades" / "1.0.9")
+    assert records.find_prepared("shades", tmp_path) == tmp_path / "shades" / "1.0.10"
+
+
+def test_configs_are_found(tmp_path):
+    own_set(tmp_path, "shades")
+    (tmp_path / "many").mkdir()
+    shutil.move(tmp_path / "shades", tmp_path / "many" / "pale")
+    (tmp_path / "many" / ".config").mkdir()
+    (tmp_path / "many/.config/metadata.json").write_text('{"default_config_name": "pale"}')
+    expected = tmp_path / "many" / "pale" / "1.0.0"
+    assert records.find_prepared("many/pale", tmp_path) == expected
+    assert records.find_prepared("many", tmp_path) == expected
+    assert records.find_prepared("many/dark", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"image": tfds.features.Image(shape=(None, None, 1))}, "differ in size"),
+        ({"image": tfds.features.Image(shape=(4, 5, 1), dtype=np.uint16)}, "8-bit"),
+        ({"label": tfds.features.Scalar(dtype=np.int64)}, "not an image classification set"),
+    ],
+)
+def test_sets_of_another_kind_are_refused(tmp_path, features, message):
+    own_set(tmp_path, "shades", **features)
+    with pytest.raises(UserError, match=message):
+        datasets.load("shades", str(tmp_path), splits=("train",))
+
+
+def test_images_without_a_class_are_refused(tmp_path):
+    own_set(tmp_path, "shades", examples=((0, "L"), (-1, "L")))
+    with pytest.raises(UserError, match="images without a class"):
+        datasets.load("shades", str(tmp_path), splits=("train",))
+
+
+@pytest.mark.skipif(HAS_TENSORFLOW, reason="TensorFlow is installed")
+def test_tfrecord_asks_for_tensorflow(root):
+    file = root / "cifar10/3.0.2/dataset_info.json"
+    file.write_text(file.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match=r"needs TensorFlow: pip install 'cifar_jax\[tf\]'"):
+        datasets.load("cifar10", str(root))
+
+
+@pytest.mark.parametrize("damage", ["shortened", "missing", "flipped", "description"])
+def test_a_damaged_folder_is_one_clear_error(root, damage):
+    folder = root / "cifar10/3.0.2"
+    file = folder / "cifar10-train.array_record-00000-of-00001"
+    content = bytearray(file.read_bytes())
+    if damage == "shortened":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 255
+        file.write_bytes(content)
+    else:
+        (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot read .*prepare .*again") as caught:
+        datasets.load("cifar10", str(root))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,182 @@
+"""The loop: stops and restarts, logs, results, starting from other runs."""
+
+import dataclasses
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import cifar_jax
+from cifar_jax import config as config_lib
+from cifar_jax import datasets, evaluate, logs, train, trained, workdir
+from cifar_jax.errors import UserError
+from tests import tiny
+
+
+class StopAt(workdir.Signals):
+    """Stands for a user who presses Ctrl-C while a certain step is made."""
+
+    def __init__(self, monkeypatch, step):
+        super().__init__()
+        original = train.run_lib.show
+
+        def show(run, progress):
+            if progress.step >= step:
+                self.received = signal.SIGINT
+            original(run, progress)
+
+        monkeypatch.setattr(train.run_lib, "show", show)
+
+
+def start(config, folder, signals=None):
+    config_lib.check(config)
+    folder.mkdir(exist_ok=True)
+    return train.train(config, folder, signals or workdir.Signals())
+
+
+def assert_same_bits(one, other):
+    one, other = cifar_jax.load(one).variables, cifar_jax.load(other).variables
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def log_lines(folder):
+    """Returns the log without what depends on the clock."""
+    lines = logs.read(folder / workdir.METRICS)
+    return [
+        {name: line[name] for name in line if name not in ("seconds", "images_per_second")}
+        for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The workdir of an undisturbed run of the network with BatchNorm, dropout and averages."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    assert start(bn_config(), folder) == 0
+    return folder
+
+
+def bn_config(**fields):
+    defaults = {"augment__crop_padding": 2, "augment__cutmix_alpha": 1.0, "ema_decay": 0.5}
+    return tiny.bn_config(**defaults | fields)
+
+
+def test_a_run_stopped_in_mid_epoch_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        code = start(bn_config(steps_per_call=1), folder, StopAt(patch, 3))
+    assert code == 130
+    assert cifar_jax.load(folder).step == 3
+    assert not (folder / workdir.RESULT).exists()
+    assert start(bn_config(steps_per_call=4), folder) == 0
+    assert_same_bits(finished, folder)
+    assert log_lines(finished) == log_lines(folder)
+
+
+def test_the_log_and_the_result_tell_what_evaluation_finds(finished, capsys):
+    lines = log_lines(finished)
+    assert [line["step"] for line in lines] == [5, 10]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[1]["learning_rate"] == pytest.approx(1e-3)
+    result = json.loads((finished / workdir.RESULT).read_text())
+    scores = evaluate.evaluate(finished)
+    assert f"({scores.num_correct} of 360)" in capsys.readouterr().out
+    assert (result["num_correct"], result["num_images"]) == (scores.num_correct, 360)
+    assert result["test_loss"] == scores.loss
+    validation = evaluate.evaluate(finished, split="validation")
+    assert lines[1]["eval_accuracy"] == validation.accuracy
+    assert lines[1]["eval_loss"] == validation.loss
+    digits = datasets.load("digits").splits["test"]
+    probabilities = cifar_jax.load(finished).predict(digits.images)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    assert (probabilities.argmax(axis=1) == digits.labels).sum() == scores.num_correct
+
+
+def test_the_best_on_the_validation_split_is_kept(finished):
+    accuracies = {line["step"]: line["eval_accuracy"] for line in log_lines(finished)}
+    assert accuracies[cifar_jax.load(finished, "best").step] == max(accuracies.values())
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 128, 10_000])
+def test_every_batch_size_counts_every_image_once(finished, batch_size, monkeypatch):
+    digits = datasets.load("digits")
+    part = datasets.Split(*(array[:50] for array in digits.splits["test"]))
+    monkeypatch.setattr(
+        datasets, "load", lambda *_: dataclasses.replace(digits, splits={"test": part})
+    )
+    expected = cifar_jax.load(finished).predict(part.images).argmax(axis=1) == part.labels
+    scores = evaluate.evaluate(finished, batch_size=batch_size)
+    assert (scores.num_correct, scores.num_images) == (expected.sum(), 50)
+
+
+def test_streaming_ends_where_residence_does(finished, tmp_path):
+    start(bn_config(data__placement="host"), tmp_path / "host")
+    one, other = cifar_jax.load(finished).variables, cifar_jax.load(tmp_path / "host").variables
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
+
+
+def test_more_epochs_go_on_where_the_schedule_allows(tmp_path):
+    constant = {"schedule__name": "constant", "data__validation_examples": 1300}
+    start(tiny.config(num_epochs=1.0, **constant), tmp_path / "a")
+    start(tiny.config(num_epochs=2.0, **constant), tmp_path / "a")
+    start(tiny.config(num_epochs=2.0, **constant), tmp_path / "b")
+    assert_same_bits(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_config_that_differs_is_refused_by_field(tmp_path):
+    start(tiny.config(num_steps=1), tmp_path)
+    with pytest.raises(UserError) as refusal:
+        start(tiny.config(num_steps=1, seed=1, optimizer__learning_rate=0.5), tmp_path)
+    assert "optimizer.learning_rate was 0.001 and is now 0.5" in str(refusal.value)
+    assert "seed was 0 and is now 1" in str(refusal.value)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
+    config = tiny.config(
+        optimizer__name="sgd", optimizer__learning_rate=1e-3, checkpoint__every_steps=1
+    )
+    schedule = train.state_lib.create_schedule
+
+    def explode(config, durations):
+        rate = schedule(config, durations)
+        return lambda step: jax.numpy.where(step < 4, rate(step), 1e38)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.state_lib, "create_schedule", explode)
+        with pytest.raises(UserError, match="not finite") as stop:
+            start(config, tmp_path)
+    assert stop.value.exit_code == 1
+    run = cifar_jax.load(tmp_path)
+    assert run.step == 4
+    assert str(run.step) in str(stop.value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
+
+
+def test_starting_from_another_runs_weights(finished, tmp_path):
+    start(bn_config(init_from=str(finished), num_steps=1, ema_decay=0.0), tmp_path)
+    old = cifar_jax.load(finished).variables["params"]
+    new = cifar_jax.load(tmp_path).variables["params"]
+    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), old, new)
+    assert max(jax.tree.leaves(moved)) < 2e-3  # one step of Adam at 1e-3
+
+
+def test_another_number_of_classes_gets_a_new_head(finished):
+    run = cifar_jax.load(finished)
+    config = bn_config()
+    model = train.state_lib.create_model(config, 7)
+    durations = config_lib.resolve(config, 320)
+    create = train.state_lib.make_init(config, durations, model, run.image_shape)
+    fresh = jax.jit(create)(jax.random.key(5))
+    state = trained.transplant(finished, fresh)
+    np.testing.assert_array_equal(state.params["head"]["kernel"], fresh.params["head"]["kernel"])
+    kernel = state.params["Conv_0"]["kernel"]
+    np.testing.assert_array_equal(kernel, run.variables["params"]["Conv_0"]["kernel"])
+    with pytest.raises(UserError, match="another model"):
+        trained.transplant(finished, dataclasses.replace(fresh, params={"head": {}}))
+
+
+def test_images_of_another_shape_are_refused(finished):
+    with pytest.raises(UserError, match="uint8 images of shape"):
+        cifar_jax.load(finished).predict(np.zeros((2, 28, 28, 1), np.uint8))
