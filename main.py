@@ -146,10 +146,10 @@ def _one_line(error: BaseException) -> str:
 
 def _unknown_field(argv: list[str], error: Exception) -> str | None:
     """Returns words for an override whose field the config does not have, with the nearest ones."""
-    from cifar_jax import config as config_lib
+    from cifar_jax import fields
     from configs import default
 
-    known = [name for name, _ in config_lib.flatten(default.get_config())]
+    known = [name for name, _ in fields.flatten(default.get_config())]
     for argument in argv:
         name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
         leaf = name.rpartition(".")[2]

@@ -196,11 +196,10 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         steps = self.steps()
-        for old in steps[:-2]:
-            if old != self._best(steps):
-                # Renamed first: a checkpoint is never half there, whenever the process ends.
-                doomed = (self.folder / str(old)).rename(self.folder / f"{_DELETING}{old}")
-                shutil.rmtree(doomed, ignore_errors=True)
+        for old in set(steps[:-2]) - {self._best(steps)}:
+            # Renamed first: a checkpoint is never half there, whenever the process ends.
+            doomed = (self.folder / str(old)).rename(self.folder / f"{_DELETING}{old}")
+            shutil.rmtree(doomed, ignore_errors=True)
 
     def _best(self, steps: list[int]) -> int | None:
         scores = {step: self.meta(step)["metrics"].get("eval_accuracy") for step in steps}

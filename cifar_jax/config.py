@@ -1,14 +1,14 @@
-"""Checks a config once, resolves its durations and names what differs between two."""
+"""Checks a config once, and names what differs between two."""
 
-import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from cifar_jax.errors import UserError
+from cifar_jax.fields import flatten, unknown
 
 SCHEDULES = ("constant", "step", "cosine", "linear", "one_cycle")
 DTYPES = ("float32", "bfloat16")
@@ -64,17 +64,6 @@ _HARMLESS = (
     *("log.", "data.data_dir", "data.placement", "num_cpu_devices", "steps_per_call"),
     *("eval_batch_size", "eval_every_", "checkpoint.", "init_from"),
 )
-
-
-class Durations(NamedTuple):
-    """Lengths in steps; an interval of 0 means only at the end."""
-
-    steps_per_epoch: int
-    total: int
-    warmup: int
-    eval_every: int
-    checkpoint_every: int
-    milestones: tuple[int, ...]
 
 
 def check(config: ConfigDict) -> None:
@@ -136,56 +125,6 @@ def _check_parts(config: ConfigDict) -> list[str]:
         except UserError as error:
             problems.append(str(error))
     return problems
-
-
-def unknown(name: Any, known: Any) -> str:
-    """Returns words for a name that is none of the known ones, with the nearest one if any."""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{name!r}, none of {', '.join(known)}{hint}"
-
-
-def resolve(config: ConfigDict, num_examples: int) -> Durations:
-    """Returns the durations in steps for a training set of `num_examples` images."""
-    steps_per_epoch = num_examples // config.batch_size
-    if not steps_per_epoch:
-        raise UserError(
-            f"batch_size {config.batch_size} is larger than the {num_examples} training images"
-        )
-
-    def steps(epochs: float, given: int | None) -> int:
-        if given is not None:
-            return given
-        return max(1, round(epochs * steps_per_epoch)) if epochs else 0
-
-    total = steps(config.num_epochs, config.num_steps)
-    warmup = steps(config.schedule.warmup_epochs, config.schedule.warmup_steps)
-    if warmup >= total and warmup:
-        raise UserError(f"the warm-up of {warmup} steps leaves nothing of the {total} steps")
-    if total > _MOST_INT:
-        raise UserError(f"a training of {total} steps is too long: the most is {_MOST_INT}")
-    milestones = tuple(steps(epoch, None) for epoch in config.schedule.milestones)
-    if len(set(milestones)) < len(milestones):
-        raise UserError(
-            f"schedule.milestones {config.schedule.milestones}: two of them fall on one step"
-        )
-    return Durations(
-        steps_per_epoch=steps_per_epoch,
-        total=total,
-        warmup=warmup,
-        eval_every=steps(config.eval_every_epochs, config.eval_every_steps),
-        checkpoint_every=steps(config.checkpoint.every_epochs, config.checkpoint.every_steps),
-        milestones=milestones,
-    )
-
-
-def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted name, value) of every field."""
-    for name, value in config.items():
-        if isinstance(value, Mapping | ConfigDict):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

@@ -1,12 +1,28 @@
-"""Whether a config has the fields of configs/default.py, no others, and of their types."""
+"""The fields of a config by their names, and whether they are those of configs/default.py."""
 
 import difflib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from cifar_jax.config import flatten
 from cifar_jax.errors import UserError
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted name, value) of every field."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def unknown(name: Any, known: Any) -> str:
+    """Returns words for a name that is none of the known ones, with the nearest one if any."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{name!r}, none of {', '.join(known)}{hint}"
 
 
 def check(config: Any, default: ConfigDict) -> None:

@@ -6,17 +6,14 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from cifar_jax import workdir as workdir_lib
+from cifar_jax.curves import Curves
 
 _log = logging.getLogger(__name__)
 
@@ -33,9 +30,9 @@ class Logs:
         self._active = active
         self._bar: tqdm | None = None
         self._waiting: list[str] = []
-        self._curves = workdir / "tensorboard" if tensorboard else None
-        self._writer: EventsWriter | None = None
-        self._purge_step = step + 1 if step else None
+        self._curves_folder = workdir / "tensorboard" if tensorboard else None
+        self._curves: Curves | None = None
+        self._step = step
         if active:
             rewind(self._path, step)
 
@@ -56,16 +53,15 @@ class Logs:
             return
         self._waiting.append(json.dumps(dict(values)) + "\n")
         self._append_waiting()
-        if self._curves:
+        if self._curves_folder:
+            points = {name: x for name, x in values.items() if isinstance(x, int | float)}
+            step = points.pop("step")
             try:
-                self._writer = self._writer or self._open_curves(self._curves)
-                for name, value in values.items():
-                    if name != "step" and isinstance(value, int | float):
-                        _add_event(self._writer, step=values["step"], summary=scalar(name, value))
-                self._writer.flush()
+                self._curves = self._curves or Curves(self._curves_folder, self._step)
+                self._curves.write(int(step), points)
             except OSError as error:
-                _log.warning("curves: step %d is left out: %s", values["step"], error.strerror)
-                self._writer = None
+                _log.warning("curves: step %d is left out: %s", step, error.strerror)
+                self._curves = None
 
     def _append_waiting(self) -> None:
         try:
@@ -73,15 +69,6 @@ class Logs:
             self._waiting.clear()
         except OSError as error:
             _log.warning("%s waits for room: %s", self._path, error.strerror)
-
-    def _open_curves(self, folder: Path) -> EventsWriter:
-        # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and then blocks the run.
-        folder.mkdir(exist_ok=True)
-        writer = EventsWriter(str(folder / "events"))
-        if self._purge_step:
-            start = SessionLog(status=SessionLog.START)
-            _add_event(writer, step=self._purge_step, session_log=start)
-        return writer
 
     def progress(self, epoch: int, done: int, total: int, **metrics: float) -> None:
         """Moves the bar of an epoch, on a terminal only."""
@@ -105,13 +92,9 @@ class Logs:
         self.close_bar()
         if self._waiting:
             self._append_waiting()
-        if self._writer:
+        if self._curves:
             with contextlib.suppress(OSError):
-                self._writer.close()
-
-
-def _add_event(writer: EventsWriter, **fields: Any) -> None:
-    writer.write_event(Event(wall_time=time.time(), **fields))
+                self._curves.close()
 
 
 def _append(path: Path, text: str) -> None:

@@ -8,7 +8,8 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from cifar_jax.config import Durations, unknown
+from cifar_jax.durations import Durations
+from cifar_jax.fields import unknown
 
 Schedule = Callable[[Any], Any]
 

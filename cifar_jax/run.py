@@ -18,6 +18,7 @@ from cifar_jax import scores as scores_lib
 from cifar_jax import state as state_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.durations import Durations
 from cifar_jax.errors import UserError
 from cifar_jax.logs import Logs, duration
 
@@ -28,7 +29,7 @@ class Run(NamedTuple):
     config: ConfigDict
     workdir: Path
     dataset: datasets.Dataset
-    durations: config_lib.Durations
+    durations: Durations
     mesh: Mesh
     model: nn.Module
     checkpoints: Checkpoints

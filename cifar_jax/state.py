@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 
 from cifar_jax import models, optim
-from cifar_jax.config import Durations
+from cifar_jax.durations import Durations
 
 
 @flax.struct.dataclass

@@ -39,9 +39,34 @@ def make_train_step(
       mean: of each channel in units of pixel / 255.
       std: likewise.
     """
+    compute_gradient = jax.grad(_make_loss(model, config, mean, std), has_aux=True)
+    if config.optimizer.accumulation_steps > 1:
+        compute_gradient = _in_parts(compute_gradient, config.optimizer.accumulation_steps)
+    ema_decay = config.ema_decay
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        gradient, (batch_stats, metrics) = compute_gradient(
+            state.params, state.batch_stats, batch, key
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay:
+            new = {"params": params, "batch_stats": batch_stats}
+            ema = optax.incremental_update(new, ema, 1 - ema_decay)
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+        return state, metrics
+
+    return train_step
+
+
+def _make_loss(
+    model: nn.Module, config: Any, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[..., Any]:
+    """The function (params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))."""
     num_classes, dtype = model.num_classes, model.dtype
     options, smoothing = config.augment, config.loss.label_smoothing
-    parts, ema_decay = config.optimizer.accumulation_steps, config.ema_decay
     fill = tuple(round(255 * value) for value in mean)
 
     def compute_loss(params, batch_stats, batch, key):
@@ -62,43 +87,29 @@ def make_train_step(
         metrics = Metrics.single_from_model_output(loss=each, logits=logits, labels=labels)
         return jnp.mean(each), (updates.get("batch_stats", batch_stats), metrics)
 
-    compute_gradient = jax.grad(compute_loss, has_aux=True)
+    return compute_loss
 
-    def accumulate(state, batch, key):
-        """Sums the gradients of the batch's parts; the running statistics go through them."""
+
+def _in_parts(compute_gradient: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """The mean gradient over equal parts of the batch; the running statistics go through them."""
+
+    def compute(params, batch_stats, batch, key):
+        # Neighbours go into different parts: then every device has a share of each part.
         split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
-        def add(carry, part):
+        def add(carry, numbered):
             gradient, batch_stats, metrics = carry
-            index, piece = part
-            new, (batch_stats, more) = compute_gradient(
-                state.params, batch_stats, piece, jax.random.fold_in(key, index)
+            number, part = numbered
+            more, (batch_stats, new) = compute_gradient(
+                params, batch_stats, part, jax.random.fold_in(key, number)
             )
-            return (optax.tree.add(gradient, new), batch_stats, metrics.merge(more)), None
+            return (optax.tree.add(gradient, more), batch_stats, metrics.merge(new)), None
 
-        start = (optax.tree.zeros_like(state.params), state.batch_stats, Metrics.empty())
-        carry, _ = jax.lax.scan(add, start, (jnp.arange(parts), split))
-        gradient, batch_stats, metrics = carry
+        start = (optax.tree.zeros_like(params), batch_stats, Metrics.empty())
+        (gradient, batch_stats, metrics), _ = jax.lax.scan(add, start, (jnp.arange(parts), split))
         return optax.tree.scale(1 / parts, gradient), (batch_stats, metrics)
 
-    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(key, state.step)
-        if parts > 1:
-            gradient, (batch_stats, metrics) = accumulate(state, batch, key)
-        else:
-            gradient, (batch_stats, metrics) = compute_gradient(
-                state.params, state.batch_stats, batch, key
-            )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema_decay:
-            new = {"params": params, "batch_stats": batch_stats}
-            ema = optax.incremental_update(new, ema, 1 - ema_decay)
-        state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
-        return state, metrics
-
-    return train_step
+    return compute
 
 
 def compile_train(step: Step, mesh: Mesh, resident: bool) -> jax.stages.Wrapped:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
 from cifar_jax import datasets, devices, sampling, steps, trained
+from cifar_jax import durations as durations_lib
 from cifar_jax import metrics as metrics_lib
 from cifar_jax import run as run_lib
 from cifar_jax import state as state_lib
@@ -48,7 +49,7 @@ def train(config: ConfigDict, workdir: Path, signals: workdir_lib.Signals) -> in
     if config.data.validation_examples:
         dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
     split = dataset.splits["train"]
-    durations = config_lib.resolve(config, len(split.labels))
+    durations = durations_lib.resolve(config, len(split.labels))
     resident = config.data.placement == "device" or (
         config.data.placement == "auto" and sampling.fits_on_device(split)
     )
@@ -86,7 +87,7 @@ def _record_config(config: ConfigDict, workdir: Path) -> None:
 def _begin(
     config: ConfigDict,
     dataset: datasets.Dataset,
-    durations: config_lib.Durations,
+    durations: durations_lib.Durations,
     mesh: Mesh,
     model: nn.Module,
     checkpoints: Checkpoints,

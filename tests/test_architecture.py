@@ -13,14 +13,26 @@ PACKAGE = ROOT / "cifar_jax"
 
 # A module may import from its own layer's earlier lines and from the layers above it in this list.
 LAYERS = [
-    ["errors", "fields"],
-    ["workdir", "manifest", "image_ops", "download", "numpy_mlp", "losses", "metrics", "ops"],
+    ["errors", "fields", "durations"],
+    [
+        "workdir",
+        "curves",
+        "manifest",
+        "image_ops",
+        "download",
+        "numpy_mlp",
+        "losses",
+        "metrics",
+        "ops",
+    ],
     ["auto_augment", "augment", "image_cache", "records", "prepare", "datasets", "models"],
-    ["summary", "config", "optim", "devices", "logs", "checkpoint"],
-    ["sampling", "state", "steps"],
-    ["evaluate", "run"],
-    ["train", "numpy_mlp_command"],
+    ["summary", "optim", "config", "devices", "logs", "checkpoint"],
+    ["sampling", "state", "steps", "scores"],
+    ["trained", "run"],
+    ["evaluate", "train", "numpy_mlp_command"],
 ]
+# The command of `python -m cifar_jax.numpy_mlp`, imported when that is run.
+ALLOWED = {("numpy_mlp", "numpy_mlp_command")}
 ORDER = {name: place for place, names in enumerate(LAYERS) for name in names}
 
 
@@ -48,14 +60,16 @@ def test_imports_go_one_way(path):
     own = module(path)
     assert own in ORDER, f"{own} has no layer"
     for other in imports(path):
-        if other != own:
+        if other != own and (own, other) not in ALLOWED:
             assert ORDER[other] <= ORDER[own], f"{own} imports {other}, of a higher layer"
 
 
 def test_no_circle():
     graph = {}
     for path in FILES:
-        graph.setdefault(module(path), set()).update(set(imports(path)) - {module(path)})
+        own = module(path)
+        others = {other for other in imports(path) if (own, other) not in ALLOWED}
+        graph.setdefault(own, set()).update(others - {own})
     while ends := [name for name, others in graph.items() if not others & graph.keys()]:
         for name in ends:
             del graph[name]

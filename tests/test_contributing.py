@@ -31,7 +31,9 @@ def start(config, folder):
 
 
 def test_a_model_and_its_config(tmp_path, monkeypatch):
-    monkeypatch.setitem(models.MODELS, "two_layers", run_block("model", tmp_path, monkeypatch).TwoLayers)
+    monkeypatch.setitem(
+        models.MODELS, "two_layers", run_block("model", tmp_path, monkeypatch).TwoLayers
+    )
     config = run_block("config", tmp_path, monkeypatch).get_config()
     config.update(tiny.config(num_steps=2).to_dict() | {"model": config.model})
     start(config, tmp_path)

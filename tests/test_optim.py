@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import optim
-from cifar_jax.config import Durations
+from cifar_jax.durations import Durations
 from configs import default
 
 DURATIONS = Durations(

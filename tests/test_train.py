@@ -10,7 +10,7 @@ import pytest
 
 import cifar_jax
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, evaluate, logs, train, trained, workdir
+from cifar_jax import datasets, durations, evaluate, logs, train, trained, workdir
 from cifar_jax.errors import UserError
 from tests import tiny
 
@@ -166,8 +166,8 @@ def test_another_number_of_classes_gets_a_new_head(finished):
     run = cifar_jax.load(finished)
     config = bn_config()
     model = train.state_lib.create_model(config, 7)
-    durations = config_lib.resolve(config, 320)
-    create = train.state_lib.make_init(config, durations, model, run.image_shape)
+    lengths = durations.resolve(config, 320)
+    create = train.state_lib.make_init(config, lengths, model, run.image_shape)
     fresh = jax.jit(create)(jax.random.key(5))
     state = trained.transplant(finished, fresh)
     np.testing.assert_array_equal(state.params["head"]["kernel"], fresh.params["head"]["kernel"])

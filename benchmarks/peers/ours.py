@@ -13,7 +13,8 @@ import protocol
 from flax import linen as nn
 
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, scores, metrics, sampling, state, steps, summary
+from cifar_jax import datasets, devices, metrics, sampling, scores, state, steps, summary
+from cifar_jax import durations as durations_lib
 from cifar_jax import workdir as workdir_lib
 from configs import default
 
@@ -43,7 +44,7 @@ class Training:
         self.split = datasets.Split(images, labels)
         channels = images.shape[-1]
         self.mean, self.std = (protocol.MEAN,) * channels, (protocol.STD,) * channels
-        durations = config_lib.resolve(config, len(labels))
+        durations = durations_lib.resolve(config, len(labels))
         self.mesh = devices.make_mesh(config.batch_size)
         self.model = state.create_model(config, protocol.NUM_CLASSES)
         self.key = devices.replicate(self.mesh, jax.random.key(0))

@@ -1,0 +1,182 @@
+"""Seconds from the command to the first training step, and the memory that a training takes.
+
+  TFDS_DATA_DIR=... python benchmarks/startup.py --keras-python=... --torch-python=...
+
+The command is `python main.py --config=configs/simple_cnn.py` on prepared data, in a new workdir,
+on a terminal; the first step has been made when the bar appears. Cold: nothing compiled is kept
+from before. Warm: the same command once more. Memory: the largest that was resident in a training
+of 100 steps and an evaluation on the test set, beside the same in Keras (both splits as float32
+arrays) and in PyTorch (uint8, converted batch by batch).
+
+Writes a JSON file and the README's table.
+"""
+
+import argparse
+import os
+import pty
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from workers import ROOT, Worker, WorkerError, resident_bytes
+
+sys.path.insert(0, str(ROOT))
+from cifar_jax import datasets
+from cifar_jax import workdir as workdir_lib
+
+CONFIG = "--config=configs/simple_cnn.py"
+NUM_STEPS, BATCH_SIZE = 100, 128
+# The bar of tqdm once a step is done: "1/390 ["; before that there is no bar.
+BAR = re.compile(rb"\d+/\d+ \[")
+TIMEOUT_SECONDS = 120
+PEERS = {"keras": "keras_tf.py", "pytorch": "pytorch.py"}
+
+
+def time_first_step(command: list[str], env: Mapping[str, str]) -> float:
+    """Returns the seconds from the start of the command to its bar; then ends it.
+
+    Raises:
+      RuntimeError: it ended, or the time was over, before there was a bar.
+    """
+    terminal, its_side = pty.openpty()
+    termios.tcsetwinsize(its_side, (24, 80))  # the bar fills the width
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=its_side
+    )
+    os.close(its_side)
+    seen = b""
+    alarm = signal.signal(signal.SIGALRM, lambda *_: process.kill())
+    signal.alarm(TIMEOUT_SECONDS)
+    try:
+        while not BAR.search(seen):
+            try:
+                seen += os.read(terminal, 4096)
+            except OSError:  # nobody is at the other side any more
+                words = seen.decode(errors="replace").strip()
+                raise RuntimeError(f"no step was made: {words}") from None
+        seconds = time.monotonic() - begun
+        process.send_signal(signal.SIGTERM)
+        drain(terminal)
+        return seconds
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, alarm)
+        process.wait()
+        os.close(terminal)
+
+
+def drain(terminal: int) -> None:
+    """Reads until the other side is closed, so that it need not wait for us."""
+    try:
+        while os.read(terminal, 4096):
+            pass
+    except OSError:
+        pass
+
+
+def measure_startup(folder: Path, repeats: int) -> dict[str, Any]:
+    """Starts the training again and again, each time cold and then warm.
+
+    Args:
+      folder: for the workdirs and caches.
+      repeats: how many times.
+    """
+    env = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "JAX_PLATFORMS": "cpu"}
+    for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR"):
+        env.pop(name, None)
+    # The decoded images may lie in the same cache: they are prepared data, and there in both cases.
+    prepare = "from cifar_jax import datasets; datasets.load('cifar10')"
+    subprocess.run([sys.executable, "-c", prepare], cwd=ROOT, env=env, check=True)
+    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    for number in range(repeats):
+        for compiled in (folder / "cache" / "cifar_jax").glob("xla-*"):
+            shutil.rmtree(compiled)
+        for kind, times in seconds.items():
+            workdir = folder / f"{kind}_{number}"
+            command = [sys.executable, "main.py", CONFIG, f"--workdir={workdir}"]
+            times.append(round(time_first_step(command, env), 2))
+            print(f"first step, {kind}: {times[-1]:.1f} s", flush=True)
+    return {
+        **{f"{kind}_seconds": statistics.median(times) for kind, times in seconds.items()},
+        "rounds": seconds,
+    }
+
+
+def measure_memory(folder: Path, pythons: Mapping[str, str | None]) -> dict[str, int]:
+    """Returns the largest resident memory of a short training, in bytes, by framework."""
+    command = [sys.executable, "main.py", CONFIG, f"--workdir={folder / 'memory'}"]
+    command += [f"--config.num_steps={NUM_STEPS}", f"--config.batch_size={BATCH_SIZE}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError("the training failed")
+    sizes = {"ours": resident_bytes(usage)}
+    path = folder / "data.npz"
+    splits = datasets.load("cifar10").splits
+    arrays = {
+        f"{name}_{part}": np.asarray(getattr(split, part))
+        for name, split in splits.items()
+        for part in ("images", "labels")
+    }
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    for name, program in PEERS.items():
+        python = pythons[name]
+        if python is None:
+            print(f"skipping {name}: its interpreter was not given")
+            continue
+        try:
+            worker = Worker(name, python, [program])
+        except WorkerError as error:
+            print(f"skipping {name}: {error}")
+            continue
+        worker.ask("train_once", path=str(path), num_steps=NUM_STEPS, batch_size=BATCH_SIZE)
+        sizes[name] = worker.close()
+    for name, size in sizes.items():
+        print(f"memory, {name}: {size / 2**20:.0f} MiB")
+    return sizes
+
+
+def main(argv: list[str]) -> int:
+    """Runs the benchmark; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--keras-python", help="has keras and tensorflow")
+    parser.add_argument("--torch-python", help="has torch")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "bench_startup.json")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        startup = measure_startup(Path(folder), options.repeats)
+        pythons = {"keras": options.keras_python, "pytorch": options.torch_python}
+        sizes = measure_memory(Path(folder), pythons)
+    machine = workdir_lib.environment()
+    result = {
+        "name": options.output.stem,
+        "hardware": f"{machine['cores']} cores of {machine['processor']}",
+        "versions": machine["versions"],
+        "commit": machine["commit"],
+        **startup,
+        "resident_bytes": sizes,
+    }
+    workdir_lib.write_json(options.output, result)
+    print(f"wrote {options.output}")
+    if options.output.parent == ROOT / "results":
+        subprocess.run([sys.executable, str(ROOT / "results" / "tables.py")], check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""Collects finished runs of one config, one workdir for each seed, into `results/NAME.json`.
+
+  python results/collect.py NAME WORKDIR [WORKDIR ...]
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import re
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from cifar_jax import fields
+from cifar_jax import workdir as workdir_lib
+from cifar_jax.errors import UserError
+
+# Where a run's data lie, and its seed, are not what makes it another run.
+_OWN = ("seed", "data.data_dir")
+
+
+def collect(name: str, workdirs: Sequence[Path]) -> dict[str, Any]:
+    """Returns the content of `results/NAME.json`.
+
+    Args:
+      name: of the result.
+      workdirs: of finished runs that differ in their seeds alone.
+
+    Raises:
+      UserError: a run is not finished, or two of them are of different configs, commits or
+        versions, or of the same seed.
+    """
+    runs = [workdir_lib.read_json(workdir / workdir_lib.RESULT) for workdir in workdirs]
+    runs, workdirs = zip(*sorted(zip(runs, workdirs, strict=True), key=_seed), strict=True)
+    first = runs[0]
+    for run, workdir in zip(runs, workdirs, strict=True):
+        for what, own, other in _compared(run, first):
+            if own != other:
+                raise UserError(f"{workdir}: its {what} is {own}, that of {workdirs[0]} is {other}")
+    seeds = [run["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"two of the runs have the same seed: {seeds}")
+    environment = first["environment"]
+    processor = f"{environment['cores']} cores of {environment['processor']}"
+    accuracies, losses = ([run[key] for run in runs] for key in ("test_accuracy", "test_loss"))
+    return {
+        "name": name,
+        "config": describe_config(first["config"], environment["command"]),
+        "num_seeds": len(runs),
+        "test_accuracy": statistics.fmean(accuracies),
+        "test_accuracy_std": _deviation(accuracies),
+        "test_loss": statistics.fmean(losses),
+        "test_loss_std": _deviation(losses),
+        "num_images": first["num_images"],
+        "num_epochs": first["num_epochs"],
+        "wall_seconds": statistics.fmean(run["wall_seconds"] for run in runs),
+        "hardware": f"{first['devices']}, {processor}",
+        "versions": environment["versions"],
+        "commit": environment["commit"],
+        "seeds": [
+            {
+                **{key: run[key] for key in ("seed", "test_accuracy", "test_loss", "num_correct")},
+                "wall_seconds": run["wall_seconds"],
+                "curve": read_curve(workdir / workdir_lib.METRICS),
+            }
+            for run, workdir in zip(runs, workdirs, strict=True)
+        ],
+    }
+
+
+def _seed(pair: tuple[Mapping[str, Any], Path]) -> int:
+    return pair[0]["seed"]
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """The standard deviation of a sample; None of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _compared(run: Mapping[str, Any], first: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(what, of this run, of the first one) for all that runs of one result have in common."""
+    configs = [dict(fields.flatten(one["config"])) for one in (run, first)]
+    fields = [
+        (field, configs[0].get(field), configs[1].get(field))
+        for field in sorted(configs[0] | configs[1])
+        if field not in _OWN
+    ]
+    parts = [
+        (key, run["environment"][key], first["environment"][key]) for key in ("commit", "versions")
+    ]
+    return [*fields, *parts]
+
+
+def describe_config(config: Mapping[str, Any], command: Sequence[str]) -> dict[str, Any]:
+    """Returns the config's file and what the run's fields have in place of the file's.
+
+    Args:
+      config: the run's, as JSON values.
+      command: the run's arguments, of which `--config` names the file.
+    """
+    given = re.search(r"--?config[= ](\S+)", " ".join(command))
+    if not given:
+        raise UserError(f"the run's command has no --config: {' '.join(command)}")
+    file, _, variant = given[1].partition(":")
+    # Paths would say nothing elsewhere.
+    file = f"configs/{Path(file).name}" if Path(file).parent.name == "configs" else Path(file).name
+    theirs: dict[str, Any] = {}
+    with contextlib.suppress(ImportError):
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        theirs = config_lib.to_json(module.get_config(*[variant] if variant else []))
+    own, base = (dict(fields.flatten(part)) for part in (config, theirs))
+    overrides = {
+        field: Path(value).name if field == "init_from" else value
+        for field, value in own.items()
+        if field not in _OWN and (field not in base or value != base[field])
+    }
+    return {"file": f"{file}:{variant}" if variant else file, "overrides": overrides}
+
+
+def read_curve(path: Path) -> dict[str, list[Any]]:
+    """Returns column name -> values of a run's metrics.jsonl; None where a line lacks one."""
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    names = dict.fromkeys(name for line in lines for name in line)
+    return {name: [_short(line.get(name)) for line in lines] for name in names}
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="the result goes to results/NAME.json")
+    parser.add_argument("workdirs", nargs="+", type=Path)
+    parser.add_argument("--folder", type=Path, default=ROOT / "results", help="in place of results")
+    options = parser.parse_args(argv)
+    try:
+        result = collect(options.name, options.workdirs)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    path = options.folder / f"{options.name}.json"
+    workdir_lib.write_json(path, result)
+    deviation = result["test_accuracy_std"]
+    words = f" +- {deviation:.2%}" if deviation is not None else ""
+    print(f"{path}: {result['num_seeds']} seeds, {result['test_accuracy']:.2%}{words}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,189 @@
+"""Writes the README's tables from the files of this folder.
+
+  python results/tables.py            writes
+  python results/tables.py --check    exit code 1 if the README is not what it would write
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is a file of this folder
+without `.json`, or `training`, the table of all trained models; a file that is not there leaves its
+table as it is.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+_TABLE = re.compile(r"(<!-- table: (\w[\w.-]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# The columns of the benchmark: (words, the framework's name, or several of which the best counts).
+PEERS = (
+    ("stock JAX", ("jax",)),
+    ("Keras", ("keras",)),
+    ("PyTorch, its best", ("pytorch", "pytorch_compiled")),
+)
+MODEL_WORDS = {"resnet": "resnet-20", "speedrun": "speedrun net"}
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table; the first column to the left, the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def step_time(result: dict[str, Any]) -> str:
+    """Images per second, the middle of the rounds, and how many times the others' that is."""
+    rates: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for row in result["measurements"]:
+        cell = (row["model"], row["batch_size"], row["what"])
+        rates.setdefault(cell, {})[row["framework"]] = row
+    header = ["model", "batch", "this project", *[words for words, _ in PEERS]]
+    text = ""
+    for what, title in (("train", "Training"), ("infer", "Inference")):
+        rows = [
+            [MODEL_WORDS.get(model, model), str(batch_size), *_rate_cells(by_framework)]
+            for (model, batch_size, kind), by_framework in rates.items()
+            if kind == what
+        ]
+        text += f"{title}, images per second:\n\n" + markdown(header, rows) + "\n"
+    versions = ", ".join(
+        f"{words} {result['versions'][name][package]}"
+        for words, name, package in (
+            ("this project on jax", "ours", "jax"),
+            ("stock jax", "jax", "jax"),
+            ("Keras", "keras", "keras"),
+            ("TensorFlow", "keras", "tensorflow"),
+            ("PyTorch", "pytorch", "torch"),
+        )
+        if name in result["versions"]
+    )
+    return text + (
+        f"The middle of {result['rounds']} turns, in brackets the lowest and the highest; "
+        f"x: how many times the other's speed is ours. {result['hardware']}; {versions}.\n"
+    )
+
+
+def _rate_cells(rows: dict[str, Any]) -> list[str]:
+    def words(row: dict[str, Any]) -> str:
+        low, high = min(row["rounds"]), max(row["rounds"])
+        return f"{row['images_per_second']:,.0f} ({low:,.0f} to {high:,.0f})"
+
+    ours = rows["ours"]
+    cells = [words(ours)]
+    for _, names in PEERS:
+        found = [rows[name] for name in names if name in rows]
+        if not found:
+            cells.append("not run")
+            continue
+        best = max(found, key=lambda row: row["images_per_second"])
+        ratio = ours["images_per_second"] / best["images_per_second"]
+        compiled = ", compiled" if best["framework"].endswith("_compiled") else ""
+        cells.append(f"{words(best)}{compiled}: **{ratio:.2f}x**")
+    return cells
+
+
+def startup(result: dict[str, Any]) -> str:
+    """Seconds to the first step, and the largest memory of a short training."""
+    rows = [
+        [f"first step, {kind} compilation cache", f"{result[f'{kind}_seconds']:.1f} s"]
+        for kind in ("cold", "warm")
+    ]
+    words = {"ours": "this project", "keras": "Keras on TensorFlow", "pytorch": "PyTorch"}
+    rows += [
+        [f"memory, {words[name]}", f"{size / 2**20:,.0f} MiB"]
+        for name, size in result["resident_bytes"].items()
+    ]
+    return markdown(["simple_cnn", ""], rows) + f"\n{result['hardware']}.\n"
+
+
+def training(results: Iterable[dict[str, Any]]) -> str:
+    """Test accuracy and loss of the last checkpoints, and what they took."""
+
+    def row(result: dict[str, Any]) -> list[str]:
+        deviation = result.get("test_accuracy_std")
+        spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+        seeds = len(result["seeds"])
+        return [
+            f"`{result['config']['file']}`",
+            f"{100 * result['test_accuracy']:.2f}{spread} %",
+            f"{result['test_loss']:.4f}",
+            str(seeds),
+            f"{result['num_epochs']:g}",
+            f"{result['wall_seconds'] / 60:.1f} min",
+            result["hardware"],
+        ]
+
+    header = ["config", "test accuracy", "test loss", "seeds", "epochs", "time", "hardware"]
+    return markdown(header, map(row, results))
+
+
+# By the beginning of a file's name, so that one benchmark can have several files.
+BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "bench_step_time": step_time,
+    "bench_startup": startup,
+}
+
+
+def make_table(name: str, folder: Path) -> str | None:
+    """Returns the table of that name, None if its file is not there.
+
+    Raises:
+      ValueError: there is no such table.
+    """
+    if name == "training":
+        files = [p for p in sorted(folder.glob("*.json")) if not p.name.startswith("bench_")]
+        return training([_read(file) for file in files]) if files else None
+    for beginning, function in BENCHMARKS.items():
+        if name.startswith(beginning):
+            file = folder / f"{name}.json"
+            return function(_read(file)) if file.exists() else None
+    known = ", ".join(("training", *BENCHMARKS))
+    raise ValueError(f"README.md wants the table {name!r}; there are {known}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
+
+
+def fill(text: str, folder: Path) -> str:
+    """Returns the README's text with its tables made anew."""
+
+    def replace(match: re.Match[str]) -> str:
+        table = make_table(match[2], folder)
+        return match[0] if table is None else f"{match[1]}{table}{match[3]}"
+
+    return _TABLE.sub(replace, text)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing, compare only")
+    parser.add_argument("--readme", type=Path, default=FOLDER.parent / "README.md")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="in place of results")
+    options = parser.parse_args(argv)
+    if not options.readme.exists():
+        print(f"{options.readme} does not exist: no table written")
+        return 0
+    old = options.readme.read_text()
+    try:
+        new = fill(old, options.folder)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.check:
+        if new != old:
+            print(f"{options.readme} is not what results/tables.py writes", file=sys.stderr)
+        return int(new != old)
+    if new != old:
+        options.readme.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
