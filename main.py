@@ -12,6 +12,7 @@ import difflib
 import io
 import logging
 import os
+import os
 import re
 import sys
 from pathlib import Path
@@ -161,6 +162,13 @@ def _unknown_field(argv: list[str], error: Exception) -> str | None:
     return None
 
 
+def _check_environment() -> None:
+    """Checks what JAX would answer with a traceback when it is imported."""
+    value = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if not value.removeprefix("-").isdecimal():
+        raise UserError(f"JAX_NUM_CPU_DEVICES is {value!r}: unset it or make it a number")
+
+
 def _show_log() -> None:
     """Lets the package's own messages through to the console."""
     handler = logging.StreamHandler()
@@ -181,6 +189,7 @@ def main(argv: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
     try:
         parse(argv)
+        _check_environment()
         return MODES[FLAGS.mode]()
     except UserError as error:
         for line in str(error).splitlines():

@@ -1,6 +1,6 @@
 """Seconds from the command to the first training step, and the memory that a training takes.
 
-  TFDS_DATA_DIR=... python benchmarks/startup.py --keras-python=... --torch-python=...
+  TFDS_DATA_DIR=... python -m benchmarks.startup --keras-python=... --torch-python=...
 
 The command is `python main.py --config=configs/simple_cnn.py` on prepared data, in a new workdir,
 on a terminal; the first step has been made when the bar appears. Cold: nothing compiled is kept
@@ -28,9 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workers import ROOT, Worker, WorkerError, resident_bytes
 
-sys.path.insert(0, str(ROOT))
+from benchmarks.workers import ROOT, Worker, WorkerError, resident_bytes
 from cifar_jax import datasets
 from cifar_jax import workdir as workdir_lib
 
@@ -39,7 +38,7 @@ NUM_STEPS, BATCH_SIZE = 100, 128
 # The bar of tqdm once a step is done: "1/390 ["; before that there is no bar.
 BAR = re.compile(rb"\d+/\d+ \[")
 TIMEOUT_SECONDS = 120
-PEERS = {"keras": "keras_tf.py", "pytorch": "pytorch.py"}
+PEERS = {"keras": "keras_tf", "pytorch": "pytorch"}
 
 
 def time_first_step(command: list[str], env: Mapping[str, str]) -> float:

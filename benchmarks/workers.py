@@ -1,5 +1,6 @@
 """Starts the workers of `peers/` and talks to them."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = Path(__file__).resolve().parent / "peers"
 
 # What would change how a framework behaves, had the user set it for something else.
 _FORGOTTEN = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -35,7 +35,7 @@ class Worker:
         Args:
           name: of the framework.
           python: an interpreter that has it.
-          arguments: the program, a file of `peers/`, and its own arguments.
+          arguments: the program, a module of `peers`, and its own arguments.
 
         Raises:
           WorkerError: the framework cannot be imported there, or there is no such interpreter.
@@ -46,7 +46,7 @@ class Worker:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in `close`)
         try:
             self._process = subprocess.Popen(
-                [python, str(PEERS / arguments[0]), *arguments[1:]],
+                [python, "-m", f"benchmarks.peers.{arguments[0]}", *arguments[1:]],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -54,26 +54,25 @@ class Worker:
                 env=environment(os.environ),
             )
         except OSError as error:
+            self._errors.close()
             raise WorkerError(f"{python}: {error.strerror}") from None
+        self._resident_bytes: int | None = None
         self.versions: dict[str, str] = self._answer()
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """Sends a request and returns its result; raises WorkerError."""
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # `_answer` finds out why
             print(json.dumps({"do": do} | arguments), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # `_answer` finds out why
         return self._answer()
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait()
-            self._errors.seek(0)
-            last = [line for line in self._errors.read().splitlines() if line.strip()][-1:]
-            raise WorkerError(last[0] if last else f"it ended with {self._process.returncode}")
+            words = self._last_words()
+            self.close()
+            raise WorkerError(words or f"it ended with {self._process.returncode}")
         answer = json.loads(line)
         if "cpu" in answer:
             begun, ended = answer["cpu"]
@@ -84,16 +83,28 @@ class Worker:
             raise WorkerError(answer["error"])
         return answer["result"]
 
+    def _last_words(self) -> str:
+        self._wait()
+        self._errors.seek(0)
+        return ([line for line in self._errors.read().splitlines() if line.strip()] or [""])[-1]
+
+    def _wait(self) -> int:
+        if self._resident_bytes is None:
+            _, status, usage = os.wait4(self._process.pid, 0)
+            self._process.returncode = os.waitstatus_to_exitcode(status)
+            self._resident_bytes = resident_bytes(usage)
+        return self._resident_bytes
+
     def close(self) -> int:
         """Ends the process; returns the largest memory that it had resident, in bytes."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        _, status, usage = os.wait4(self._process.pid, 0)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
         assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        size = self._wait()
         self._process.stdout.close()
         self._errors.close()
-        return resident_bytes(usage)
+        return size
 
 
 def environment(old: Mapping[str, str]) -> dict[str, str]:

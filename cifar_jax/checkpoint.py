@@ -5,12 +5,14 @@ what they belong to; `manifest.json`, the SHA-256 of every file. It is written i
 into a temporary folder, which is given its name last: a checkpoint is there whole or not at all,
 and one whose bits have changed since is known before it is used.
 
-A save that fails (a full disk) leaves the earlier checkpoints and no litter. It is said in one
-line, the training goes on, and the next save tries anew; a run whose last save failed ends with
-exit code 1.
+A save that fails (a full disk) leaves the earlier ones. One line says so, the training goes on, and
+the next save tries anew; a run whose last save failed ends with exit code 1.
 """
 
+import errno
 import logging
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +29,8 @@ from cifar_jax.errors import UserError
 
 _META = "meta.json"
 _SAVING, _DELETING = ".saving-", ".deleting-"
+# What a checkpoint takes besides its arrays, in bytes.
+_SLACK = 2**16
 
 _log = logging.getLogger(__name__)
 
@@ -57,13 +61,12 @@ class Checkpoints:
         self._writable = writable
         self._saving: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, "checkpoint")
-        # Orbax reports its own settings and choices as warnings; what matters, it raises.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs its settings as warnings and a failed save at length; what matters, it raises.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         if writable:
             self.folder.mkdir(exist_ok=True)
-            for pattern in (f"{_SAVING}*", f"{_DELETING}*"):
-                for path in self.folder.glob(pattern):
-                    shutil.rmtree(path, ignore_errors=True)
+            self._clear()
             for step in self.steps():
                 if damage := manifest.find_damage(self.folder / str(step)):
                     self._pass_over(step, damage)
@@ -83,8 +86,8 @@ class Checkpoints:
             return
         # A true copy: on a CPU the arrays would share memory that the next step is given to reuse.
         state = jax.tree.map(lambda leaf: np.array(leaf), state)
-        values = {**meta, "metrics": dict(metrics or {})}
-        self._saving = self._pool.submit(self._write, step, state, values)
+        meta = {**meta, "metrics": dict(metrics or {})}
+        self._saving = self._pool.submit(self._write, step, state, meta)
         self._step = step
 
     def poll(self) -> None:
@@ -97,7 +100,7 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         if not saving or not (error := saving.exception()):
             return
-        self.failure = str(error).partition("\n")[0][:300] or type(error).__name__
+        self.failure = _reason(error)
         kept = f"that of step {steps[-1]} is kept" if (steps := self.steps()) else "there is none"
         _log.warning(
             "the checkpoint of step %d could not be saved, %s: %s", self._step, kept, self.failure
@@ -143,13 +146,12 @@ class Checkpoints:
         for step in wanted:
             if damage := manifest.find_damage(self.folder / str(step)):
                 raise UserError(f"the checkpoint {self.folder / str(step)} is damaged: {damage}")
-        best = self._best(wanted)
-        if which == "best" and best is None:
-            raise UserError(
-                f"{self.folder} has no best checkpoint: only a run with data.validation_examples "
-                "chooses one; use --checkpoint=last"
-            )
-        return best if which == "best" else wanted[0]
+        if which != "best":
+            return wanted[0]
+        if (best := self._best(wanted)) is None:
+            words = "only a run with data.validation_examples chooses one; use --checkpoint=last"
+            raise UserError(f"{self.folder} has no best checkpoint: {words}")
+        return best
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Returns the saved tree.
@@ -165,12 +167,9 @@ class Checkpoints:
         path = self.folder / str(step) / "state"
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             if differences := _compare(reader.metadata(path).item_metadata, abstract_state):
+                words = "; ".join(differences[:3])
                 more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-                raise UserError(
-                    f"the checkpoint {path.parent} is of another model: "
-                    + "; ".join(differences[:3])
-                    + more
-                )
+                raise UserError(f"the checkpoint {path.parent} is of another model: {words}{more}")
             args = ocp.args.PyTreeRestore(
                 abstract_state,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
@@ -183,8 +182,13 @@ class Checkpoints:
         return workdir_lib.read_json(self.folder / str(step) / _META)
 
     def _write(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        self._clear()
         temporary = self.folder / f"{_SAVING}{step}"
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SLACK
         try:
+            # Orbax fails on a full disk too, but writes on for a while, and to the console.
+            if shutil.disk_usage(self.folder).free < size:
+                raise OSError(errno.ENOSPC, "")
             temporary.mkdir()
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
                 writer.save(temporary / "state", args=ocp.args.PyTreeSave(state))
@@ -193,13 +197,17 @@ class Checkpoints:
             temporary.rename(self.folder / str(step))
             workdir_lib.sync_folder(self.folder)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._clear()
             raise
         steps = self.steps()
         for old in set(steps[:-2]) - {self._best(steps)}:
             # Renamed first: a checkpoint is never half there, whenever the process ends.
             doomed = (self.folder / str(old)).rename(self.folder / f"{_DELETING}{old}")
             shutil.rmtree(doomed, ignore_errors=True)
+
+    def _clear(self) -> None:
+        for unfinished in (*self.folder.glob(f"{_SAVING}*"), *self.folder.glob(f"{_DELETING}*")):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _best(self, steps: list[int]) -> int | None:
         scores = {step: self.meta(step)["metrics"].get("eval_accuracy") for step in steps}
@@ -218,6 +226,14 @@ class Checkpoints:
         _log.warning("moved the damaged checkpoint %s to %s: %s", folder, target, damage)
 
 
+def _reason(error: BaseException) -> str:
+    # TensorStore's text holds the system's answer among much else.
+    number = getattr(error, "errno", None)
+    if match := re.search(r"os_error_code='(\d+)'", str(error)):
+        number = int(match[1])
+    return os.strerror(number) if number else f"{type(error).__name__} {error}".split("\n")[0][:200]
+
+
 def _compare(saved: Any, wanted: Any) -> list[str]:
     """Returns a phrase for each leaf of `wanted` that the saved tree does not have like that."""
 
@@ -230,8 +246,5 @@ def _compare(saved: Any, wanted: Any) -> list[str]:
         }
 
     have, want = leaves(saved), leaves(wanted)
-    return [
-        f"{name} is {have.get(name, 'not')} there and {want[name]} here"
-        for name in want
-        if have.get(name) != want[name]
-    ]
+    differing = [name for name in want if have.get(name) != want[name]]
+    return [f"{name} is {have.get(name, 'not')} there and {want[name]} here" for name in differing]

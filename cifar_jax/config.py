@@ -82,7 +82,7 @@ def check(config: ConfigDict) -> None:
     problems += _check_milestones(fields["schedule.milestones"])
     rest = fields["batch_size"]
     for name in ("optimizer.accumulation_steps", "num_cpu_devices"):
-        if (parts := fields[name]) and parts > 0 and rest > 0:
+        if (parts := fields[name]) and parts > 0 and rest > 0 and name not in outside:
             if rest % parts:
                 problems.append(f"batch_size {rest} is not a multiple of {name} {parts}")
             rest //= parts

@@ -80,9 +80,15 @@ def make_mesh(batch_size: int | None = None) -> Mesh:
       batch_size: of training; where given, the devices must divide it.
 
     Raises:
-      UserError: the devices do not divide the batch.
+      UserError: there is no device, or the devices do not divide the batch.
     """
-    num_devices = jax.device_count()
+    try:
+        num_devices = jax.device_count()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0] or "there are none"
+        raise UserError(
+            f"JAX cannot use its devices ({reason}): look at JAX_PLATFORMS and at the installation"
+        ) from error
     if batch_size is not None and batch_size % num_devices:
         raise UserError(
             f"a batch of {batch_size} images cannot be shared evenly by {num_devices} devices: "

@@ -26,16 +26,21 @@ def evaluate(
       data_dir: where the data lie; None: as for the run.
       batch_size: images of a step; None: the run's own.
     """
-    settings = config_lib.from_json(workdir_lib.read_json(workdir / workdir_lib.CONFIG))
-    batch_size = batch_size or settings.eval_batch_size
-    devices.configure(num_cpu_devices=settings.num_cpu_devices)
+    path = workdir / workdir_lib.CONFIG
+    try:
+        settings = config_lib.from_json(workdir_lib.read_json(path))
+        batch_size = batch_size or settings.eval_batch_size
+        data_dir = data_dir or settings.data.data_dir
+        devices.configure(num_cpu_devices=settings.num_cpu_devices)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not the config of a run: {error}") from error
     run = trained.load(workdir, checkpoint)
     config = run.config
     name = dataset_name or config.data.name
     carved = config.data.validation_examples and name == config.data.name
     own = split in ("train", "validation") and carved
     wanted = ("train", "test") if own else ("train", split)
-    dataset = datasets.load(name, data_dir or settings.data.data_dir, wanted)
+    dataset = datasets.load(name, data_dir, wanted)
     if own:
         dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
     if dataset.class_names != run.class_names:

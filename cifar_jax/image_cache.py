@@ -152,7 +152,7 @@ def _read(folder: Path, split: str, identity: dict[str, Any]) -> CachedSplit | N
         return CachedSplit(images, labels, class_names, tuple(record["mean"]), tuple(record["std"]))
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # what NumPy makes of a damaged header may raise almost anything
         _log.warning("the decoded %s in %s is damaged (%s): decoding again", split, folder, error)
         return None
 

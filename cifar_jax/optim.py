@@ -1,6 +1,7 @@
 """Optimizers and learning rate schedules, by optax."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -96,8 +97,9 @@ def find_problems(optimizer: ConfigDict) -> list[str]:
         return problems
     params = {"kernel": jax.ShapeDtypeStruct((2, 2), "float32")}
     try:
-        rule = create_optimizer(optimizer, lambda step: 1e-3)
-        jax.eval_shape(rule.update, params, jax.eval_shape(rule.init, params), params)
+        with warnings.catch_warnings(action="ignore"):
+            rule = create_optimizer(optimizer, lambda step: 1e-3)
+            jax.eval_shape(rule.update, params, jax.eval_shape(rule.init, params), params)
     except (TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         return [f"optimizer.name is {name!r}, which cannot train like this: {reason}"]

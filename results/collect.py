@@ -1,6 +1,8 @@
 """Collects finished runs of one config, one workdir for each seed, into `results/NAME.json`.
 
-  python results/collect.py NAME WORKDIR [WORKDIR ...]
+  python -m results.collect NAME WORKDIR [WORKDIR ...]
+
+The result holds the mean and the deviation over the seeds, and each seed with its curve.
 """
 
 import argparse
@@ -14,13 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
+from cifar_jax import config as config_lib
 from cifar_jax import fields
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
+FOLDER = Path(__file__).resolve().parent
 # Where a run's data lie, and its seed, are not what makes it another run.
 _OWN = ("seed", "data.data_dir")
 
@@ -86,7 +87,7 @@ def _deviation(values: Sequence[float]) -> float | None:
 def _compared(run: Mapping[str, Any], first: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(what, of this run, of the first one) for all that runs of one result have in common."""
     configs = [dict(fields.flatten(one["config"])) for one in (run, first)]
-    fields = [
+    values = [
         (field, configs[0].get(field), configs[1].get(field))
         for field in sorted(configs[0] | configs[1])
         if field not in _OWN
@@ -94,7 +95,7 @@ def _compared(run: Mapping[str, Any], first: Mapping[str, Any]) -> list[tuple[st
     parts = [
         (key, run["environment"][key], first["environment"][key]) for key in ("commit", "versions")
     ]
-    return [*fields, *parts]
+    return [*values, *parts]
 
 
 def describe_config(config: Mapping[str, Any], command: Sequence[str]) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("name", help="the result goes to results/NAME.json")
     parser.add_argument("workdirs", nargs="+", type=Path)
-    parser.add_argument("--folder", type=Path, default=ROOT / "results", help="in place of results")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="in place of results")
     options = parser.parse_args(argv)
     try:
         result = collect(options.name, options.workdirs)

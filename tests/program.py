@@ -40,7 +40,7 @@ def run_here(*arguments: str) -> tuple[int, str, str]:
         try:
             code = main.main(argv)
         except SystemExit as end:
-            code = end.code
+            code = int(end.code or 0)
     return code, out.getvalue(), err.getvalue()
 
 

@@ -11,9 +11,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-import protocol
 import tensorflow as tf
 from keras import layers
+
+from benchmarks.peers import protocol
 
 WEIGHTS = ("kernel", "scale", "bias", "mean", "var")
 

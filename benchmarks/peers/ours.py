@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import protocol
 from flax import linen as nn
 
+from benchmarks.peers import protocol
 from cifar_jax import config as config_lib
 from cifar_jax import datasets, devices, metrics, sampling, scores, state, steps, summary
 from cifar_jax import durations as durations_lib

@@ -141,21 +141,21 @@ def timing_handlers(
     """
     current: dict[str, Any] = {}
 
-    def prepare_and_warm_up(model: str, batch_size: int) -> dict[str, float]:
-        """Compiles, and learns how long a step takes."""
+    def prepare_and_warm_up(model: str, batch_size: int) -> float:
+        """Compiles, and learns how long a step takes; returns the seconds of that."""
         current.clear()
         begun = time.perf_counter()
         runner = prepare(model, batch_size)
         seconds = {}
         for what in Runner._fields:
             run = getattr(runner, what)
-            run(2)
+            run(1)
             seconds[what] = run(1)
             if seconds[what] < 0.2:  # too short to be exact
                 number = round(0.2 / seconds[what]) + 1
                 seconds[what] = run(number) / number
         current.update(runner=runner, batch_size=batch_size, seconds=seconds)
-        return {"seconds": time.perf_counter() - begun}
+        return time.perf_counter() - begun
 
     def measure(what: str, seconds: float) -> float:
         """Runs for about that many seconds; returns images per second."""

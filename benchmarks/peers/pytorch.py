@@ -1,6 +1,6 @@
 """The worker of PyTorch: channels last, fused SGD, float32 images in memory.
 
-`pytorch.py eager` or `pytorch.py compiled` (by `torch.compile`).
+Its argument is "eager" or "compiled" (by `torch.compile`).
 """
 
 import itertools
@@ -10,10 +10,11 @@ import time
 from typing import Any
 
 import numpy as np
-import protocol
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from benchmarks.peers import protocol
 
 
 class FlattenChannelsLast(nn.Module):

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import protocol
 from flax import linen as nn
+
+from benchmarks.peers import protocol
 
 
 class Net(nn.Module):
@@ -31,7 +32,8 @@ class Net(nn.Module):
         count = itertools.count()
 
         def make(kind, *arguments, **options):
-            return kind(*arguments, **options, name=f"layer_{next(count):03d}")
+            # Numbered when called: in f(...)(g(...)(x)) f is made before g.
+            return lambda x: kind(*arguments, **options, name=f"layer_{next(count):03d}")(x)
 
         norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
         drop = functools.partial(nn.Dropout, deterministic=not train)

@@ -7,33 +7,38 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def split(array: jax.Array, size: int) -> jax.Array:
-    """[batch, ...] to [chunks, at most `size`, ...], of equal chunks, with zeros behind the last."""
-    num_chunks = -(-len(array) // size)
-    size = -(-len(array) // num_chunks)
-    if missing := num_chunks * size - len(array):
-        array = jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
-    return array.reshape(num_chunks, size, *array.shape[1:])
-
-
 def map_chunks(
     function: Callable[[jax.Array], jax.Array], array: jax.Array, size: int
 ) -> jax.Array:
-    """Returns `function` of each chunk of at most `size` examples, joined along the batch."""
-    if len(array) <= size:
+    """Returns `function`, one example from each, of chunks of `size`, joined along the batch."""
+    batch = len(array)
+    if batch <= size:
         return function(array)
-    results = lax.map(function, split(array, size))
-    return results.reshape(-1, *results.shape[2:])[: len(array)]
+    one = jax.eval_shape(function, array[:size])
+
+    def fill(i, results):
+        # The last chunk may overlap the one before it.
+        start = jnp.minimum(i * size, batch - size)
+        chunk = function(lax.dynamic_slice_in_dim(array, start, size))
+        return lax.dynamic_update_slice_in_dim(results, chunk, start, 0)
+
+    empty = jnp.zeros((batch, *one.shape[1:]), one.dtype)
+    return lax.fori_loop(0, -(-batch // size), fill, empty)
 
 
 def sum_chunks(function: Callable[..., jax.Array], *arrays: jax.Array, size: int) -> jax.Array:
-    """Returns the sum of `function` over the chunks; zero examples must add nothing to it."""
-    if len(arrays[0]) <= size:
+    """Returns `function` of all examples as the sum of what it is of chunks of `size`."""
+    batch = len(arrays[0])
+    if batch <= size:
         return function(*arrays)
-    chunks = tuple(split(array, size) for array in arrays)
-    first = jax.eval_shape(function, *(chunk[0] for chunk in chunks))
 
-    def add(total, chunk):
-        return total + function(*chunk), None
+    def add(i, total):
+        return total + function(*(lax.dynamic_slice_in_dim(a, i * size, size) for a in arrays))
 
-    return lax.scan(add, jnp.zeros(first.shape, first.dtype), chunks)[0]
+    rest = batch % size
+    if rest:
+        start = function(*(array[batch - rest :] for array in arrays))
+    else:
+        one = jax.eval_shape(function, *(array[:size] for array in arrays))
+        start = jnp.zeros(one.shape, one.dtype)
+    return lax.fori_loop(0, batch // size, add, start)

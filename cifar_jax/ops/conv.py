@@ -1,20 +1,18 @@
 """Convolution: XLA's own, except where a CPU has a faster way.
 
 `conv_general_dilated` takes `lax.conv_general_dilated`'s arguments, so that
-`nn.Conv(conv_general_dilated=...)` accepts it. Which way is taken on a CPU is decided by
-`_uses_winograd` and `_kernel_gradient`; everything a rule does not name goes to XLA.
+`nn.Conv(conv_general_dilated=...)` accepts it. The switch by platform is here, what a CPU
+does in `cpu_conv`.
 """
 
 import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from cifar_jax.ops import kernel_gradient, winograd
-from cifar_jax.ops.mesh import map_batch
+from cifar_jax.ops import cpu_conv
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -92,10 +90,8 @@ def conv_general_dilated(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(images, kernel, strides, padding, precision):
-    cpu = functools.partial(_forward, strides=strides, padding=padding)
-    return lax.platform_dependent(
-        images, kernel, cpu=cpu, default=_xla_conv(strides, padding, precision)
-    )
+    cpu, default = _ways(strides, padding, precision)
+    return lax.platform_dependent(images, kernel, cpu=cpu, default=default)
 
 
 def _conv_forward(images, kernel, strides, padding, precision):
@@ -103,70 +99,36 @@ def _conv_forward(images, kernel, strides, padding, precision):
 
 
 def _conv_backward(strides, padding, precision, saved, gradient):
-    images, kernel = saved
-    conv = _xla_conv(strides, padding, precision)
+    cpu, default = _ways(strides, padding, precision)
 
-    # Two switches, so that a gradient nobody asks for (that of the images themselves) is dropped.
-    def for_images(gradient, kernel):
+    def by_images(conv, images, kernel, gradient):
         return jax.vjp(lambda x: conv(x, kernel), images)[1](gradient)[0]
 
-    def for_kernel(images, gradient):
+    def by_kernel(conv, images, kernel, gradient):
         return jax.vjp(lambda k: conv(images, k), kernel)[1](gradient)[0]
 
-    return (
+    # Two switches, so that a gradient nobody asks for (that of the images themselves) is dropped.
+    return tuple(
         lax.platform_dependent(
+            *saved,
             gradient,
-            kernel,
-            cpu=functools.partial(
-                _input_gradient, shape=images.shape, strides=strides, padding=padding
-            ),
-            default=for_images,
-        ),
-        lax.platform_dependent(
-            images,
-            gradient,
-            cpu=functools.partial(
-                _kernel_gradient, shape=kernel.shape, strides=strides, padding=padding
-            ),
-            default=for_kernel,
-        ),
+            cpu=functools.partial(differentiate, cpu),
+            default=functools.partial(differentiate, default),
+        )
+        for differentiate in (by_images, by_kernel)
     )
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _xla_conv(strides, padding, precision=None):
-    return functools.partial(
+def _ways(strides, padding, precision):
+    """The convolution of images and kernel on a CPU, and elsewhere."""
+    xla = functools.partial(
         lax.conv_general_dilated,
         window_strides=strides,
         padding=padding,
         dimension_numbers=_NHWC,
         precision=precision,
     )
-
-
-def _forward(images, kernel, strides, padding):
-    if _uses_winograd(kernel.shape, strides):
-        run = functools.partial(winograd.conv3x3, padding=padding)
-        return map_batch(run, images, kernel, batched=(True, False), total=False)
-    return _xla_conv(strides, padding)(images, kernel)
-
-
-def _input_gradient(gradient, kernel, shape, strides, padding):
-    if strides != (1, 1) or any(p >= k for pads, k in zip(padding, kernel.shape) for p in pads):
-        images = jnp.zeros(shape, gradient.dtype)
-        return jax.vjp(lambda x: _xla_conv(strides, padding)(x, kernel), images)[1](gradient)[0]
-    full = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape, padding))
-    return _forward(gradient, kernel[::-1, ::-1].swapaxes(2, 3), strides, full)
-
-
-def _kernel_gradient(images, gradient, shape, strides, padding):
-    run = functools.partial(
-        kernel_gradient.by_patches, kernel_size=shape[:2], strides=strides, padding=padding
-    )
-    return map_batch(run, images, gradient, batched=(True, True), total=True)
-
-
-def _uses_winograd(shape, strides):
-    return shape[:2] == (3, 3) and strides == (1, 1) and min(shape[2:]) >= 64
+    return functools.partial(cpu_conv.convolve, strides=strides, padding=padding), xla

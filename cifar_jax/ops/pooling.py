@@ -69,7 +69,7 @@ def _pool_backward(window, saved, gradient):
         whole = blocks.swapaxes(2, 3).reshape(
             batch, height * window[0], width * window[1], channels
         )
-        rest = [(0, have - used) for have, used in zip(inputs.shape, whole.shape)]
+        rest = [(0, have - used) for have, used in zip(inputs.shape, whole.shape, strict=True)]
         return jnp.pad(whole, rest)
 
     return (lax.platform_dependent(*saved, gradient, cpu=cpu, default=xla),)

@@ -1,0 +1,313 @@
+"""What a config may say, and what may change between two starts of a run."""
+
+import random
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from benchmarks import faults
+from cifar_jax import config as config_lib
+from cifar_jax import durations, fields
+from cifar_jax.errors import UserError
+from configs import default
+from tests import program, tiny
+
+POSITIVE = [
+    *("num_epochs", "num_steps", "batch_size", "eval_batch_size", "num_cpu_devices"),
+    *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
+    "schedule.factor",
+]
+NOT_NEGATIVE = [
+    *("seed", "data.validation_examples", "augment.crop_padding", "augment.cutout"),
+    *("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"),
+    *("augment.rand_augment_ops", "augment.rand_augment_magnitude", "augment.mixup_alpha"),
+    *("augment.cutmix_alpha", "optimizer.weight_decay", "optimizer.clip_norm"),
+    *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.final_fraction"),
+    *("eval_every_epochs", "eval_every_steps", "checkpoint.every_epochs"),
+    *("checkpoint.every_steps", "log.profile_steps", "log.profile_start"),
+]
+FRACTIONS = ["loss.label_smoothing", "ema_decay"]
+AT_MOST = {
+    "schedule.final_fraction": 1,
+    "augment.hue": 0.5,
+    "augment.rand_augment_magnitude": 30,
+    "augment.rand_augment_ops": 16,
+    "num_cpu_devices": 256,
+    "seed": 2**32 - 1,
+}
+
+
+def changed(**values):
+    """Returns the small config with fields given by dotted names."""
+    config = tiny.config()
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def problems(**values):
+    """Returns the lines with which a config is refused."""
+    try:
+        config_lib.check(changed(**values))
+    except UserError as error:
+        return str(error).splitlines()
+    return []
+
+
+def kind(name):
+    """Returns int or float, the type of a field."""
+    *parts, field = name.split(".")
+    config = default.get_config()
+    for part in parts:
+        config = config[part]
+    return config.get_type(field)
+
+
+def test_every_config_file_passes_the_check():
+    for path in sorted((program.ROOT / "configs").glob("[!_]*.py")):
+        assert faults.try_config(f"--config={path}", []) == (0, faults.SURVIVED)
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_what_must_be_greater_than_0(name):
+    for value in (0, -1):
+        value = kind(name)(value)
+        assert f"{name} is {value} but must be greater than 0" in problems(**{name: value})
+    assert problems(**{name: kind(name)(1)}) == []
+
+
+@pytest.mark.parametrize("name", NOT_NEGATIVE)
+def test_what_must_not_be_negative(name):
+    value = kind(name)(-1)
+    assert problems(**{name: value}) == [f"{name} is {value} but must not be negative"]
+    assert problems(**{name: kind(name)(0)}) == []
+
+
+@pytest.mark.parametrize("name", FRACTIONS)
+def test_what_must_be_less_than_1(name):
+    for value in (1.0, -0.1):
+        words = f"{name} is {value} but must be at least 0 and less than 1"
+        assert problems(**{name: value}) == [words]
+    assert problems(**{name: 0.999}) == []
+
+
+@pytest.mark.parametrize("name", AT_MOST)
+def test_what_has_a_greatest_value(name):
+    most = AT_MOST[name]
+    batch = {"batch_size": 2 * 256} if name == "num_cpu_devices" else {}
+    assert problems(**batch, **{name: most}) == []
+    more = kind(name)(most + 1)
+    (line,) = problems(**{"batch_size": 257 * 2, name: more})
+    assert line.startswith(f"{name} is {more} but must be ")
+
+
+@pytest.mark.parametrize("name", [*POSITIVE, *NOT_NEGATIVE, *FRACTIONS])
+def test_what_is_no_number_or_too_large(name):
+    if kind(name) is int:
+        values = {10**400: "not within 2**31", -(10**400): "not within 2**31"}
+        if name == "seed":
+            values = {10**400: "must be less than 2**32"}
+    else:
+        values = {float(x): f"{x}, not a finite number" for x in ("nan", "inf", "-inf")}
+        values[1e39] = "1e+39, more than a float32 can hold"
+    for value, words in values.items():
+        (line,) = problems(**{name: value})
+        assert line.startswith(f"{name} is ")
+        assert words in line
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"dtype": "float16"}, "dtype is 'float16', none of float32, bfloat16; did you mean"),
+        ({"data.placement": "disk"}, "data.placement is 'disk', none of auto, device, host"),
+        ({"schedule.name": "cosin"}, "schedule.name is 'cosin', none of constant, step, cosine"),
+        ({"schedule.milestones": (2, 1)}, "schedule.milestones is (2, 1) but must rise"),
+        ({"schedule.milestones": (0, 1)}, "schedule.milestones is (0, 1) but must rise"),
+        ({"schedule.milestones": ("a",)}, "schedule.milestones is ('a',) but must hold numbers"),
+        ({"optimizer.name": "sdg"}, "optimizer.name is 'sdg', none of adabelief"),
+        ({"optimizer.name": "__name__"}, "optimizer.name is '__name__', none of"),
+        ({"optimizer.name": "sm3"}, "optimizer.name is 'sm3', which cannot train like this"),
+        ({"optimizer.name": "sgd", "optimizer.b1": 0.9}, "optimizer.b1 is set but sgd does not"),
+        ({"num_cpu_devices": 3}, "batch_size 64 is not a multiple of num_cpu_devices 3"),
+        ({"data.name": "cifar1O"}, "unknown dataset 'cifar1O': did you mean cifar10"),
+        ({"data.name": ""}, "unknown dataset ''"),
+        ({"data.data_dir": "gs://x", "data.name": "cifar10"}, "the data directory gs://x"),
+        ({"model.name": "mpl"}, "unknown model 'mpl'"),
+        ({"model.hidden_sizes": (0,)}, "model mlp: hidden_sizes must be a tuple of positive"),
+    ],
+)
+def test_names_and_parts(values, line):
+    lines = problems(**values)
+    assert len(lines) == 1
+    assert lines[0].startswith(line)
+
+
+def test_a_part_of_the_batch_must_be_divided_too():
+    assert problems(**{"optimizer.accumulation_steps": 4, "num_cpu_devices": 16}) == []
+    lines = problems(**{"optimizer.accumulation_steps": 8, "num_cpu_devices": 16})
+    assert lines == ["batch_size 8 is not a multiple of num_cpu_devices 16"]
+
+
+def test_every_mistake_has_its_line():
+    values = {"seed": -1, "batch_size": 0, "dtype": "x", "data.name": "?", "model.name": "?"}
+    assert len(problems(**values)) == 5
+
+
+def test_durations_are_resolved_once():
+    config = changed(num_epochs=1.5, **{"schedule.warmup_epochs": 0.4, "eval_every_steps": 3})
+    result = durations.resolve(config, 320)
+    assert result.steps_per_epoch == 5
+    assert (result.total, result.warmup, result.eval_every, result.checkpoint_every) == (8, 2, 3, 5)
+    config = changed(num_steps=7, **{"eval_every_epochs": 0.0, "schedule.milestones": (0.4, 1)})
+    result = durations.resolve(config, 383)
+    assert (result.steps_per_epoch, result.total, result.eval_every) == (5, 7, 0)
+    assert result.milestones == (2, 5)
+    assert durations.resolve(changed(num_epochs=1e-9), 320).total == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"batch_size": 321}, "batch_size 321 is larger than the 320 training images"),
+        ({"schedule.warmup_steps": 10}, "warm-up of 10 steps leaves nothing of the 10 steps"),
+        ({"num_epochs": 3e38}, "is too long"),
+        ({"schedule.milestones": (0.01, 0.02)}, "two of them fall on one step"),
+    ],
+)
+def test_durations_that_do_not_fit(values, words):
+    config = changed(**values)
+    config_lib.check(config)
+    with pytest.raises(UserError, match=words) as caught:
+        durations.resolve(config, 320)
+    assert "\n" not in str(caught.value)
+
+
+def conflicts(old, new):
+    return config_lib.conflicts(*(config_lib.to_json(changed(**values)) for values in (old, new)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"log.tensorboard": True},
+        {"data.data_dir": "/elsewhere"},
+        {"data.placement": "host"},
+        {"num_cpu_devices": 1},
+        {"eval_batch_size": 7},
+        {"eval_every_steps": 3},
+        {"checkpoint.every_epochs": 0.5},
+        {"num_epochs": 20.0},
+        {"num_steps": 3},
+    ],
+)
+def test_harmless_differences(values):
+    assert conflicts({}, values) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"batch_size": 32}, "batch_size was 64 and is now 32"),
+        ({"dtype": "bfloat16"}, "dtype was 'float32' and is now 'bfloat16'"),
+        ({"optimizer.momentum": 0.5}, "optimizer.momentum was None and is now 0.5"),
+        ({"model.hidden_sizes": (9,)}, "model.hidden_sizes was [16] and is now [9]"),
+        ({"schedule.milestones": (1,)}, "schedule.milestones was [] and is now [1]"),
+    ],
+)
+def test_harmful_differences_are_named(values, line):
+    assert conflicts({}, values) == [line]
+
+
+@pytest.mark.parametrize("name", config_lib.SCHEDULES)
+def test_more_epochs_are_harmless_where_the_rates_stay(name):
+    lines = conflicts({"schedule.name": name}, {"schedule.name": name, "num_epochs": 9.0})
+    if name in ("constant", "step"):
+        assert lines == []
+    else:
+        assert lines == ["num_epochs was 2.0 and is now 9.0"]
+
+
+def test_fields_that_only_one_of_two_has_are_named():
+    old = config_lib.to_json(tiny.config())
+    new = dict(old, more=1)
+    assert config_lib.conflicts(old, new) == ["more was None and is now 1"]
+    assert config_lib.conflicts(new, old) == ["more was 1 and is now None"]
+
+
+def test_json_gives_back_the_config():
+    config = changed(**{"schedule.milestones": (1, 2)})
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert again.is_locked
+    assert config_lib.to_json(again) == config_lib.to_json(config)
+    config_lib.check(again)
+
+
+def test_only_the_default_fields_and_types_pass():
+    known = default.get_config()
+    fields.check(tiny.config(), known)
+    values = tiny.config().to_dict()
+    values |= {"sede": 1, "batch_size": True, "num_epochs": "two"}
+    values["data"]["name"] = 3
+    del values["seed"]
+    with pytest.raises(UserError) as caught:
+        fields.check(ConfigDict(values), known)
+    assert str(caught.value).splitlines() == [
+        "batch_size is True but must be of the type int",
+        "data.name is 3 but must be of the type str",
+        "num_epochs is 'two' but must be of the type float",
+        "sede: there is no such field; did you mean seed?",
+        "seed is missing: let get_config() change what configs/default.py returns",
+    ]
+    for other in (None, {}, "x"):
+        with pytest.raises(UserError, match="the config is of the type"):
+            fields.check(other, known)
+
+
+@pytest.fixture(scope="module")
+def flag(tmp_path_factory):
+    return program.write_config(tmp_path_factory.mktemp("config") / "short.py")
+
+
+SETTINGS = hypothesis.settings(
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+
+
+@hypothesis.settings(SETTINGS, max_examples=150)
+@hypothesis.given(rng=st.randoms(use_true_random=False))
+def test_any_config_is_accepted_or_refused_in_words(flag, rng):
+    assert faults.try_config(flag, faults.random_overrides(rng))[1] == faults.SURVIVED
+
+
+@pytest.mark.slow
+@hypothesis.settings(SETTINGS, max_examples=2000)
+@hypothesis.given(rng=st.randoms(use_true_random=False))
+def test_2000_configs(flag, rng):
+    assert faults.try_config(flag, faults.random_overrides(rng))[1] == faults.SURVIVED
+
+
+@pytest.mark.slow
+def test_accepted_configs_train_a_step(flag, tmp_path):
+    """A hundred of the configs that pass the check: each trains, or the data speak against it."""
+    trained = 0
+    for number in range(5000):
+        overrides = faults.random_overrides(random.Random(number))
+        named = {override.partition("=")[0] for override in overrides}
+        if named & {"--config.data.name", "--config.init_from", "--config.num_cpu_devices"}:
+            continue
+        code, outcome = faults.try_config(flag, [*overrides, "--config.num_steps=1"])
+        assert outcome == faults.SURVIVED
+        if code == 0:
+            workdir = f"--workdir={tmp_path / str(number)}"
+            done = program.run_here(flag, *overrides, "--config.num_steps=1", workdir)
+            assert faults.answered(*done, overrides) == faults.SURVIVED
+            trained += done[0] == 0
+        if trained == 100:
+            return
+    raise AssertionError(f"only {trained} configs were accepted")

@@ -1,0 +1,207 @@
+"""Runs that are stopped, run out of disk or go astray; benchmarks/faults.py has the many trials."""
+
+import json
+import random
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import cifar_jax
+from benchmarks import faults
+from cifar_jax import run as run_lib
+from cifar_jax.checkpoint import Checkpoints
+from tests import program
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A finished run and the flag of its config."""
+    return faults.reference(tmp_path_factory.mktemp("undisturbed"), num_steps=12)
+
+
+def during(monkeypatch, step, do):
+    """Calls `do` with the run once the given step is made."""
+    original = run_lib.show
+
+    def show(run, progress):
+        if progress.step == step:
+            do(run)
+        original(run, progress)
+
+    monkeypatch.setattr(run_lib, "show", show)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("overrides", [(), ("--config.checkpoint.every_steps=5",)])
+def test_stopped_by_a_signal_and_gone_on(
+    undisturbed, monkeypatch, tmp_path, number, code, overrides
+):
+    workdir, flag = undisturbed
+    arguments = (flag, f"--workdir={tmp_path / 'run'}", *overrides)
+    with monkeypatch.context() as patch:
+        during(patch, 7, lambda run: signal.raise_signal(number))
+        stopped = program.run_here(*arguments)
+    assert stopped[0] == code
+    assert stopped[1].endswith("saved at step 7; the same command goes on from there\n")
+    code, out, err = program.run_here(*arguments)
+    assert (code, err) == (0, "")
+    assert "going on from the checkpoint of step 7" in out
+    assert program.difference(tmp_path / "run", workdir) == ""
+
+
+def test_killed_and_gone_on(undisturbed, tmp_path):
+    workdir, flag = undisturbed
+    with program.start(flag, f"--workdir={tmp_path / 'run'}") as process:
+        while not (tmp_path / "run" / "checkpoints" / "2").exists():
+            assert process.poll() is None, process.stderr.read()
+        process.kill()
+        process.communicate()
+    # What a kill in the midst of a write leaves.
+    (tmp_path / "run" / "checkpoints" / ".saving-9").mkdir()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train_lo')
+    code, out, err = program.run_here(flag, f"--workdir={tmp_path / 'run'}")
+    assert (code, err) == (0, "")
+    assert "going on from the checkpoint of step" in out
+    assert program.difference(tmp_path / "run", workdir) == ""
+
+
+def test_the_newest_checkpoint_damaged_at_rest(undisturbed, monkeypatch, tmp_path):
+    workdir, flag = undisturbed
+    arguments = (flag, f"--workdir={tmp_path / 'run'}")
+    with monkeypatch.context() as patch:
+        during(patch, 7, lambda run: signal.raise_signal(signal.SIGTERM))
+        program.run_here(*arguments)
+    (tmp_path / "run" / "checkpoints" / "7" / "meta.json").write_text("{}")
+    code, out, err = program.run_here(*arguments)
+    assert code == 0
+    assert err.count("\n") == 1
+    assert "moved the damaged checkpoint" in err
+    assert "going on from the checkpoint of step 6" in out
+    assert program.difference(tmp_path / "run", workdir) == ""
+
+
+def test_the_same_command_twice_gives_the_same_bits(undisturbed, tmp_path):
+    workdir, flag = undisturbed
+    program.run_here(flag, f"--workdir={tmp_path}")
+    assert program.difference(tmp_path, workdir) == ""
+    # A finished run is left as it is.
+    code, _, err = program.run_here(flag, f"--workdir={tmp_path}")
+    assert (code, err) == (0, "")
+    assert program.difference(tmp_path, workdir) == ""
+
+
+@pytest.mark.parametrize("step", [1, 6])
+def test_a_loss_that_is_not_finite_ends_the_run(undisturbed, monkeypatch, tmp_path, step):
+    _, flag = undisturbed
+    original = run_lib.Progress.add
+
+    def add(self, num_steps, seconds, metrics):
+        original(self, num_steps, seconds, metrics)
+        if self.step == step:
+            self.sums["loss"] = (float("nan"), 64.0)
+
+    monkeypatch.setattr(run_lib.Progress, "add", add)
+    code, _, err = program.run_here(flag, f"--workdir={tmp_path}")
+    kept = (
+        f"the checkpoint of step {step - 1} is kept" if step > 1 else "there is no checkpoint yet"
+    )
+    assert (code, err) == (
+        1,
+        f"error: the loss is not finite in steps {step} to {step}: {kept}; "
+        "try a lower optimizer.learning_rate\n",
+    )
+    if step > 1:
+        assert cifar_jax.load(tmp_path).step == step - 1
+
+
+def test_a_rate_out_of_all_proportion_leaves_no_bad_checkpoint(undisturbed, tmp_path):
+    _, flag = undisturbed
+    flags = ("--config.optimizer.learning_rate=1e38", "--config.optimizer.name=sgd")
+    code, _, err = program.run_here(flag, f"--workdir={tmp_path}", *flags)
+    assert code == 1
+    assert "not finite" in err
+    assert err.count("\n") == 1
+    for step in Checkpoints(tmp_path, writable=False).steps():
+        arrays = jax.tree.leaves(cifar_jax.load(tmp_path, str(step)).variables)
+        assert all(np.isfinite(array).all() for array in arrays)
+    log = tmp_path / "metrics.jsonl"
+    assert not log.exists() or "NaN" not in log.read_text()
+
+
+# Orbax's threads complain of a closed loop where the disk fills up in the midst of a save.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("freed", [True, False])
+def test_the_disk_fills_up_and_has_room_again(undisturbed, monkeypatch, tmp_path, freed):
+    workdir, flag = undisturbed
+    full = {}
+
+    def fill(run):
+        run.checkpoints.wait()
+        full["file"] = faults.fill(disk, left=0)
+
+    try:
+        with faults.small_disk(tmp_path / "disk", "4m") as disk:
+            arguments = (flag, f"--workdir={disk / 'run'}", "--config.log.tensorboard=True")
+            with monkeypatch.context() as patch:
+                during(patch, 5, fill)
+                if freed:
+                    during(patch, 9, lambda run: full["file"].unlink())
+                code, out, err = program.run_here(*arguments)
+            warnings = [line for line in err.splitlines() if "could not be saved" in line]
+            assert "the checkpoint of step 5 could not be saved, that of step 4 is kept" in err
+            assert "No space left on device" in err
+            if freed:
+                assert code == 0
+                assert len(warnings) == 4
+            else:
+                assert code == 1
+                assert "error: the last checkpoint could not be saved: make room" in warnings[-1]
+                full["file"].unlink()
+                assert cifar_jax.load(disk / "run").step == 4
+                code, out, err = program.run_here(*arguments)
+                assert (code, err) == (0, "")
+                assert "going on from the checkpoint of step 4" in out
+            assert program.difference(disk / "run", workdir) == ""
+            assert any((disk / "run" / "tensorboard").iterdir())
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_a_cache_of_compiled_programs_that_is_cut_off(undisturbed, tmp_path):
+    workdir, flag = undisturbed
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    arguments = (flag, "--config.num_steps=12")
+    program.run_apart(*arguments, f"--workdir={tmp_path / 'a'}", environment=cache)
+    entries = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert entries
+    for path in entries:
+        path.write_bytes(path.read_bytes()[:100])
+    code, _, err = program.run_apart(*arguments, f"--workdir={tmp_path / 'b'}", environment=cache)
+    assert code == 0, err
+    assert program.difference(tmp_path / "b", workdir) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("signals", [(signal.SIGKILL,), (signal.SIGTERM, signal.SIGINT)])
+def test_disturbed_at_random_moments(tmp_path_factory, tmp_path, number, signals):
+    folder = tmp_path_factory.mktemp("reference")
+    rng = random.Random(f"{number} {signals}")
+    outcome = faults.disturb(*faults.reference(folder), tmp_path / "run", rng, signals)
+    assert outcome == faults.SURVIVED
+
+
+def test_the_benchmark_counts_what_it_sees(monkeypatch, tmp_path, capsys):
+    outcomes = iter([faults.SURVIVED, faults.SILENT + "an array", "exit code 5"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(faults, "trials_of", lambda _: {"some": lambda n, rng: next(outcomes)})
+    monkeypatch.setattr("sys.argv", ["faults", "--trials=3"])
+    faults.main()
+    assert "3 trials       1 survived   1 silent" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "results" / "bench_faults.json").read_text())["rows"]
+    assert rows == [["some", 3, 1, 1]]

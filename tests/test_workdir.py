@@ -1,0 +1,154 @@
+"""A run's folder: its lock, its records, its signals."""
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cifar_jax import workdir as workdir_lib
+from cifar_jax.errors import UserError
+
+HOLD = (
+    "import sys; from pathlib import Path; from cifar_jax import workdir\n"
+    "with workdir.lock(Path(sys.argv[1])):\n"
+    "    print('held', flush=True); sys.stdin.read()\n"
+)
+
+
+def hold_lock(folder):
+    """Starts a process that holds the lock of a folder until its stdin is closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_lock_is_one_process_alone_and_ends_with_it(tmp_path):
+    with hold_lock(tmp_path) as process:
+        with pytest.raises(UserError, match=f"process {process.pid} on {socket.gethostname()}$"):
+            workdir_lib.lock(tmp_path).__enter__()
+        process.kill()
+        process.wait()
+        assert json.loads((tmp_path / "lock.json").read_text())["pid"] == process.pid
+        with workdir_lib.lock(tmp_path):
+            assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_only_what_the_lock_made_and_nobody_filled_goes_again(tmp_path):
+    with workdir_lib.lock(tmp_path / "a" / "b"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    with workdir_lib.lock(tmp_path / "a" / "b"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with workdir_lib.lock(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "config.json").write_text("{}")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
+
+
+def test_a_lock_file_that_its_owner_took_away_is_not_claimed(tmp_path, monkeypatch):
+    real = workdir_lib.fcntl.flock
+    taken = []
+
+    def flock(file, how):
+        if not taken:  # between our opening and our locking, the owner ends
+            taken.append((tmp_path / "lock.json").unlink())
+        real(file, how)
+
+    monkeypatch.setattr(workdir_lib.fcntl, "flock", flock)
+    with workdir_lib.lock(tmp_path):
+        assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(workdir_lib.fcntl, "flock", flock)
+    with pytest.raises(UserError, match="No locks available"):
+        workdir_lib.lock(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("fault", ["write", "fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, fault):
+    path = tmp_path / "result.json"
+    workdir_lib.write_json(path, {"old": 1})
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if fault == "replace":
+        monkeypatch.setattr(Path, "replace", fail)
+    elif fault == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    values = {"new": object() if fault == "write" else 2}
+    with pytest.raises((OSError, TypeError)):
+        workdir_lib.write_json(path, values)
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert workdir_lib.read_json(path) == {"old": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[1]", b"null"])
+def test_a_damaged_record_is_named(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged") as caught:
+        workdir_lib.read_json(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"does not exist: is .* the workdir of a run"):
+        workdir_lib.read_json(tmp_path / "other.json")
+
+
+def test_the_environment_names_versions_and_machine():
+    environment = workdir_lib.environment()
+    assert environment["versions"]["python"] == sys.version.split()[0]
+    assert {"jax", "flax", "optax", "orbax-checkpoint", "numpy"} <= environment["versions"].keys()
+    assert environment["host"] == socket.gethostname()
+    assert environment["cores"] == os.cpu_count()
+    json.dumps(environment)
+
+
+def test_the_commit_is_none_outside_a_checkout(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert workdir_lib.commit() is None
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_preparation_and_is_noted_in_the_loop(number, code, capfd):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as caught, workdir_lib.Signals():
+        os.kill(os.getpid(), number)
+    assert caught.value.code == code
+    with workdir_lib.Signals() as signals:
+        signals.defer()
+        assert signals.received is None
+        os.kill(os.getpid(), number)
+        assert signals.received == number
+    assert signal.getsignal(number) is before
+    name = signal.Signals(number).name
+    assert capfd.readouterr().err == f"\n{name}: stopped\n\n{name}: saving, then stopping\n"
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    program = (
+        "import os, signal; from cifar_jax import workdir\n"
+        "with workdir.Signals() as signals:\n"
+        "    signals.defer(); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGINT); print('still here')\n"
+    )
+    folder = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True)
+    assert (done.returncode, done.stdout) == (130, b"")
