@@ -12,7 +12,6 @@ import difflib
 import io
 import logging
 import os
-import os
 import re
 import sys
 from pathlib import Path
