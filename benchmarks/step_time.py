@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.peers import protocol
-from benchmarks.workers import ROOT, Worker, WorkerError
+from benchmarks.workers import ROOT, Worker, WorkerError, ask_all
 from cifar_jax import workdir as workdir_lib
 
 MODELS = ("simple_cnn", "vgg_bn", "resnet", "speedrun", "mlp")
 BATCH_SIZES = (128, 32, 512)
+ROUNDS = {128: 7}
 # With few images, BatchNorm makes much of rounding.
 CHECKED_IMAGES = 128
 # Relative; of the first loss, and of the two after one and two steps.
@@ -63,8 +64,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--torch-python", help="has torch")
     parser.add_argument("--models", default=",".join(MODELS), help="separated by commas")
     parser.add_argument("--batches", default=",".join(map(str, BATCH_SIZES)), help="likewise")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.8, help="about the length of a turn")
+    parser.add_argument("--rounds", type=int, help="default: 7 with a batch of 128, else 3")
+    parser.add_argument("--seconds", type=float, default=0.6, help="about the length of a turn")
     parser.add_argument("--output", type=Path, help="default: results/bench_step_time.json")
     parser.add_argument(
         "--quick", action="store_true", help="try it out: this project, stock JAX, mlp, one round"
@@ -130,11 +131,9 @@ def check(workers: dict[str, Worker], model: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "case.npz")
         protocol.write_case(path, case)
-        found = {
-            name: worker.ask("check", model=model, path=path)
-            for name, worker in workers.items()
-            if name != "pytorch_compiled"  # the same model as "pytorch"
-        }
+        # The compiled PyTorch has the same models as the other.
+        asked = {name: one for name, one in workers.items() if name != "pytorch_compiled"}
+        found = ask_all(asked, "check", model=model, path=path)
     return {"model": model, **compare(model, found)}
 
 
@@ -159,10 +158,9 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Lets the frameworks take turns; returns a row for each and for training and inference."""
     rates: dict[tuple[str, str], list[float]] = {}
-    prepared = {
-        name: worker.ask("prepare", model=model, batch_size=batch_size)
-        for name, worker in workers.items()
-    }
+    prepared = ask_all(workers, "prepare", model=model, batch_size=batch_size)
+    for worker in workers.values():
+        worker.ask("calibrate")
     for what in protocol.Runner._fields:
         for number in range(rounds):
             names = list(workers)
@@ -212,7 +210,8 @@ def run(options: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, An
             wanted = dict(workers)
             if not compiling_pays(rows, model):
                 wanted.pop("pytorch_compiled", None)
-            new = measure(wanted, model, batch_size, options.rounds, options.seconds)
+            rounds = options.rounds or ROUNDS.get(batch_size, 3)
+            new = measure(wanted, model, batch_size, rounds, options.seconds)
             rows += new
             for what in protocol.Runner._fields:
                 rates = [
@@ -255,7 +254,6 @@ def main(argv: list[str]) -> int:
         "commit": machine["commit"],
         "versions": {name: worker.versions for name, worker in workers.items()},
         "skipped": skipped,
-        "rounds": options.rounds,
         "seconds": options.seconds,
         **measured,
     }

@@ -61,10 +61,13 @@ class Worker:
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """Sends a request and returns its result; raises WorkerError."""
+        self._send(do, arguments)
+        return self._answer()
+
+    def _send(self, do: str, arguments: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # `_answer` finds out why
-            print(json.dumps({"do": do} | arguments), file=self._process.stdin, flush=True)
-        return self._answer()
+            print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -105,6 +108,21 @@ class Worker:
         self._process.stdout.close()
         self._errors.close()
         return size
+
+
+def ask_all(workers: Mapping[str, Worker], do: str, **arguments: Any) -> dict[str, Any]:
+    """Sends all workers the same request, which they work on at once; returns their results."""
+    for worker in workers.values():
+        worker._send(do, arguments)
+    results, errors = {}, []
+    for name, worker in workers.items():
+        try:
+            results[name] = worker._answer()
+        except WorkerError as error:
+            errors.append(f"{name}: {error}")
+    if errors:
+        raise WorkerError("; ".join(errors))
+    return results
 
 
 def environment(old: Mapping[str, str]) -> dict[str, str]:

@@ -61,8 +61,9 @@ def step_time(result: dict[str, Any]) -> str:
         if name in result["versions"]
     )
     return text + (
-        f"The middle of {result['rounds']} turns, in brackets the lowest and the highest; "
-        f"x: how many times the other's speed is ours. {result['hardware']}; {versions}.\n"
+        "The middle of several turns, in brackets the lowest and the highest; "
+        "x: how many times the other's speed is ours. "
+        f"{result['hardware']}; {versions}.\n"
     )
 
 

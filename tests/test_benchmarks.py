@@ -38,6 +38,7 @@ def test_a_turn_counts_the_images_of_its_steps():
 
     handlers = protocol.timing_handlers(lambda model, size: protocol.Runner(run, run), None)
     handlers["prepare"](model="mlp", batch_size=32)
+    handlers["calibrate"]()
     asked.clear()
     assert handlers["measure"](what="train", seconds=1.0) == pytest.approx(128)
     assert handlers["measure"](what="infer", seconds=0.1) == pytest.approx(128)
@@ -252,7 +253,6 @@ kept
 def step_time_result(rows):
     return {
         "measurements": rows,
-        "rounds": 3,
         "hardware": "2 cores",
         "versions": {"ours": {"jax": "0.10.2"}, "pytorch": {"torch": "2.13.0"}},
     }

@@ -123,7 +123,7 @@ def test_the_gradients_are_joined_into_one_all_reduce(bn_program):
 def test_bfloat16_computes_close_to_float32_with_float32_parameters():
     losses = {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        model = models.create("lenet", 10, dtype=dtype)
+        model = models.create("mlp", 10, dtype=dtype)
         variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
         images = jnp.asarray(np.random.default_rng(0).normal(size=(8, 32, 32, 3)), jnp.float32)

@@ -141,21 +141,24 @@ def timing_handlers(
     """
     current: dict[str, Any] = {}
 
-    def prepare_and_warm_up(model: str, batch_size: int) -> float:
-        """Compiles, and learns how long a step takes; returns the seconds of that."""
+    def compile_all(model: str, batch_size: int) -> float:
+        """Returns the seconds until a step and a batch of inference have been made."""
         current.clear()
         begun = time.perf_counter()
         runner = prepare(model, batch_size)
-        seconds = {}
-        for what in Runner._fields:
-            run = getattr(runner, what)
+        for run in runner:
             run(1)
-            seconds[what] = run(1)
-            if seconds[what] < 0.2:  # too short to be exact
-                number = round(0.2 / seconds[what]) + 1
-                seconds[what] = run(number) / number
-        current.update(runner=runner, batch_size=batch_size, seconds=seconds)
+        current.update(runner=runner, batch_size=batch_size, seconds={})
         return time.perf_counter() - begun
+
+    def calibrate() -> None:
+        """Learns how long a step takes."""
+        for what, run in current["runner"]._asdict().items():
+            seconds = run(1)
+            if seconds < 0.2:  # too short to be exact
+                number = round(0.2 / seconds) + 1
+                seconds = run(number) / number
+            current["seconds"][what] = seconds
 
     def measure(what: str, seconds: float) -> float:
         """Runs for about that many seconds; returns images per second."""
@@ -165,4 +168,4 @@ def timing_handlers(
     def check(model: str, path: str) -> dict[str, Any]:
         return compute_losses(model, read_case(path))
 
-    return {"prepare": prepare_and_warm_up, "measure": measure, "check": check}
+    return {"prepare": compile_all, "calibrate": calibrate, "measure": measure, "check": check}
