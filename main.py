@@ -50,6 +50,8 @@ def train() -> int:
         raise UserError("--config is missing: for example --config=configs/digits.py")
     if given := [name for name in EVALUATE_FLAGS if FLAGS[name].present]:
         raise UserError(f"--{given[0]} belongs to --mode=evaluate; training takes --config.FIELD")
+    if FLAGS.workdir == "":
+        raise UserError("--workdir is empty: leave it out, or name a folder")
     name = default_name(config_flags.get_config_filename(FLAGS["config"]))
     workdir = user_path(FLAGS.workdir or f"runs/{name}").absolute()
     with workdir_lib.lock(workdir), workdir_lib.Signals() as signals:
@@ -134,6 +136,8 @@ def _check_file(argv: list[str]) -> None:
             known = sorted(str(path) for path in Path("configs").glob("[!_]*.py"))
             near = difflib.get_close_matches(file, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+            if not known:
+                hint = f" in {Path.cwd()}: start main.py from its own folder"
             raise UserError(f"--config: there is no file {file!r}{hint}")
 
 

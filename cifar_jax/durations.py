@@ -37,7 +37,10 @@ def resolve(config: ConfigDict, num_examples: int) -> Durations:
     total = steps(config.num_epochs, config.num_steps)
     warmup = steps(config.schedule.warmup_epochs, config.schedule.warmup_steps)
     if warmup >= total and warmup:
-        raise UserError(f"the warm-up of {warmup} steps leaves nothing of the {total} steps")
+        raise UserError(
+            f"the warm-up of {warmup} steps leaves nothing of the {total} steps: shorten it by "
+            "schedule.warmup_epochs or schedule.warmup_steps"
+        )
     if total > MOST_STEPS:
         raise UserError(f"a training of {total} steps is too long: the most is {MOST_STEPS}")
     milestones = tuple(steps(epoch, None) for epoch in config.schedule.milestones)

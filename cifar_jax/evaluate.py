@@ -39,11 +39,13 @@ def evaluate(
     name = dataset_name or config.data.name
     carved = config.data.validation_examples and name == config.data.name
     own = split in ("train", "validation") and carved
-    wanted = ("train", "test") if own else ("train", split)
+    wanted = ("train", "test") if own else (split,)
     dataset = datasets.load(name, data_dir, wanted)
     if own:
         dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
-    if dataset.class_names != run.class_names:
+    # TFDS gives numbers for names to a set that does not name its classes, such as cifar10_1.
+    unnamed = tuple(map(str, range(len(run.class_names))))
+    if dataset.class_names not in (run.class_names, unnamed):
         raise UserError(
             f"{name} has other classes ({len(dataset.class_names)}) than the model of {workdir} "
             f"({len(run.class_names)}): it can only be scored on a set with the same classes"

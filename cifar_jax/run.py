@@ -61,17 +61,21 @@ class Progress:
         """Takes over what `saved` returned in an earlier start; the clock of this one goes on."""
         for name, value in saved.items():
             setattr(self, name, value)
-        self._before, self._from_step, self._from = self.seconds, self.step, time.monotonic()
+        self._before, self._from_step, self._from = self.seconds, self.step, 0.0
 
     def add(self, num_steps: int, seconds: float, metrics: metrics_lib.Metrics) -> None:
         """Counts steps that took some seconds and brought the metrics to what they are now."""
+        self._from = self._from or time.monotonic() - seconds
         self.step += num_steps
         self.stepping += seconds
         self.seconds = self._before + time.monotonic() - self._started
         self.sums = metrics_lib.to_sums(jax.device_get(metrics))
 
     def pace(self) -> float:
-        """Returns the seconds for a step of this start, with all that is done between the calls."""
+        """Returns the seconds for a step of this start, with all that is done between the calls.
+
+        What was done before the first step, such as compiling, does not count.
+        """
         return (time.monotonic() - self._from) / max(1, self.step - self._from_step)
 
     def saved(self) -> dict[str, Any]:
@@ -193,10 +197,9 @@ def check_saved(run: Run) -> None:
         )
 
 
-def finish(run: Run, state: state_lib.TrainState, progress: Progress, program: Any) -> None:
-    """Scores the last state on the test split and writes the run's result."""
+def finish(run: Run, progress: Progress, scores: scores_lib.Scores) -> None:
+    """Writes the run's result: the last state's scores on the test split."""
     check_saved(run)
-    scores = score_split(run, state, program, "test")
     environment = workdir_lib.environment()
     result = {
         "name": run.workdir.name,

@@ -41,7 +41,7 @@ def train(config: ConfigDict, workdir: Path, signals: workdir_lib.Signals) -> in
         is not finite, or the last checkpoint could not be saved.
     """
     progress = Progress()
-    _record_config(config, workdir)
+    _check_config(config, workdir)
     part = config.batch_size // config.optimizer.accumulation_steps
     devices.configure(part, config.num_cpu_devices)
     mesh = devices.make_mesh(part)
@@ -57,6 +57,7 @@ def train(config: ConfigDict, workdir: Path, signals: workdir_lib.Signals) -> in
     checkpoints = Checkpoints(workdir)
     with devices.use_mesh(mesh):
         state = _begin(config, dataset, durations, mesh, model, checkpoints, progress)
+        _record_config(config, workdir)
         feed = sampling.Feed(split, mesh, config.seed, config.batch_size, resident)
         logs = Logs(workdir, progress.step, config.log.tensorboard)
         run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs)
@@ -69,8 +70,8 @@ def train(config: ConfigDict, workdir: Path, signals: workdir_lib.Signals) -> in
             checkpoints.close()
 
 
-def _record_config(config: ConfigDict, workdir: Path) -> None:
-    """Compares the config with that of the checkpoints, if there are any, and writes it down."""
+def _check_config(config: ConfigDict, workdir: Path) -> None:
+    """Compares the config with that of the checkpoints, if there are any."""
     path = workdir / workdir_lib.CONFIG
     new = config_lib.to_json(config)
     begun = any((workdir / "checkpoints").glob("[0-9]*"))
@@ -80,7 +81,11 @@ def _record_config(config: ConfigDict, workdir: Path) -> None:
             + f"\n{workdir} holds a run with another config: choose another --workdir, or the old "
             "values to go on with it"
         )
-    workdir_lib.write_json(path, new)
+
+
+def _record_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes down the config and what else the result depends on."""
+    workdir_lib.write_json(workdir / workdir_lib.CONFIG, config_lib.to_json(config))
     workdir_lib.write_json(workdir / workdir_lib.ENVIRONMENT, workdir_lib.environment())
 
 
@@ -97,6 +102,11 @@ def _begin(
     shape = dataset.splits["train"].images.shape[1:]
     create = state_lib.make_init(config, durations, model, shape)
     step = checkpoints.find("last")
+    if step is not None and step > durations.total:
+        raise UserError(
+            f"the run has made {step} steps already, more than the {durations.total} asked for: "
+            "raise num_epochs or num_steps, or choose another --workdir"
+        )
     if step is not None:
         abstract = devices.abstract(mesh, jax.eval_shape(create, jax.random.key(config.seed)))
         progress.resume(checkpoints.meta(step)["progress"])
@@ -117,12 +127,13 @@ def _loop(
     durations = run.durations
     on_cpu = jax.default_backend() == "cpu"
     run_lib.introduce(run, progress)
-    call = _make_call(run)
+    # A signal during the compilation, which may be long, stops the program at once.
+    call = _make_call(run, signals.defer)
     mean, std = run.dataset.mean, run.dataset.std
     predict = steps.compile_predict(run.model, run.mesh, mean, std)
     most = run.config.steps_per_call or (1 if on_cpu else run.feed.capacity)
     metrics = devices.replicate(run.mesh, metrics_lib.from_sums(progress.sums))
-    signals.defer()
+    scores = None
     while progress.step < durations.total:
         first = progress.step
         num_steps = min(most, run.feed.capacity, _next_stop(run, first) - first)
@@ -151,12 +162,19 @@ def _loop(
             run_lib.check_saved(run)
             run.logs.say(f"saved at step {progress.step}; the same command goes on from there")
             return signals.EXIT_CODES[signals.received]
-    run_lib.finish(run, state, progress, predict)
+    if scores is None or "validation" in run.dataset.splits:
+        scores = run_lib.score_split(run, state, predict, "test")
+    run_lib.finish(run, progress, scores)
     return 0
 
 
-def _make_call(run: Run) -> Callable[..., tuple[state_lib.TrainState, Any, float]]:
-    """Returns the function that makes some steps and tells how many seconds they took."""
+def _make_call(
+    run: Run, ready: Callable[[], None]
+) -> Callable[..., tuple[state_lib.TrainState, Any, float]]:
+    """Returns the function that makes some steps and tells how many seconds they took.
+
+    The first time, it compiles them and then calls `ready`.
+    """
     optimizer = state_lib.create_optimizer(run.config, run.durations)
     mean, std = run.dataset.mean, run.dataset.std
     train_step = steps.make_train_step(run.model, optimizer, run.config, mean, std)
@@ -169,7 +187,9 @@ def _make_call(run: Run) -> Callable[..., tuple[state_lib.TrainState, Any, float
         data, indices = run.feed(first, num_steps)
         arguments = (state, metrics, data, indices, num_steps, key)
         # Compiled apart from the first call, so that compilation is not timed as steps.
-        compiled = compiled or jitted.lower(*arguments).compile()
+        if compiled is None:
+            compiled = jitted.lower(*arguments).compile()
+            ready()
         begin = time.monotonic()
         state, metrics = jax.block_until_ready(compiled(*arguments))
         return state, metrics, time.monotonic() - begin

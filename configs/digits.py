@@ -1,4 +1,6 @@
-"""scikit-learn's handwritten digits, which need no download: a small VGG in under a minute."""
+"""scikit-learn's 1,797 handwritten digits, which need no download: a LeNet in under a minute.
+
+The test split is 360 of them, drawn once and for all; the other 1,437 train."""
 
 from ml_collections import ConfigDict
 
@@ -6,6 +8,7 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
+    """Returns 10 epochs of Adam."""
     config = default.get_config()
     config.data.name = "digits"
     config.num_epochs = 10.0

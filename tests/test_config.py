@@ -210,6 +210,7 @@ def test_harmless_differences(values):
     ("values", "line"),
     [
         ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"init_from": "runs/x"}, "init_from was '' and is now 'runs/x'"),
         ({"batch_size": 32}, "batch_size was 64 and is now 32"),
         ({"dtype": "bfloat16"}, "dtype was 'float32' and is now 'bfloat16'"),
         ({"optimizer.momentum": 0.5}, "optimizer.momentum was None and is now 0.5"),

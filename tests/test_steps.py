@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from cifar_jax import devices, models, steps
+from cifar_jax import metrics as metrics_lib
 from cifar_jax.metrics import Metrics, to_sums
 from cifar_jax.state import TrainState
 from tests import tiny
@@ -130,6 +131,24 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters():
         losses[dtype] = jax.jit(model.apply)(variables, images.astype(dtype))
         assert losses[dtype].dtype == jnp.float32
     np.testing.assert_allclose(*losses.values(), atol=0.05)
+
+
+def test_a_step_of_convolutions_in_bfloat16_on_two_devices():
+    config = tiny.bn_config(dtype="bfloat16")
+    options = config.model.to_dict()
+    model = models.create(options.pop("name"), 10, dtype=jnp.bfloat16, **options)
+    mesh = devices.make_mesh(32)
+    with devices.use_mesh(mesh):
+        state, step = make(config, model, optax.sgd(0.01))
+        before = jax.device_get(state.params)
+        program = steps.compile_train(step, mesh, resident=True)
+        rows = np.arange(32, dtype=np.int32)[None]
+        arguments = (devices.replicate(mesh, state), Metrics.empty(), (IMAGES, LABELS), rows, 1)
+        new, metrics = program(*arguments, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(new.params)} == {jnp.dtype("float32")}
+    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), new.params, before)
+    assert all(0 < distance < 0.5 for distance in jax.tree.leaves(moved["Conv_1"]["kernel"]))
+    assert 1 < metrics_lib.means(to_sums(metrics))["loss"] < 5
 
 
 def test_all_finite():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+import types
 
 import jax
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 
 import cifar_jax
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, durations, evaluate, logs, train, trained, workdir
+from cifar_jax import datasets, durations, evaluate, logs, metrics, train, trained, workdir
 from cifar_jax.errors import UserError
+from cifar_jax.run import Progress
 from tests import tiny
 
 
@@ -125,6 +127,22 @@ def test_more_epochs_go_on_where_the_schedule_allows(tmp_path):
     assert_same_bits(tmp_path / "a", tmp_path / "b")
 
 
+def test_fewer_steps_than_were_made_are_refused(tmp_path):
+    start(tiny.config(num_steps=3), tmp_path)
+    with pytest.raises(UserError, match="has made 3 steps already, more than the 2 asked for"):
+        start(tiny.config(num_steps=2), tmp_path)
+    assert workdir.read_json(tmp_path / workdir.CONFIG)["num_steps"] == 3
+
+
+def test_the_time_left_leaves_out_what_came_before_the_steps(monkeypatch):
+    clock = iter((0.0, 62.0, 62.0, 64.0))
+    stopwatch = types.SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr(train.run_lib, "time", stopwatch)
+    progress = Progress()
+    progress.add(4, 2.0, metrics.Metrics.empty())
+    assert progress.pace() == 1.0
+
+
 def test_a_config_that_differs_is_refused_by_field(tmp_path):
     start(tiny.config(num_steps=1), tmp_path)
     with pytest.raises(UserError) as refusal:
@@ -152,6 +170,25 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
     assert run.step == 4
     assert str(run.step) in str(stop.value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
+
+
+def test_another_set_needs_no_training_images_and_no_names_for_its_classes(finished, monkeypatch):
+    own = evaluate.evaluate(finished)
+    load, run = datasets.load, cifar_jax.load(finished)
+    monkeypatch.setattr(trained, "load", lambda *_: run._replace(class_names=tuple("abcdefghij")))
+
+    def score_other(names):
+        def load_other(name, data_dir, splits):
+            assert splits == ("test",)
+            loaded = load("digits", data_dir, splits)
+            return dataclasses.replace(loaded, class_names=tuple(names))
+
+        monkeypatch.setattr(datasets, "load", load_other)
+        return evaluate.evaluate(finished, dataset_name="other")
+
+    assert score_other("abcdefghij") == score_other("0123456789") == own
+    with pytest.raises(UserError, match="other has other classes"):
+        score_other("jihgfedcba")
 
 
 def test_starting_from_another_runs_weights(finished, tmp_path):

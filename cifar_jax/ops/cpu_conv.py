@@ -108,7 +108,7 @@ def _unit_forward(images, kernel, padding):
 
 def _unit_backward(padding, saved, gradient):
     images, kernel = saved
-    if _suits_winograd(kernel.shape):
+    if _suits_winograd(kernel.shape) and min(kernel.shape[2:]) >= _WINOGRAD_WIDER:
         run = functools.partial(winograd.kernel_gradient, padding=padding)
     else:
         run = functools.partial(_sum_patches, kernel_size=kernel.shape[:2], padding=padding)
@@ -120,8 +120,8 @@ def _unit_backward(padding, saved, gradient):
     # Padding beyond the kernel's size makes outputs that no pixel had a part in.
     cut = [(min(0, low), min(0, high), 0) for low, high in sides]
     gradient = _pad(gradient, (0, 0, 0), *cut, (0, 0, 0)) if min(map(min, cut)) else gradient
-    sides = tuple((max(0, low), max(0, high)) for low, high in sides)
-    return _unit(gradient, kernel[::-1, ::-1].swapaxes(2, 3), sides), for_kernel
+    pads = tuple((max(0, low), max(0, high)) for low, high in sides)
+    return _unit(gradient, kernel[::-1, ::-1].swapaxes(2, 3), pads), for_kernel
 
 
 _unit.defvjp(_unit_forward, _unit_backward)
@@ -141,10 +141,10 @@ def _sum_patches(images, gradient, kernel_size, padding):
 
     def multiply(images, gradient):
         images = jnp.pad(images.astype(wide), ((0, 0), *padding, (0, 0)))
-        patches = [
+        slices = [
             images[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)
         ]
-        patches = jnp.concatenate(patches, -1).reshape(-1, rows * columns * channels)
+        patches = jnp.concatenate(slices, -1).reshape(-1, rows * columns * channels)
         # Behind the barrier the patches are made once, not anew for each element of the product.
         patches = lax.optimization_barrier(patches)
         # The narrow operand on the left: there a matrix is transposed first, element by element.

@@ -45,8 +45,8 @@ def convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Arra
     wide = jnp.promote_types(images.dtype, jnp.float32)
     size, grid = _sizes(images.shape, padding, tile)
     kernel = kernel.astype(wide)
-    weights = _combine_twice(kernels, [[kernel[i, j] for j in range(3)] for i in range(3)])
-    weights = lax.optimization_barrier(jnp.stack(weights))
+    weights = jnp.asarray(np.kron(kernels, kernels), wide) @ kernel.reshape(9, -1)
+    weights = weights.reshape(-1, *kernel.shape[2:])
 
     def convolve_chunk(images):
         tiles = _image_tiles(images.astype(wide), padding, grid, tile)
@@ -73,8 +73,9 @@ def kernel_gradient(images: jax.Array, gradient: jax.Array, padding: Padding) ->
       [3, 3, channels, features] in the type of `images`.
     """
     channels, features = images.shape[-1], gradient.shape[-1]
-    # The sums of all places have to fit the cache, too.
-    tile = 4 if channels * features < 2**17 else 2
+    # The sums of all places have to fit the cache, too, or else be touched seldom. Images are few
+    # at a time because their transposition reads them all at once.
+    tile, most = (4, 16) if channels * features < 2**17 else (2, _CHUNK)
     outputs, kernels, _ = _transforms(tile)
     wide = jnp.promote_types(images.dtype, jnp.float32)
     size, grid = _sizes(images.shape, padding, tile)
@@ -89,13 +90,12 @@ def kernel_gradient(images: jax.Array, gradient: jax.Array, padding: Padding) ->
         gradient = jnp.pad(gradient.astype(wide), [(0, 0), *missing, (0, 0)])
         gradient = gradient.transpose(1, 2, 0, 3)
         pieces = [[gradient[i::tile, j::tile] for j in range(tile)] for i in range(tile)]
-        pieces = jnp.stack(_combine_twice(outputs.T, pieces)).reshape(len(tiles), -1, features)
-        return jnp.einsum("act,ato->aco", tiles, lax.optimization_barrier(pieces))
+        places = jnp.stack(_combine_twice(outputs.T, pieces)).reshape(len(tiles), -1, features)
+        return jnp.einsum("act,ato->aco", tiles, lax.optimization_barrier(places))
 
-    chunk = max(1, _CHUNK // (grid[0] * grid[1]))
+    chunk = min(most, max(1, _CHUNK // (grid[0] * grid[1])))
     total = sum_chunks(sum_products, images, gradient, size=chunk)
-    places = total.reshape(tile + 2, tile + 2, channels, features)
-    result = jnp.stack(_combine_twice(kernels.T, [list(row) for row in places]))
+    result = jnp.asarray(np.kron(kernels, kernels).T, wide) @ total.reshape(len(total), -1)
     return result.reshape(3, 3, channels, features).astype(images.dtype)
 
 
@@ -131,7 +131,9 @@ def _transforms(tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         powers = np.vander(np.array(_POINTS[tile]), degree, increasing=True)
         return np.vstack([powers, np.eye(degree)[-1:]])
 
-    return evaluate(tile).T, evaluate(3), np.linalg.inv(evaluate(tile + 2)).T
+    inputs = np.linalg.inv(evaluate(tile + 2)).T
+    inputs[abs(inputs) < 1e-12] = 0
+    return evaluate(tile).T, evaluate(3), inputs
 
 
 def _combine(matrix: np.ndarray, pieces: Sequence[jax.Array]) -> list[jax.Array]:
@@ -141,7 +143,7 @@ def _combine(matrix: np.ndarray, pieces: Sequence[jax.Array]) -> list[jax.Array]
             jnp.add,
             [
                 piece if factor == 1 else piece * factor
-                for factor, piece in zip(row.round(12).tolist(), pieces, strict=True)
+                for factor, piece in zip(row.tolist(), pieces, strict=True)
                 if factor
             ],
         )

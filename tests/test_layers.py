@@ -1,0 +1,102 @@
+"""The models' blocks mean what Flax's do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cifar_jax.models.layers import BatchNorm, Conv
+
+
+def draw(seed, shape, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def close(found, expected, tolerance=1e-5):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
+def train(module, variables, inputs, weights):
+    """Output, running statistics, and the gradients by parameters and inputs."""
+
+    @jax.jit
+    def run(params, stats, inputs):
+        def loss(params, inputs):
+            output, updates = module.apply(
+                {"params": params, "batch_stats": stats},
+                inputs,
+                use_running_average=False,
+                mutable=["batch_stats"],
+            )
+            return jnp.sum(output.astype(jnp.float32) * weights), (output, updates)
+
+        gradients, rest = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, inputs)
+        return *rest, gradients
+
+    return run(variables.get("params", {}), variables["batch_stats"], inputs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.6, "epsilon": 1e-2},
+        {"use_scale": False},
+        {"use_scale": False, "use_bias": False},
+        {"dtype": jnp.bfloat16},
+    ],
+)
+def test_batch_norm_is_flax_batch_norm(options):
+    options = {"bias_init": nn.initializers.normal(), **options}
+    ours, flax = BatchNorm(**options), nn.BatchNorm(**options)
+    dtype = options.get("dtype", jnp.float32)
+    inputs = 2 * draw(0, (6, 5, 7, 12), dtype) + 1
+    variables = flax.init(jax.random.key(0), inputs, use_running_average=False)
+    close(ours.init(jax.random.key(0), inputs, use_running_average=False), variables)
+    weights = draw(1, inputs.shape)
+    rounding = 1e-2 if dtype == jnp.bfloat16 else 1e-5
+    found, expected = (train(module, variables, inputs, weights) for module in (ours, flax))
+    close(found[0], expected[0], rounding)
+    close(found[1], expected[1])
+    close(found[2], expected[2], rounding)
+    variables = {**variables, **expected[1]}
+    evaluated = [m.apply(variables, inputs, use_running_average=True) for m in (ours, flax)]
+    close(*evaluated, rounding)
+
+
+def test_batch_norm_of_dense_layers_and_without_variance():
+    inputs = jnp.concatenate([draw(0, (10, 3)), jnp.full((10, 1), 3.0)], 1)
+    variables = BatchNorm().init(jax.random.key(0), inputs, use_running_average=False)
+    both = [
+        train(module(), variables, inputs, draw(1, inputs.shape))
+        for module in (BatchNorm, nn.BatchNorm)
+    ]
+    close(both[0][1], both[1][1])
+    assert np.isfinite(jax.tree.leaves(both[0])[0]).all()
+
+
+def test_batch_norm_is_of_the_whole_batch_on_two_devices():
+    inputs, weights = (
+        draw(0, (8, 4, 4, 6)) + jnp.arange(8.0)[:, None, None, None],
+        draw(1, (8, 4, 4, 6)),
+    )
+    variables = BatchNorm().init(jax.random.key(0), inputs, use_running_average=False)
+    expected = train(BatchNorm(), variables, inputs, weights)
+    mesh = jax.make_mesh((1, 2), ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        rows = NamedSharding(mesh, PartitionSpec("data"))
+        found = train(BatchNorm(), variables, jax.device_put(inputs, rows), weights)
+    close(found, expected)
+
+
+def test_conv_takes_its_arguments_as_flax_does():
+    inputs = draw(0, (2, 8, 8, 3))
+    for options in ({}, {"strides": 2, "padding": 1}, {"padding": "VALID", "use_bias": False}):
+        variables = nn.Conv(8, (3, 3), **options).init(jax.random.key(0), inputs)
+        found = Conv(8, (3, 3), **options).apply(variables, inputs)
+        close(found, nn.Conv(8, (3, 3), **options).apply(variables, inputs))

@@ -1,0 +1,236 @@
+"""Convolution and pooling agree with XLA's, on any mesh, and are XLA's own on accelerators."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cifar_jax import ops
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+SAME_3X3 = ((1, 1), (1, 1))
+
+
+def draw(seed, shape, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def value_and_gradients(conv, images, kernel, strides=(1, 1), padding="SAME", **options):
+    """The result, and the gradients of its product with fixed random numbers."""
+
+    @jax.jit
+    def run(images, kernel):
+        result, pull = jax.vjp(
+            lambda x, k: conv(x, k, strides, padding, dimension_numbers=NHWC, **options),
+            images,
+            kernel,
+        )
+        return result, *pull(draw(2, result.shape, result.dtype))
+
+    return run(images, kernel)
+
+
+def compare(found, expected, tolerance):
+    """Each array agrees to `tolerance` of the largest value expected in it."""
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        largest = np.abs(other).max(initial=1e-30)
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * largest)
+
+
+def compare_with_xla(images_shape, kernel_shape, dtype=jnp.float32, tolerance=1e-5, **options):
+    images, kernel = draw(0, images_shape, dtype), draw(1, kernel_shape, dtype)
+    found = value_and_gradients(ops.conv_general_dilated, images, kernel, **options)
+    expected = value_and_gradients(lax.conv_general_dilated, images, kernel, **options)
+    compare(found, expected, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("images", "kernel", "options"),
+    [
+        ((5, 32, 32, 3), (3, 3, 3, 32), {}),
+        ((3, 32, 32, 16), (3, 3, 16, 16), {}),
+        ((3, 16, 16, 32), (3, 3, 32, 32), {}),
+        ((2, 31, 31, 24), (3, 3, 24, 64), {}),
+        ((9, 15, 15, 64), (3, 3, 64, 64), {}),
+        ((70, 7, 7, 64), (3, 3, 64, 128), {}),
+        ((3, 3, 3, 256), (3, 3, 256, 256), {}),
+        ((3, 4, 4, 512), (3, 3, 512, 256), {}),
+        ((3, 16, 16, 16), (3, 3, 16, 32), {"strides": (2, 2), "padding": SAME_3X3}),
+        ((3, 15, 16, 64), (3, 3, 64, 64), {"strides": (2, 2)}),
+        ((3, 16, 16, 64), (1, 1, 64, 128), {"strides": (2, 2)}),
+        ((6, 32, 32, 3), (5, 5, 3, 6), {"padding": "VALID"}),
+        ((6, 32, 32, 3), (2, 2, 3, 24), {"padding": "VALID"}),
+        ((3, 8, 8, 40), (1, 1, 40, 20), {}),
+    ],
+)
+def test_conv_of_the_models(images, kernel, options):
+    compare_with_xla(images, kernel, **options)
+
+
+@st.composite
+def convolutions(draw_one):
+    integer = lambda low, high: draw_one(st.integers(low, high))  # noqa: E731
+    rows, columns = integer(1, 5), integer(1, 5)
+    height, width = integer(rows, 12), integer(columns, 12)
+    channels, features = draw_one(
+        st.sampled_from([(1, 1), (3, 8), (8, 3), (17, 5), (20, 40), (64, 64), (24, 70)])
+    )
+    explicit = tuple((integer(0, 6), integer(0, 6)) for _ in range(2))
+    padding = draw_one(st.sampled_from(["SAME", "VALID", explicit]))
+    return (
+        (integer(1, 7), height, width, channels),
+        (rows, columns, channels, features),
+        {"strides": (integer(1, 3), integer(1, 3)), "padding": padding},
+    )
+
+
+@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.given(convolutions())
+def test_conv_of_any_shape(convolution):
+    images, kernel, options = convolution
+    compare_with_xla(images, kernel, **options)
+
+
+@pytest.mark.parametrize("channels", [3, 64])
+def test_conv_in_bfloat16(channels):
+    compare_with_xla((4, 8, 8, channels), (3, 3, channels, 64), jnp.bfloat16, tolerance=1e-2)
+
+
+@pytest.mark.parametrize("channels", [3, 64])
+def test_conv_in_float64(channels):
+    with jax.enable_x64(True):
+        compare_with_xla((4, 9, 9, channels), (3, 3, channels, 64), jnp.float64, tolerance=1e-13)
+
+
+def test_other_convolutions_are_left_alone():
+    images, kernel = draw(0, (2, 9, 9, 6)), draw(1, (3, 3, 3, 4))
+    options = {"feature_group_count": 2, "rhs_dilation": (2, 1), "window_strides": (1, 1)}
+    options |= {"padding": ((2, 2), (-1, 1)), "dimension_numbers": NHWC}
+    found = ops.conv_general_dilated(images, kernel, **options)
+    np.testing.assert_array_equal(found, lax.conv_general_dilated(images, kernel, **options))
+    images, kernel = draw(0, (2, 6, 9)), draw(1, (4, 6, 3))
+    found = ops.conv_general_dilated(images, kernel, (1,), "SAME")
+    np.testing.assert_array_equal(found, lax.conv_general_dilated(images, kernel, (1,), "SAME"))
+
+
+def test_conv_under_vmap():
+    images, kernels = draw(0, (4, 7, 7, 64)), draw(1, (2, 3, 3, 64, 64))
+
+    def loss(kernel, images, conv):
+        return jnp.sum(conv(images, kernel, (1, 1), "SAME", dimension_numbers=NHWC) ** 2)
+
+    def gradients(conv):
+        return jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1)), (0, None, None)), static_argnums=2)(
+            kernels, images, conv
+        )
+
+    compare(gradients(ops.conv_general_dilated), gradients(lax.conv_general_dilated), 1e-5)
+
+
+class TinyNet(nn.Module):
+    """Every way that a convolution can take, and pooling."""
+
+    @nn.compact
+    def __call__(self, images):
+        conv = functools.partial(nn.Conv, conv_general_dilated=ops.conv_general_dilated)
+        x = nn.relu(conv(16, (3, 3))(images))
+        x = ops.max_pool(nn.relu(conv(64, (3, 3), strides=2)(x)), (2, 2), (2, 2))
+        return jnp.mean(conv(64, (3, 3))(x), (1, 2, 3))
+
+
+def tiny_gradient(params, images):
+    return jax.grad(lambda params: jnp.mean(jnp.sin(TinyNet().apply(params, images))))(params)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    images = draw(0, (8, 16, 16, 3))
+    return jax.jit(TinyNet().init)(jax.random.key(0), images), images
+
+
+def test_two_devices_agree_with_one_and_reduce_once(tiny):
+    params, images = tiny
+    expected = jax.jit(tiny_gradient)(params, images)
+    mesh = jax.make_mesh((1, 2), ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        args = (
+            jax.device_put(params, NamedSharding(mesh, PartitionSpec())),
+            jax.device_put(images, NamedSharding(mesh, PartitionSpec("data"))),
+        )
+
+        def repeat(params, images, times):
+            start = jax.tree.map(jnp.zeros_like, params)
+            add = lambda _, total: jax.tree.map(  # noqa: E731
+                jnp.add, total, tiny_gradient(params, images)
+            )
+            return lax.fori_loop(0, times, add, start)
+
+        run = jax.jit(repeat, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        program = run.lower(*args, 1).compile()
+        found = program(*args, 1)
+    compare(jax.tree.leaves(found), jax.tree.leaves(expected), 1e-5)
+    text = program.as_text()
+    assert text.count(" all-reduce(") == 1
+    assert "all-gather" not in text
+
+
+def test_batch_that_the_devices_do_not_divide(tiny):
+    params, images = tiny
+    expected = jax.jit(tiny_gradient)(params, images[:5])
+    mesh = jax.make_mesh((1, 2), ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        found = jax.jit(tiny_gradient)(params, images[:5])
+    compare(jax.tree.leaves(found), jax.tree.leaves(expected), 1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_accelerators_get_only_xlas_own_operations(tiny, platform):
+    params, images = tiny
+    mesh = jax.make_mesh((1, 2), ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        traced = jax.jit(tiny_gradient).trace(params, images)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
+    # Three forward, three for the kernels and two for the inputs: the images need none.
+    assert text.count("stablehlo.convolution") == 8
+    assert text.count("stablehlo.select_and_scatter") == 1
+    assert text.count("stablehlo.reduce_window") == 1
+    for foreign in ("manual_computation", "dot_general", "optimization_barrier"):
+        assert foreign not in text
+        assert foreign in cpu
+    assert "stablehlo.while" not in text
+
+
+@pytest.mark.parametrize("window", [(2, 2), (3, 3), (3, 2)])
+@pytest.mark.parametrize("size", [(6, 6), (7, 9)])
+def test_max_pool(window, size):
+    # Few distinct values: most windows have ties, whose gradient goes to the first.
+    inputs = jnp.round(draw(0, (3, *size, 5)))
+
+    def run(pool):
+        result, pull = jax.vjp(lambda x: pool(x, window, window), inputs)
+        return result, *pull(draw(1, result.shape))
+
+    for found, expected in zip(run(ops.max_pool), run(nn.max_pool), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_max_pool_gives_a_tie_to_the_first():
+    gradient = jax.grad(lambda x: ops.max_pool(x, (2, 2), (2, 2)).sum())(jnp.ones((1, 4, 2, 1)))
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0], [1, 0], [0, 0]])
+
+
+def test_max_pool_with_overlap_or_padding():
+    inputs = draw(0, (2, 7, 7, 3))
+    for options in ({"strides": (2, 2)}, {"strides": (3, 3), "padding": "SAME"}, {}):
+        found = ops.max_pool(inputs, (3, 3), **options)
+        np.testing.assert_array_equal(found, nn.max_pool(inputs, (3, 3), **options))
