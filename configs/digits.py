@@ -8,11 +8,14 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """Returns 10 epochs of Adam."""
+    """Returns 30 epochs of Adam with small shifts and a falling rate."""
     config = default.get_config()
     config.data.name = "digits"
-    config.num_epochs = 10.0
+    config.num_epochs = 30.0
     config.batch_size = 64
+    config.augment.crop_padding = 3
+    config.optimizer.learning_rate = 2e-3
+    config.schedule.name = "cosine"
     with config.unlocked():
         config.model = ConfigDict({"name": "lenet"})
     return config
