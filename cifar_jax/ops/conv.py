@@ -90,8 +90,12 @@ def conv_general_dilated(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(images, kernel, strides, padding, precision):
-    cpu, default = _ways(strides, padding, precision)
-    return lax.platform_dependent(images, kernel, cpu=cpu, default=default)
+    return lax.platform_dependent(
+        images,
+        kernel,
+        cpu=functools.partial(cpu_conv.convolve, strides=strides, padding=padding),
+        default=_xla_conv(strides, padding, precision),
+    )
 
 
 def _conv_forward(images, kernel, strides, padding, precision):
@@ -99,36 +103,33 @@ def _conv_forward(images, kernel, strides, padding, precision):
 
 
 def _conv_backward(strides, padding, precision, saved, gradient):
-    cpu, default = _ways(strides, padding, precision)
-
-    def by_images(conv, images, kernel, gradient):
-        return jax.vjp(lambda x: conv(x, kernel), images)[1](gradient)[0]
-
-    def by_kernel(conv, images, kernel, gradient):
-        return jax.vjp(lambda k: conv(images, k), kernel)[1](gradient)[0]
-
+    images, kernel = saved
+    conv = _xla_conv(strides, padding, precision)
+    options = {"strides": strides, "padding": padding}
     # Two switches, so that a gradient nobody asks for (that of the images themselves) is dropped.
-    return tuple(
-        lax.platform_dependent(
-            *saved,
-            gradient,
-            cpu=functools.partial(differentiate, cpu),
-            default=functools.partial(differentiate, default),
-        )
-        for differentiate in (by_images, by_kernel)
+    for_images = lax.platform_dependent(
+        gradient,
+        kernel,
+        cpu=functools.partial(cpu_conv.input_gradient, size=images.shape[1:3], **options),
+        default=lambda gradient, kernel: jax.vjp(lambda x: conv(x, kernel), images)[1](gradient)[0],
     )
+    for_kernel = lax.platform_dependent(
+        images,
+        gradient,
+        cpu=functools.partial(cpu_conv.kernel_gradient, size=kernel.shape[:2], **options),
+        default=lambda images, gradient: jax.vjp(lambda k: conv(images, k), kernel)[1](gradient)[0],
+    )
+    return for_images, for_kernel
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _ways(strides, padding, precision):
-    """The convolution of images and kernel on a CPU, and elsewhere."""
-    xla = functools.partial(
+def _xla_conv(strides, padding, precision):
+    return functools.partial(
         lax.conv_general_dilated,
         window_strides=strides,
         padding=padding,
         dimension_numbers=_NHWC,
         precision=precision,
     )
-    return functools.partial(cpu_conv.convolve, strides=strides, padding=padding), xla

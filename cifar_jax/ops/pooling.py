@@ -58,17 +58,14 @@ def _pool_backward(window, saved, gradient):
 
     def cpu(inputs, outputs, gradient):
         corners = _corners(inputs, window)
-        taken = jnp.zeros(outputs.shape, bool)
-        shares = []
-        for corner in corners:
-            is_first = (corner == outputs) & ~taken
-            taken = taken | is_first
-            shares.append(jnp.where(is_first, gradient, 0))
+        winner = jnp.full(outputs.shape, len(corners) - 1, jnp.int32)
+        for place, corner in reversed(list(enumerate(corners[:-1]))):
+            winner = jnp.where(corner == outputs, place, winner)
+        place = jnp.arange(len(corners), dtype=jnp.int32).reshape(window[0], 1, window[1], 1)
+        spread = [array[:, :, None, :, None] for array in (winner, gradient)]
+        blocks = jnp.where(spread[0] == place, spread[1], 0)
         batch, height, width, channels = outputs.shape
-        blocks = jnp.stack(shares, 3).reshape(batch, height, width, *window, channels)
-        whole = blocks.swapaxes(2, 3).reshape(
-            batch, height * window[0], width * window[1], channels
-        )
+        whole = blocks.reshape(batch, height * window[0], width * window[1], channels)
         rest = [(0, have - used) for have, used in zip(inputs.shape, whole.shape, strict=True)]
         return jnp.pad(whole, rest)
 
