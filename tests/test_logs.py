@@ -1,0 +1,66 @@
+"""The log of a run: metrics.jsonl and the curves for TensorBoard."""
+
+import struct
+
+import pytest
+
+from cifar_jax import logs
+from cifar_jax.curves import Event, SessionLog
+
+LINES = [{"step": step, "epoch": step / 2, "train_loss": 1 / step} for step in (1, 2, 3)]
+
+
+def write(folder, step, lines, tensorboard=True):
+    log = logs.Logs(folder, step, tensorboard=tensorboard)
+    for line in lines:
+        log.write(line)
+    log.close()
+
+
+def read_events(folder):
+    """Returns the events of all files, in the order of their names; TFRecord's framing by hand."""
+    events = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            events.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return events
+
+
+def test_lines_come_back(tmp_path):
+    write(tmp_path, 0, LINES)
+    assert logs.read(tmp_path / "metrics.jsonl") == LINES
+
+
+def test_an_earlier_start_is_taken_back(tmp_path):
+    write(tmp_path, 0, LINES, tensorboard=False)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train')
+    write(tmp_path, 2, [{"step": 3, "train_loss": 0.5}], tensorboard=False)
+    assert logs.read(tmp_path / "metrics.jsonl") == [*LINES[:2], {"step": 3, "train_loss": 0.5}]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_curves_hold_each_metric_at_its_step(tmp_path):
+    write(tmp_path, 0, LINES)
+    points = [
+        (event.step, value.tag, value.simple_value)
+        for event in read_events(tmp_path)
+        for value in event.summary.value
+    ]
+    expected = [(x["step"], tag, x[tag]) for x in LINES for tag in ("epoch", "train_loss")]
+    assert [point[:2] for point in points] == [point[:2] for point in expected]
+    assert [point[2] for point in points] == pytest.approx([point[2] for point in expected])
+
+
+def test_a_later_start_purges_the_curves_from_its_step_on(tmp_path):
+    write(tmp_path, 2, LINES[2:])
+    (start,) = [x for x in read_events(tmp_path) if x.HasField("session_log")]
+    assert start.session_log.status == SessionLog.START
+    assert start.step == 3
+
+
+def test_durations_in_words():
+    assert [logs.duration(x) for x in (0.4, 65, 7389)] == ["0:00", "1:05", "2:03:09"]
