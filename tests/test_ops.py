@@ -61,8 +61,7 @@ def compare_with_xla(images_shape, kernel_shape, dtype=jnp.float32, tolerance=1e
         ((3, 16, 16, 32), (3, 3, 32, 32), {}),
         ((2, 31, 31, 24), (3, 3, 24, 64), {}),
         ((9, 15, 15, 64), (3, 3, 64, 64), {}),
-        ((70, 7, 7, 64), (3, 3, 64, 128), {}),
-        ((3, 3, 3, 256), (3, 3, 256, 256), {}),
+        ((35, 7, 7, 64), (3, 3, 64, 256), {}),
         ((3, 4, 4, 512), (3, 3, 512, 256), {}),
         ((3, 16, 16, 16), (3, 3, 16, 32), {"strides": (2, 2), "padding": SAME_3X3}),
         ((3, 15, 16, 64), (3, 3, 64, 64), {"strides": (2, 2)}),
@@ -93,7 +92,7 @@ def convolutions(draw_one):
     )
 
 
-@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
 @hypothesis.given(convolutions())
 def test_conv_of_any_shape(convolution):
     images, kernel, options = convolution
@@ -143,7 +142,7 @@ class TinyNet(nn.Module):
     def __call__(self, images):
         conv = functools.partial(nn.Conv, conv_general_dilated=ops.conv_general_dilated)
         x = nn.relu(conv(16, (3, 3))(images))
-        x = ops.max_pool(nn.relu(conv(64, (3, 3), strides=2)(x)), (2, 2), (2, 2))
+        x = ops.max_pool(nn.relu(conv(32, (3, 3), strides=2)(x)), (2, 2), (2, 2))
         return jnp.mean(conv(64, (3, 3))(x), (1, 2, 3))
 
 
@@ -183,13 +182,10 @@ def test_two_devices_agree_with_one_and_reduce_once(tiny):
     assert "all-gather" not in text
 
 
-def test_batch_that_the_devices_do_not_divide(tiny):
-    params, images = tiny
-    expected = jax.jit(tiny_gradient)(params, images[:5])
+def test_batch_that_the_devices_do_not_divide():
     mesh = jax.make_mesh((1, 2), ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
-        found = jax.jit(tiny_gradient)(params, images[:5])
-    compare(jax.tree.leaves(found), jax.tree.leaves(expected), 1e-5)
+        compare_with_xla((5, 8, 8, 32), (3, 3, 32, 64))
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -10,7 +10,7 @@ from jax import lax
 def map_chunks(
     function: Callable[[jax.Array], jax.Array], array: jax.Array, size: int
 ) -> jax.Array:
-    """Returns `function`, one example from each, of chunks of `size`, joined along the batch."""
+    """Returns `function` of chunks of `size` examples, joined along the batch."""
     batch = len(array)
     if batch <= size:
         return function(array)

@@ -13,6 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from cifar_jax.ops import cpu_conv
+from cifar_jax.ops.mesh import map_batch
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -90,12 +91,12 @@ def conv_general_dilated(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(images, kernel, strides, padding, precision):
-    return lax.platform_dependent(
-        images,
-        kernel,
-        cpu=functools.partial(cpu_conv.convolve, strides=strides, padding=padding),
-        default=_xla_conv(strides, padding, precision),
-    )
+    def cpu(images, kernel):
+        run = functools.partial(cpu_conv.convolve, strides=strides, padding=padding)
+        return map_batch(run, images, kernel, batched=(True, False), total=False)
+
+    default = _xla_conv(strides, padding, precision)
+    return lax.platform_dependent(images, kernel, cpu=cpu, default=default)
 
 
 def _conv_forward(images, kernel, strides, padding, precision):
@@ -106,20 +107,26 @@ def _conv_backward(strides, padding, precision, saved, gradient):
     images, kernel = saved
     conv = _xla_conv(strides, padding, precision)
     options = {"strides": strides, "padding": padding}
+
+    def cpu_images(gradient, kernel):
+        run = functools.partial(cpu_conv.input_gradient, size=images.shape[1:3], **options)
+        return map_batch(run, gradient, kernel, batched=(True, False), total=False)
+
+    def cpu_kernel(images, gradient):
+        run = functools.partial(cpu_conv.kernel_gradient, size=kernel.shape[:2], **options)
+        return map_batch(run, images, gradient, batched=(True, True), total=True)
+
+    def xla_images(gradient, kernel):
+        return jax.vjp(lambda x: conv(x, kernel), images)[1](gradient)[0]
+
+    def xla_kernel(images, gradient):
+        return jax.vjp(lambda k: conv(images, k), kernel)[1](gradient)[0]
+
     # Two switches, so that a gradient nobody asks for (that of the images themselves) is dropped.
-    for_images = lax.platform_dependent(
-        gradient,
-        kernel,
-        cpu=functools.partial(cpu_conv.input_gradient, size=images.shape[1:3], **options),
-        default=lambda gradient, kernel: jax.vjp(lambda x: conv(x, kernel), images)[1](gradient)[0],
+    return (
+        lax.platform_dependent(gradient, kernel, cpu=cpu_images, default=xla_images),
+        lax.platform_dependent(images, gradient, cpu=cpu_kernel, default=xla_kernel),
     )
-    for_kernel = lax.platform_dependent(
-        images,
-        gradient,
-        cpu=functools.partial(cpu_conv.kernel_gradient, size=kernel.shape[:2], **options),
-        default=lambda images, gradient: jax.vjp(lambda k: conv(images, k), kernel)[1](gradient)[0],
-    )
-    return for_images, for_kernel
 
 
 _conv.defvjp(_conv_forward, _conv_backward)

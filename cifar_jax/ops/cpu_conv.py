@@ -8,15 +8,12 @@
 - What remains is XLA's convolution.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from cifar_jax.ops import winograd
 from cifar_jax.ops.chunks import sum_chunks
-from cifar_jax.ops.mesh import map_batch
 
 Size = tuple[int, int]
 Strides = tuple[int, int]
@@ -35,8 +32,7 @@ def convolve(images: jax.Array, kernel: jax.Array, strides: Strides, padding: Pa
     if strides != (1, 1):
         return _xla_convolve(images, kernel, strides, padding)
     if _suits_winograd(kernel.shape):
-        run = functools.partial(winograd.convolve, padding=padding)
-        return map_batch(run, images, kernel, batched=(True, False), total=False)
+        return winograd.convolve(images, kernel, padding)
     width = images.shape[2] + sum(padding[1]) - kernel.shape[1] + 1
     if kernel.shape[2] > _NARROW or width == 1:
         return _xla_convolve(images, kernel, strides, padding)
@@ -77,10 +73,8 @@ def kernel_gradient(
     """The gradient of `convolve` by a kernel of height and width `size`."""
     shape = (*size, images.shape[-1], gradient.shape[-1])
     if strides == (1, 1) and _suits_winograd(shape) and min(shape[2:]) >= _WINOGRAD_WIDER:
-        run = functools.partial(winograd.kernel_gradient, padding=padding)
-    else:
-        run = functools.partial(_sum_patches, size=size, strides=strides, padding=padding)
-    return map_batch(run, images, gradient, batched=(True, True), total=True)
+        return winograd.kernel_gradient(images, gradient, padding)
+    return _sum_patches(images, gradient, size, strides, padding)
 
 
 def _xla_convolve(images, kernel, strides, padding):

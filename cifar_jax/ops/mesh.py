@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 DATA_AXIS = "data"
@@ -15,36 +15,33 @@ def map_batch(
 ) -> jax.Array:
     """Runs `kernel` on each device's own part of the batch.
 
-    XLA cannot partition a loop over chunks of the batch, so it would gather the batch first.
-    Without a mesh, or where the data axis does not divide the batch, the kernel runs plainly.
+    XLA must not partition the kernel itself: it would gather the batch for a loop over chunks of
+    it, and convolutions mapped over the seeds came out wrong. Under `jax.vmap` give
+    `spmd_axis_name` the mesh axis that the mapped axis lies on, or each device does all of it.
 
     Args:
-        kernel: a function of `arrays`, linear in the batch if `total`.
-        *arrays: its arguments.
-        batched: which arguments have the batch as their first axis; the others are replicated.
-        total: whether results are added up over the devices, or else joined along the batch.
+      kernel: a function of `arrays`; if `total`, a sum over the batch.
+      *arrays: its arguments.
+      batched: which arguments have the batch as their first axis; the others are whole everywhere.
+      total: whether results are added up over the devices, or else joined along the batch.
 
     Returns:
-        What `kernel(*arrays)` returns.
+      What `kernel(*arrays)` returns.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    size = mesh.shape.get(DATA_AXIS, 1)
-    num_examples = arrays[batched.index(True)].shape[0]
-    if size == 1 or num_examples % size or DATA_AXIS not in mesh.auto_axes:
+    if mesh.size == 1 or any(kind != AxisType.Auto for kind in mesh.axis_types):
         return kernel(*arrays)
+    size = mesh.shape.get(DATA_AXIS, 1)
+    is_divided = size > 1 and len(arrays[batched.index(True)]) % size == 0
+    share = P(DATA_AXIS) if is_divided else P()
 
     def per_device(*parts: jax.Array) -> jax.Array:
         result = kernel(*parts)
-        if not total:
-            return result
-        # XLA's CPU compiler aborts on an all-reduce of bfloat16 that comes from a shard_map.
-        wide = result.astype(jnp.promote_types(result.dtype, jnp.float32))
-        return lax.psum(wide, DATA_AXIS).astype(result.dtype)
+        return lax.psum(result, DATA_AXIS) if total and is_divided else result
 
     return jax.shard_map(
         per_device,
-        in_specs=tuple(P(DATA_AXIS) if is_batched else P() for is_batched in batched),
-        out_specs=P() if total else P(DATA_AXIS),
-        axis_names={DATA_AXIS},
+        in_specs=tuple(share if is_batched else P() for is_batched in batched),
+        out_specs=P() if total else share,
         check_vma=False,
     )(*arrays)

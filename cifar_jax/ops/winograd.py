@@ -27,10 +27,12 @@ _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, _ROOT, -_ROOT, 1 / _ROOT, -1 / _ROOT)}
 
 # How many tiles are made at a time, so that they stay in the cache.
 _CHUNK = 256
+# Wider kernels, transformed to tiles of 4, would not fit there themselves.
+_LARGEST = 2**16
 
 
 def convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """Convolves with stride 1, by F(2x2, 3x3).
+    """Convolves with stride 1, by F(2x2, 3x3) or, with 256 channels, F(4x4, 3x3).
 
     Args:
       images: [batch, height, width, channels].
@@ -40,22 +42,29 @@ def convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Arra
     Returns:
       [batch, height, width, features] in the type of `images`.
     """
-    tile = 2
+    # Larger tiles save products and cost additions.
+    channels, features = kernel.shape[2:]
+    tile = 4 if max(channels, features) >= 256 and channels * features <= _LARGEST else 2
     outputs, kernels, _ = _transforms(tile)
     wide = jnp.promote_types(images.dtype, jnp.float32)
     size, grid = _sizes(images.shape, padding, tile)
-    kernel = kernel.astype(wide)
-    weights = jnp.asarray(np.kron(kernels, kernels), wide) @ kernel.reshape(9, -1)
-    weights = weights.reshape(-1, *kernel.shape[2:])
+    weights = jnp.asarray(np.kron(kernels, kernels), wide) @ kernel.astype(wide).reshape(9, -1)
+    weights = weights.reshape(-1, channels, features)
 
     def convolve_chunk(images):
         tiles = _image_tiles(images.astype(wide), padding, grid, tile)
-        tiles = tiles.reshape(len(tiles), -1, images.shape[-1])
-        products = jnp.einsum("atc,aco->ato", tiles, weights)
-        places = products.reshape(tile + 2, tile + 2, len(images), *grid, kernel.shape[-1])
-        corners = _combine_twice(outputs, [list(row) for row in places])
-        result = jnp.stack([jnp.stack(corners[:2], 3), jnp.stack(corners[2:], 3)], 2)
-        result = result.reshape(len(images), grid[0] * tile, grid[1] * tile, kernel.shape[-1])
+        products = jnp.einsum("atc,aco->ato", tiles.reshape(len(tiles), -1, channels), weights)
+        if tile == 2:
+            places = products.reshape(4, 4, len(images), *grid, features)
+            corners = _combine_twice(outputs, [list(row) for row in places])
+            result = jnp.stack([jnp.stack(corners[:2], 3), jnp.stack(corners[2:], 3)], 2)
+        else:
+            # As 16 sums of 36 terms XLA would make them without vector instructions.
+            join = jnp.asarray(np.kron(outputs, outputs), wide)
+            result = join @ products.reshape(len(products), -1)
+            result = result.reshape(tile, tile, len(images), *grid, features)
+            result = result.transpose(2, 3, 0, 4, 1, 5)
+        result = result.reshape(len(images), grid[0] * tile, grid[1] * tile, features)
         return result[:, : size[0], : size[1]].astype(images.dtype)
 
     return map_chunks(convolve_chunk, images, max(1, _CHUNK // (grid[0] * grid[1])))
@@ -75,7 +84,7 @@ def kernel_gradient(images: jax.Array, gradient: jax.Array, padding: Padding) ->
     channels, features = images.shape[-1], gradient.shape[-1]
     # The sums of all places have to fit the cache, too, or else be touched seldom. Images are few
     # at a time because their transposition reads them all at once.
-    tile, most = (4, 16) if channels * features < 2**17 else (2, _CHUNK)
+    tile, most = (4, 16) if channels * features <= _LARGEST else (2, _CHUNK)
     outputs, kernels, _ = _transforms(tile)
     wide = jnp.promote_types(images.dtype, jnp.float32)
     size, grid = _sizes(images.shape, padding, tile)
