@@ -188,6 +188,25 @@ def test_batch_that_the_devices_do_not_divide():
         compare_with_xla((5, 8, 8, 32), (3, 3, 32, 64))
 
 
+@pytest.mark.parametrize("axis", [None, "seed"])
+def test_seeds_over_devices(tiny, axis):
+    params, images = tiny
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[..., ::-1]]), params)
+    expected = [
+        jax.jit(tiny_gradient)(jax.tree.map(lambda leaf, i=i: leaf[i], both), images)
+        for i in range(2)
+    ]
+    mesh = jax.make_mesh((2, 1), ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        both = jax.device_put(both, NamedSharding(mesh, PartitionSpec("seed")))
+        run = jax.jit(jax.vmap(tiny_gradient, (0, None), spmd_axis_name=axis))
+        program = run.lower(both, images).compile()
+        found = program(both, images)
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected)
+    compare(jax.tree.leaves(found), jax.tree.leaves(expected), 1e-5)
+    assert ("all-gather" in program.as_text()) == (axis is None)
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_accelerators_get_only_xlas_own_operations(tiny, platform):
     params, images = tiny

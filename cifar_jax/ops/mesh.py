@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -29,7 +30,7 @@ def map_batch(
       What `kernel(*arrays)` returns.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size == 1 or any(kind != AxisType.Auto for kind in mesh.axis_types):
+    if mesh.empty or mesh.size == 1 or any(kind != AxisType.Auto for kind in mesh.axis_types):
         return kernel(*arrays)
     size = mesh.shape.get(DATA_AXIS, 1)
     is_divided = size > 1 and len(arrays[batched.index(True)]) % size == 0
@@ -37,7 +38,11 @@ def map_batch(
 
     def per_device(*parts: jax.Array) -> jax.Array:
         result = kernel(*parts)
-        return lax.psum(result, DATA_AXIS) if total and is_divided else result
+        if not (total and is_divided):
+            return result
+        # XLA's CPU compiler aborts on an all-reduce of bfloat16 that comes from a shard_map.
+        wide = result.astype(jnp.promote_types(result.dtype, jnp.float32))
+        return lax.psum(wide, DATA_AXIS).astype(result.dtype)
 
     return jax.shard_map(
         per_device,
