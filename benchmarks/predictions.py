@@ -31,16 +31,12 @@ TIE = 1e-4
 
 def predict(workdir: str, batch_size: int, num_images: int, output: str) -> None:
     """Writes the logits of the first test images; the number of devices is the environment's."""
-    from cifar_jax import datasets, devices, scores, steps, trained
+    from cifar_jax import datasets, devices, trained
 
     devices.configure()
     run = trained.load(workdir)
     images = datasets.load(run.config.data.name).splits["test"].images[:num_images]
-    mesh = devices.make_mesh()
-    with devices.use_mesh(mesh):
-        program = steps.compile_predict(run.model, mesh, run.mean, run.std)
-        logits = scores.predict_logits(program, run.variables, images, batch_size, mesh)
-    np.save(output, logits)
+    np.save(output, run.predict_logits(images, batch_size))
 
 
 def measure(workdir: str) -> list[dict[str, Any]]:

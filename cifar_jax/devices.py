@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +94,6 @@ def make_mesh(batch_size: int | None = None) -> Mesh:
             f"set --config.batch_size to a multiple of {num_devices}, or use fewer devices"
         )
     return jax.make_mesh((1, num_devices), ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
-
-
-@contextlib.contextmanager
-def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
-    """Makes the mesh the one that computations see, for the length of a `with`."""
-    with jax.set_mesh(mesh):
-        yield mesh
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

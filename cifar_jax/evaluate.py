@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, scores, steps, trained
+from cifar_jax import datasets, devices, scores, trained
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
@@ -55,10 +55,6 @@ def evaluate(
         raise UserError(
             f"{name} has images of {images.shape[1:]}, the model takes {run.image_shape}"
         )
-    mesh = devices.make_mesh()
-    with devices.use_mesh(mesh):
-        program = steps.compile_predict(run.model, mesh, run.mean, run.std)
-        logits = scores.predict_logits(program, run.variables, images, batch_size, mesh)
-    result = scores.score(logits, labels)
+    result = scores.score(run.predict_logits(images, batch_size), labels)
     print(f"{workdir}, checkpoint of step {run.step}: {scores.describe(split, result)}")
     return result

@@ -55,7 +55,7 @@ def train(config: ConfigDict, workdir: Path, signals: workdir_lib.Signals) -> in
     )
     model = state_lib.create_model(config, len(dataset.class_names))
     checkpoints = Checkpoints(workdir)
-    with devices.use_mesh(mesh):
+    with jax.set_mesh(mesh):
         state = _begin(config, dataset, durations, mesh, model, checkpoints, progress)
         _record_config(config, workdir)
         feed = sampling.Feed(split, mesh, config.seed, config.batch_size, resident)

@@ -40,6 +40,18 @@ class Trained(NamedTuple):
     image_shape: tuple[int, ...]
     step: int
 
+    def predict_logits(self, images: np.ndarray, batch_size: int) -> np.ndarray:
+        """Returns the logits, float32 [images, classes], computed on all devices.
+
+        Args:
+          images: uint8 [images, height, width, channels] of the training images' shape.
+          batch_size: images that are computed at a time.
+        """
+        mesh = devices.make_mesh()
+        with jax.set_mesh(mesh):
+            program = steps.compile_predict(self.model, mesh, self.mean, self.std)
+            return scores.predict_logits(program, self.variables, images, batch_size, mesh)
+
     def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Returns the class probabilities, float64 [images, classes].
 
@@ -56,11 +68,7 @@ class Trained(NamedTuple):
                 f"the model wants uint8 images of shape {('images', *self.image_shape)}, "
                 f"not {images.dtype} {images.shape}"
             )
-        mesh = devices.make_mesh()
-        with devices.use_mesh(mesh):
-            program = steps.compile_predict(self.model, mesh, self.mean, self.std)
-            logits = scores.predict_logits(program, self.variables, images, batch_size, mesh)
-        logits = logits.astype(np.float64)
+        logits = self.predict_logits(images, batch_size).astype(np.float64)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         return weights / weights.sum(axis=1, keepdims=True)
 

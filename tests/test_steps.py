@@ -75,7 +75,7 @@ def bn_program():
     model = models.create(options.pop("name"), 10, **options)
     mesh = devices.make_mesh(8)
     rows = np.random.default_rng(2).integers(0, 32, (12, 8)).astype(np.int32)
-    with devices.use_mesh(mesh):
+    with jax.set_mesh(mesh):
         state, step = make(config, model, optax.sgd(0.1, momentum=0.9))
         state = devices.replicate(mesh, state)
         programs = {}
@@ -138,7 +138,7 @@ def test_a_step_of_convolutions_in_bfloat16_on_two_devices():
     options = config.model.to_dict()
     model = models.create(options.pop("name"), 10, dtype=jnp.bfloat16, **options)
     mesh = devices.make_mesh(32)
-    with devices.use_mesh(mesh):
+    with jax.set_mesh(mesh):
         state, step = make(config, model, optax.sgd(0.01))
         before = jax.device_get(state.params)
         program = steps.compile_train(step, mesh, resident=True)

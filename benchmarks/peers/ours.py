@@ -49,7 +49,7 @@ class Training:
         self.model = state.create_model(config, protocol.NUM_CLASSES)
         self.key = devices.replicate(self.mesh, jax.random.key(0))
         self.step = 0
-        with devices.use_mesh(self.mesh):
+        with jax.set_mesh(self.mesh):
             create = state.make_init(config, durations, self.model, images.shape[1:])
             self.state = devices.replicate(self.mesh, jax.jit(create)(jax.random.key(0)))
             self.feed = sampling.Feed(self.split, self.mesh, 0, config.batch_size, resident=True)
@@ -59,7 +59,7 @@ class Training:
 
     def train(self, num_steps: int) -> dict[str, float]:
         """Makes steps in calls of an epoch at most; returns the mean loss and accuracy."""
-        with devices.use_mesh(self.mesh):
+        with jax.set_mesh(self.mesh):
             sums = devices.replicate(self.mesh, metrics.from_sums({}))
             last = self.step + num_steps
             while self.step < last:
@@ -86,7 +86,7 @@ def prepare(model: str, batch_size: int) -> protocol.Runner:
     def infer(num_batches: int) -> float:
         num_calls = -(-num_batches // batches_per_call)
         begun = time.perf_counter()
-        with devices.use_mesh(training.mesh):
+        with jax.set_mesh(training.mesh):
             for _ in range(num_calls):
                 scores.predict_logits(
                     predict, training.state.variables(), images, batch_size, training.mesh
