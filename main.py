@@ -19,6 +19,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from cifar_jax import huge_pages
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
@@ -210,4 +211,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     sys.exit(main(sys.argv))

@@ -29,6 +29,8 @@ from cifar_jax import workdir as workdir_lib
 MODELS = ("simple_cnn", "vgg_bn", "resnet", "speedrun", "mlp")
 BATCH_SIZES = (128, 32, 512)
 ROUNDS = {128: 7}
+# Models whose configs want one CPU device.
+ONE_DEVICE = ("mlp",)
 # With few images, BatchNorm makes much of rounding.
 CHECKED_IMAGES = 128
 # Relative; of the first loss, and of the two after one and two steps.
@@ -39,18 +41,26 @@ WORTH_COMPILING = 1.03
 
 
 class Framework(NamedTuple):
-    """How a framework is started: the option with its interpreter, and its program."""
+    """How a framework is started.
+
+    Attributes:
+      option: of the command line, with its interpreter.
+      arguments: its program.
+      huge_pages: whether it is faster in memory pages of 2 MiB, which main.py asks for itself.
+    """
 
     option: str
     arguments: list[str]
+    huge_pages: bool = False
 
 
 FRAMEWORKS = {
-    "ours": Framework("", ["ours"]),
+    "ours": Framework("", ["ours"], huge_pages=True),
+    "ours_one_device": Framework("", ["ours", "1"], huge_pages=True),
     "jax": Framework("jax_python", ["stock_jax"]),
     "keras": Framework("keras_python", ["keras_tf"]),
-    "pytorch": Framework("torch_python", ["pytorch", "eager"]),
-    "pytorch_compiled": Framework("torch_python", ["pytorch", "compiled"]),
+    "pytorch": Framework("torch_python", ["pytorch", "eager"], huge_pages=True),
+    "pytorch_compiled": Framework("torch_python", ["pytorch", "compiled"], huge_pages=True),
 }
 
 
@@ -93,7 +103,7 @@ def start(options: argparse.Namespace) -> tuple[dict[str, Worker], dict[str, str
             skipped[name] = f"no --{framework.option.replace('_', '-')}"
         else:
             try:
-                workers[name] = Worker(name, python, framework.arguments)
+                workers[name] = Worker(name, python, framework.arguments, framework.huge_pages)
             except WorkerError as error:
                 skipped[name] = str(error)
         if name in skipped:
@@ -101,6 +111,15 @@ def start(options: argparse.Namespace) -> tuple[dict[str, Worker], dict[str, str
         else:
             print(f"{name}: {workers[name].versions}", flush=True)
     return workers, skipped
+
+
+def choose(workers: dict[str, Worker], model: str) -> dict[str, Worker]:
+    """Returns the workers of a model; ours with as many devices as the model's config wants."""
+    chosen = dict(workers)
+    one_device = chosen.pop("ours_one_device")
+    if model in ONE_DEVICE:
+        chosen["ours"] = one_device
+    return chosen
 
 
 def draw_case(layers: list[dict[str, list[int]]], model: str) -> protocol.Case:
@@ -201,13 +220,13 @@ def run(options: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, An
     begun = time.monotonic()
     checks = []
     for model in options.models:
-        checks.append(check(workers, model))
+        checks.append(check(choose(workers, model), model))
         worst = max(checks[-1]["differences"])
         print(f"{model}: {checks[-1]['variables']:,} numbers, losses within {worst:.1e}")
     rows: list[dict[str, Any]] = []
     for model in options.models:
         for batch_size in options.batches:
-            wanted = dict(workers)
+            wanted = choose(workers, model)
             if not compiling_pays(rows, model):
                 wanted.pop("pytorch_compiled", None)
             rounds = options.rounds or ROUNDS.get(batch_size, 3)

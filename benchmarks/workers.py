@@ -10,10 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cifar_jax import huge_pages as huge_pages_lib
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # What would change how a framework behaves, had the user set it for something else.
-_FORGOTTEN = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_FORGOTTEN = (
+    "GLIBC_TUNABLES",
+    "XLA_FLAGS",
+    "JAX_NUM_CPU_DEVICES",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)
 
 
 class WorkerError(Exception):
@@ -29,13 +37,14 @@ class Worker:
       idle_cpu_seconds: processor time that it used between its requests.
     """
 
-    def __init__(self, name: str, python: str, arguments: list[str]):
+    def __init__(self, name: str, python: str, arguments: list[str], huge_pages: bool = False):
         """Starts the process and waits until it is ready.
 
         Args:
           name: of the framework.
           python: an interpreter that has it.
           arguments: the program, a module of `peers`, and its own arguments.
+          huge_pages: ask for memory in pages of 2 MiB.
 
         Raises:
           WorkerError: the framework cannot be imported there, or there is no such interpreter.
@@ -51,7 +60,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 text=True,
-                env=environment(os.environ),
+                env=environment(os.environ) | (huge_pages_lib.ENVIRONMENT if huge_pages else {}),
             )
         except OSError as error:
             self._errors.close()

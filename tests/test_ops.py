@@ -249,3 +249,42 @@ def test_max_pool_with_overlap_or_padding():
     for options in ({"strides": (2, 2)}, {"strides": (3, 3), "padding": "SAME"}, {}):
         found = ops.max_pool(inputs, (3, 3), **options)
         np.testing.assert_array_equal(found, nn.max_pool(inputs, (3, 3), **options))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+def test_dense_product_and_its_gradients(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        inputs, kernel = draw(0, (7, 33), dtype), draw(1, (33, 5), dtype)
+
+        def run(dot_general, inputs, kernel):
+            layer = nn.Dense(5, dtype=dtype, param_dtype=dtype, dot_general=dot_general)
+            bias = jnp.ones(5, dtype)
+
+            def apply(x, k):
+                return layer.apply({"params": {"kernel": k, "bias": bias}}, x)
+
+            result, pull = jax.vjp(apply, inputs, kernel)
+            return result, *pull(draw(2, result.shape, dtype))
+
+        found, expected = (run(one, inputs, kernel) for one in (ops.dot_general, lax.dot_general))
+        tolerance = {jnp.float32: 1e-6, jnp.bfloat16: 1e-2, jnp.float64: 1e-14}[dtype]
+        compare(found, expected, tolerance)
+
+
+def test_dense_gradient_lies_as_the_kernel_does():
+    """The optimizer walks through both at once."""
+
+    def loss(kernel, inputs):
+        return jnp.sum(ops.dot_general(inputs, kernel, (((1,), (0,)), ((), ()))))
+
+    gradient = jax.make_jaxpr(jax.grad(loss))(jnp.ones((8, 4)), jnp.ones((2, 8)))
+    assert "transpose" not in str(gradient).replace("transpose(", "")
+    assert gradient.out_avals[0].shape == (8, 4)
+
+
+def test_other_products_are_left_alone():
+    lhs, rhs = draw(0, (2, 3, 4)), draw(1, (4, 5))
+    numbers = (((2,), (0,)), ((), ()))
+    assert (ops.dot_general(lhs, rhs, numbers) == lax.dot_general(lhs, rhs, numbers)).all()
+    turned = (((1,), (1,)), ((), ()))
+    assert ops.dot_general(rhs, draw(2, (6, 5)), turned).shape == (4, 6)

@@ -1,9 +1,10 @@
 """The worker of this project: its own models, state, feed and programs, as `main.py` trains.
 
-As many CPU devices as `devices.configure` chooses, the images resident as uint8, the steps in one
-compiled loop; no augmentation.
+As many CPU devices as it is told, else as `devices.configure` chooses; the images resident as
+uint8, the steps in one compiled loop; no augmentation.
 """
 
+import sys
 import time
 from typing import Any
 
@@ -143,7 +144,7 @@ def compute_losses(model: str, case: protocol.Case) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    devices.configure(batch_size=32)
+    devices.configure(batch_size=32, num_cpu_devices=int(sys.argv[1]) if sys.argv[1:] else None)
     found = workdir_lib.versions()
     versions = {name: found[name] for name in ("python", "jax", "jaxlib", "flax")}
     protocol.serve(

@@ -6,11 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cifar_jax.models.layers import BatchNorm, Conv, max_pool
+from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool
 
 he_normal = nn.initializers.he_normal()
 Conv3x3 = functools.partial(Conv, kernel_size=(3, 3), kernel_init=he_normal)
-Dense = functools.partial(nn.Dense, kernel_init=he_normal)
+HeDense = functools.partial(Dense, kernel_init=he_normal)
 
 
 def halve(x):
@@ -42,9 +42,9 @@ class SimpleCNN(nn.Module):
         x = nn.relu(Conv3x3(32, dtype=self.dtype)(images))
         x = nn.relu(Conv3x3(32, dtype=self.dtype)(x))
         x = flatten(halve(x))
-        x = nn.relu(Dense(512, dtype=self.dtype)(x))
+        x = nn.relu(HeDense(512, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+        return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 
 class BNCNN(nn.Module):
@@ -86,9 +86,9 @@ class BNCNN(nn.Module):
             x = norm()(dropout(self.dropout_rate)(x))
         x = flatten(x)
         for features in self.dense_features:
-            x = nn.relu(Dense(features, dtype=self.dtype)(x))
+            x = nn.relu(HeDense(features, dtype=self.dtype)(x))
             x = norm()(dropout(self.dense_dropout_rate)(x))
-        return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+        return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 
 class VGGBN(nn.Module):
@@ -121,10 +121,10 @@ class VGGBN(nn.Module):
             for _ in range(2):
                 x = norm()(nn.relu(Conv3x3(features, dtype=self.dtype)(x)))
             x = dropout(self.dropout_rate)(halve(x))
-        x = norm()(nn.relu(Dense(1024, dtype=self.dtype)(flatten(x))))
+        x = norm()(nn.relu(HeDense(1024, dtype=self.dtype)(flatten(x))))
         x = dropout(self.dense_dropout_rate)(x)
-        x = norm()(nn.relu(Dense(100, dtype=self.dtype)(x)))
-        return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+        x = norm()(nn.relu(HeDense(100, dtype=self.dtype)(x)))
+        return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 
 class LeNet(nn.Module):
@@ -149,5 +149,5 @@ class LeNet(nn.Module):
             x = halve(nn.relu(conv(x)))
         x = flatten(x)
         for features in (120, 84):
-            x = nn.relu(Dense(features, dtype=self.dtype)(x))
-        return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+            x = nn.relu(HeDense(features, dtype=self.dtype)(x))
+        return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

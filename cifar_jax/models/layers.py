@@ -11,6 +11,7 @@ from jax import lax
 from cifar_jax import ops
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=ops.conv_general_dilated)
+Dense = functools.partial(nn.Dense, dot_general=ops.dot_general)
 max_pool = ops.max_pool
 
 

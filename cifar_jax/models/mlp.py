@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cifar_jax.errors import UserError
+from cifar_jax.models.layers import Dense
 
 # Each activation with the initialiser that keeps the variance of its inputs: Glorot and Bengio
 # (2010) for the saturating ones, He et al. (2015) for ReLU.
@@ -43,5 +44,5 @@ class MLP(nn.Module):
         activate, kernel_init = ACTIVATIONS[self.activation]
         x = images.reshape(len(images), -1)
         for size in self.hidden_sizes:
-            x = activate(nn.Dense(size, dtype=self.dtype, kernel_init=kernel_init)(x))
-        return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+            x = activate(Dense(size, dtype=self.dtype, kernel_init=kernel_init)(x))
+        return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cifar_jax.errors import UserError
-from cifar_jax.models.layers import BatchNorm, Conv
+from cifar_jax.models.layers import BatchNorm, Conv, Dense
 
 he_normal = nn.initializers.he_normal()
 # One pixel on every side, unlike "SAME", keeps a strided window centred on the pixel that the
@@ -120,7 +120,7 @@ class ResNet(nn.Module):
                     name=f"stage_{stage}_block_{block}",
                 )(x)
         x = x.mean(axis=(1, 2))
-        return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+        return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 
 class PreActivationBlock(nn.Module):
@@ -191,4 +191,4 @@ class WideResNet(nn.Module):
                     name=f"stage_{stage}_block_{block}",
                 )(x)
         x = nn.relu(norm(name="final_norm")(x)).mean(axis=(1, 2))
-        return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
+        return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

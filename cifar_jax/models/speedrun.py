@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cifar_jax.models.layers import BatchNorm, Conv, max_pool
+from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool
 
 gelu = functools.partial(nn.gelu, approximate=False)
 # Uniform within 1 / sqrt(fan in).
@@ -119,7 +119,7 @@ class Speedrun(nn.Module):
             x = ConvGroup(features, conv=conv, norm=norm, name=f"group_{i}")(x)
         x = max_pool(x, (3, 3), strides=(3, 3))
         x = x.reshape(len(x), -1)
-        head = nn.Dense(
+        head = Dense(
             self.num_classes,
             use_bias=False,
             kernel_init=unit_deviation,

@@ -57,17 +57,17 @@ def _pool_backward(window, saved, gradient):
         return jax.vjp(pool, inputs)[1](gradient)[0]
 
     def cpu(inputs, outputs, gradient):
-        corners = _corners(inputs, window)
-        winner = jnp.full(outputs.shape, len(corners) - 1, jnp.int32)
-        for place, corner in reversed(list(enumerate(corners[:-1]))):
-            winner = jnp.where(corner == outputs, place, winner)
-        place = jnp.arange(len(corners), dtype=jnp.int32).reshape(window[0], 1, window[1], 1)
-        spread = [array[:, :, None, :, None] for array in (winner, gradient)]
-        blocks = jnp.where(spread[0] == place, spread[1], 0)
+        rest, places = gradient, []
+        for corner in _corners(inputs, window):
+            won = corner == outputs
+            places.append(jnp.where(won, rest, 0))
+            rest = jnp.where(won, 0, rest)
+        rows, columns = window
+        blocks = [jnp.stack(places[i * columns : (i + 1) * columns], 3) for i in range(rows)]
         batch, height, width, channels = outputs.shape
-        whole = blocks.reshape(batch, height * window[0], width * window[1], channels)
-        rest = [(0, have - used) for have, used in zip(inputs.shape, whole.shape, strict=True)]
-        return jnp.pad(whole, rest)
+        whole = jnp.stack(blocks, 2).reshape(batch, height * rows, width * columns, channels)
+        edge = [(0, have - used) for have, used in zip(inputs.shape, whole.shape, strict=True)]
+        return jnp.pad(whole, edge)
 
     return (lax.platform_dependent(*saved, gradient, cpu=cpu, default=xla),)
 
