@@ -100,6 +100,49 @@ def startup(result: dict[str, Any]) -> str:
     return markdown(["simple_cnn", ""], rows) + f"\n{result['hardware']}.\n"
 
 
+# Words for the trials of benchmarks/faults.py.
+FAULTS = {
+    "kill": "kill -9, up to three times",
+    "signal": "SIGTERM or Ctrl-C, up to three times",
+    "damage": "a damaged checkpoint",
+    "cache": "a damaged cache of decoded images",
+    "disk": "a full disk",
+    "config": "a random config",
+    "training": "an accepted config, one step",
+    "command": "a random config, the real command",
+}
+
+
+def faults(result: dict[str, Any]) -> str:
+    """How many trials of each fault were survived, and how many errors were silent."""
+    rows = [
+        [FAULTS[fault], *(f"{record[name]:,}" for name in ("trials", "survived", "silent"))]
+        for fault, record in result["faults"].items()
+    ]
+    text = markdown(["fault", "trials", "survived", "silent errors"], rows)
+    seen = result["faults"].get("kill", {}).get("seen", {})
+    if seen:
+        text += (
+            f"\nOf the {seen['stops']:,} kills, {seen.get('during a save', 0)} came during a save "
+            f"and {seen.get('during a deletion', 0)} during a deletion.\n"
+        )
+    return text
+
+
+def soak(result: dict[str, Any]) -> str:
+    """What an hour's run holds at its beginning and its end."""
+    rows = [
+        [name, f"{one['first']:,.4g}", f"{one['last']:,.4g}", f"{one['per_hour']:+,.3g}"]
+        for name, one in result["trends"].items()
+    ]
+    header = [f"{result['minutes']:g} minutes", "after warm-up", "at the end", "trend an hour"]
+    text = markdown(header, rows)
+    return text + (
+        f"\n{result['steps']:,} steps with {result['saves']:,} saves and "
+        f"{result['evaluations']:,} evaluations. {result['hardware']}.\n"
+    )
+
+
 def training(results: Iterable[dict[str, Any]]) -> str:
     """Test accuracy and loss of the last checkpoints, and what they took."""
 
@@ -125,6 +168,8 @@ def training(results: Iterable[dict[str, Any]]) -> str:
 BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_step_time": step_time,
     "bench_startup": startup,
+    "bench_faults": faults,
+    "bench_soak": soak,
 }
 
 

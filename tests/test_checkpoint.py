@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import faults
+from benchmarks import damages, stops
 from cifar_jax import devices, manifest
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.errors import UserError
@@ -23,15 +23,15 @@ ROOT = Path(__file__).parent.parent
 
 
 def assert_holds(checkpoints, step):
-    restored = checkpoints.restore(step, faults.abstract_state())
-    jax.tree.map(np.testing.assert_array_equal, restored, faults.small_state(step))
+    restored = checkpoints.restore(step, damages.abstract_state())
+    jax.tree.map(np.testing.assert_array_equal, restored, damages.small_state(step))
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A workdir with the checkpoints of the steps 1 and 2."""
     folder = tmp_path_factory.mktemp("sound") / "run"
-    faults.save_small(folder, 1, 2)
+    damages.save_small(folder, 1, 2)
     return folder
 
 
@@ -40,7 +40,7 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     accuracies = [0.5, 0.9, 0.7, 0.9, 0.6, 0.1, 0.2]
     for step, accuracy in enumerate(accuracies, start=1):
         metrics = {"eval_accuracy": accuracy}
-        checkpoints.save(step, faults.small_state(step), {"note": step}, metrics)
+        checkpoints.save(step, damages.small_state(step), {"note": step}, metrics)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path)
     # Of two equally good ones the later one is the best.
@@ -49,7 +49,7 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     assert checkpoints.meta(4) == {"note": 4, "metrics": {"eval_accuracy": 0.9}}
     for step in (4, 6, 7):
         assert_holds(checkpoints, step)
-    checkpoints.save(8, faults.small_state(8), {}, {"eval_accuracy": 0.95})
+    checkpoints.save(8, damages.small_state(8), {}, {"eval_accuracy": 0.95})
     checkpoints.close()
     assert checkpoints.steps() == [7, 8]
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["7", "8"]
@@ -69,7 +69,7 @@ def test_nothing_saved_nothing_found(tmp_path):
 def test_a_step_that_is_there_is_left_alone(sound, tmp_path):
     shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(2, faults.small_state(9), {})
+    checkpoints.save(2, damages.small_state(9), {})
     checkpoints.close()
     assert checkpoints.failure == ""
     assert_holds(checkpoints, 2)
@@ -77,21 +77,21 @@ def test_a_step_that_is_there_is_left_alone(sound, tmp_path):
 
 def test_a_part_of_a_state_is_restored_on_the_mesh(sound):
     mesh = devices.make_mesh()
-    wanted = jax.eval_shape(faults.small_state, 0)
+    wanted = jax.eval_shape(damages.small_state, 0)
     wanted = {"params": devices.abstract(mesh, wanted["params"])}
     restored = Checkpoints(sound, writable=False).restore(2, wanted)
     assert jax.tree.structure(restored) == jax.tree.structure(wanted)
     kernel = restored["params"]["kernel"]
     assert len(kernel.sharding.device_set) == jax.device_count() > 1
-    np.testing.assert_array_equal(kernel, faults.small_state(2)["params"]["kernel"])
+    np.testing.assert_array_equal(kernel, damages.small_state(2)["params"]["kernel"])
 
 
 def test_saved_on_two_devices_restored_on_one(sound):
     program = (
-        "import sys, jax, numpy as np; from benchmarks import faults\n"
+        "import sys, jax, numpy as np; from benchmarks import damages\n"
         "from cifar_jax.checkpoint import Checkpoints\n"
-        "state = Checkpoints(sys.argv[1], writable=False).restore(2, faults.abstract_state())\n"
-        "jax.tree.map(np.testing.assert_array_equal, state, faults.small_state(2))\n"
+        "state = Checkpoints(sys.argv[1], writable=False).restore(2, damages.abstract_state())\n"
+        "jax.tree.map(np.testing.assert_array_equal, state, damages.small_state(2))\n"
         "print(jax.device_count())\n"
     )
     done = subprocess.run(
@@ -123,8 +123,8 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
 @pytest.mark.parametrize("number", range(60))
 def test_random_damage_is_found_before_use(sound, tmp_path, number):
     rng = random.Random(number)
-    outcome = faults.damage_checkpoint(sound, tmp_path / "run", rng)
-    assert outcome == faults.SURVIVED
+    outcome = damages.damage_checkpoint(sound, tmp_path / "run", rng)
+    assert outcome == stops.SURVIVED
 
 
 def test_damage_is_told_in_one_line_and_set_aside(sound, tmp_path, caplog):
@@ -147,7 +147,7 @@ def test_damage_is_told_in_one_line_and_set_aside(sound, tmp_path, caplog):
         assert str(aside) in caplog.records[-1].getMessage()
         assert (aside / "state").is_dir()
         # Made anew, damaged anew.
-        writer.save(2, faults.small_state(2), {})
+        writer.save(2, damages.small_state(2), {})
         writer.close()
         (tmp_path / "checkpoints" / "2" / "meta.json").unlink()
 
@@ -156,7 +156,7 @@ def test_a_damaged_best_does_not_stop_a_start(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step, accuracy in enumerate((0.9, 0.1, 0.2), start=1):
         metrics = {"eval_accuracy": accuracy}
-        checkpoints.save(step, faults.small_state(step), {}, metrics)
+        checkpoints.save(step, damages.small_state(step), {}, metrics)
     checkpoints.close()
     (checkpoints.folder / "1" / "meta.json").write_bytes(b"\xff")
     assert Checkpoints(tmp_path, writable=False).find("last") == 3
@@ -174,7 +174,7 @@ def test_what_a_killed_process_left_is_cleared(sound, tmp_path):
     assert Checkpoints(tmp_path, writable=False).steps() == [1, 2]
     checkpoints = Checkpoints(tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
-    checkpoints.save(3, faults.small_state(3), {})
+    checkpoints.save(3, damages.small_state(3), {})
     checkpoints.close()
     assert checkpoints.steps() == [2, 3]
 
@@ -215,7 +215,7 @@ def test_a_newer_format_names_the_version_that_wrote_it(sound, tmp_path):
 
 def test_another_model_is_named_by_its_differences(sound):
     checkpoints = Checkpoints(sound, writable=False)
-    wanted = faults.abstract_state()
+    wanted = damages.abstract_state()
     kernel = wanted["params"]["kernel"]
     wanted["params"]["kernel"] = kernel.update(shape=(40, 31))
     wanted["params"]["extra"] = kernel
@@ -247,11 +247,11 @@ def test_nothing_is_unpickled(sound, monkeypatch):
 
 def test_a_save_that_fails_is_told_and_the_next_succeeds(tmp_path, monkeypatch, caplog):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, faults.small_state(1), {})
+    checkpoints.save(1, damages.small_state(1), {})
     checkpoints.wait()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
-        checkpoints.save(2, faults.small_state(2), {})
+        checkpoints.save(2, damages.small_state(2), {})
         while not checkpoints.failure:
             checkpoints.poll()
     assert checkpoints.failure == "No space left on device"
@@ -259,7 +259,7 @@ def test_a_save_that_fails_is_told_and_the_next_succeeds(tmp_path, monkeypatch, 
         "the checkpoint of step 2 could not be saved, that of step 1 is kept: "
         "No space left on device"
     ]
-    checkpoints.save(3, faults.small_state(3), {})
+    checkpoints.save(3, damages.small_state(3), {})
     checkpoints.wait()
     assert checkpoints.failure == ""
     assert checkpoints.steps() == [1, 3]
@@ -269,7 +269,7 @@ def test_a_save_that_fails_is_told_and_the_next_succeeds(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("number", range(4))
 def test_a_full_disk(tmp_path, number):
     try:
-        outcome = faults.fill_disk(tmp_path / "disk", random.Random(number), blind=False)
-        assert outcome == faults.SURVIVED
+        outcome = damages.fill_disk(tmp_path / "disk", random.Random(number), blind=False)
+        assert outcome == stops.SURVIVED
     except PermissionError as error:
         pytest.skip(str(error))

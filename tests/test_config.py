@@ -1,13 +1,14 @@
 """What a config may say, and what may change between two starts of a run."""
 
 import random
+from collections import Counter
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from benchmarks import faults
+from benchmarks import stops, wrong_configs
 from cifar_jax import config as config_lib
 from cifar_jax import durations, fields
 from cifar_jax.errors import UserError
@@ -66,7 +67,7 @@ def kind(name):
 
 def test_every_config_file_passes_the_check():
     for path in sorted((program.ROOT / "configs").glob("[!_]*.py")):
-        assert faults.try_config(f"--config={path}", []) == (0, faults.SURVIVED)
+        assert wrong_configs.try_config(f"--config={path}", []) == (0, stops.SURVIVED)
 
 
 @pytest.mark.parametrize("name", POSITIVE)
@@ -283,32 +284,38 @@ SETTINGS = hypothesis.settings(
 @hypothesis.settings(SETTINGS, max_examples=150)
 @hypothesis.given(rng=st.randoms(use_true_random=False))
 def test_any_config_is_accepted_or_refused_in_words(flag, rng):
-    assert faults.try_config(flag, faults.random_overrides(rng))[1] == faults.SURVIVED
+    assert wrong_configs.try_config(flag, wrong_configs.random_overrides(rng))[1] == stops.SURVIVED
 
 
 @pytest.mark.slow
 @hypothesis.settings(SETTINGS, max_examples=2000)
 @hypothesis.given(rng=st.randoms(use_true_random=False))
 def test_2000_configs(flag, rng):
-    assert faults.try_config(flag, faults.random_overrides(rng))[1] == faults.SURVIVED
+    assert wrong_configs.try_config(flag, wrong_configs.random_overrides(rng))[1] == stops.SURVIVED
 
 
 @pytest.mark.slow
 def test_accepted_configs_train_a_step(flag, tmp_path):
     """A hundred of the configs that pass the check: each trains, or the data speak against it."""
-    trained = 0
-    for number in range(5000):
-        overrides = faults.random_overrides(random.Random(number))
-        named = {override.partition("=")[0] for override in overrides}
-        if named & {"--config.data.name", "--config.init_from", "--config.num_cpu_devices"}:
-            continue
-        code, outcome = faults.try_config(flag, [*overrides, "--config.num_steps=1"])
-        assert outcome == faults.SURVIVED
-        if code == 0:
-            workdir = f"--workdir={tmp_path / str(number)}"
-            done = program.run_here(flag, *overrides, "--config.num_steps=1", workdir)
-            assert faults.answered(*done, overrides) == faults.SURVIVED
-            trained += done[0] == 0
-        if trained == 100:
+    seen = Counter()
+    for number in range(300):
+        rng = random.Random(number)
+        outcome = wrong_configs.try_training(flag, tmp_path / "run", rng, seen)
+        assert outcome == stops.SURVIVED
+        if seen["trained a step"] == 100:
             return
-    raise AssertionError(f"only {trained} configs were accepted")
+    raise AssertionError(f"of 300 accepted configs {seen}")
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_an_accepted_config_trains_a_step(flag, tmp_path, number):
+    rng, seen = random.Random(number), Counter()
+    assert wrong_configs.try_training(flag, tmp_path / "run", rng, seen) == stops.SURVIVED
+    assert seen.total() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(24))
+def test_real_commands(flag, tmp_path, number):
+    rng, seen = random.Random(number), Counter()
+    assert wrong_configs.try_command(flag, tmp_path / "run", rng, seen) == stops.SURVIVED

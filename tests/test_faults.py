@@ -3,13 +3,14 @@
 import json
 import random
 import signal
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 
 import cifar_jax
-from benchmarks import faults
+from benchmarks import damages, faults, stops
 from cifar_jax import run as run_lib
 from cifar_jax.checkpoint import Checkpoints
 from tests import program
@@ -18,7 +19,13 @@ from tests import program
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A finished run and the flag of its config."""
-    return faults.reference(tmp_path_factory.mktemp("undisturbed"), num_steps=12)
+    return stops.reference(tmp_path_factory.mktemp("undisturbed"), num_steps=12)
+
+
+@pytest.fixture(scope="module")
+def disturbed(undisturbed, tmp_path_factory):
+    """Disturbs runs of that config."""
+    return stops.Disturbed(tmp_path_factory.mktemp("disturbed"), *undisturbed, Counter())
 
 
 def during(monkeypatch, step, do):
@@ -140,10 +147,10 @@ def test_the_disk_fills_up_and_has_room_again(undisturbed, monkeypatch, tmp_path
 
     def fill(run):
         run.checkpoints.wait()
-        full["file"] = faults.fill(disk, left=0)
+        full["file"] = damages.fill(disk, left=0)
 
     try:
-        with faults.small_disk(tmp_path / "disk", "4m") as disk:
+        with damages.small_disk(tmp_path / "disk", "4m") as disk:
             arguments = (flag, f"--workdir={disk / 'run'}", "--config.log.tensorboard=True")
             with monkeypatch.context() as patch:
                 during(patch, 5, fill)
@@ -186,22 +193,61 @@ def test_a_cache_of_compiled_programs_that_is_cut_off(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(5, 10))
 @pytest.mark.parametrize("signals", [(signal.SIGKILL,), (signal.SIGTERM, signal.SIGINT)])
-def test_disturbed_at_random_moments(tmp_path_factory, tmp_path, number, signals):
-    folder = tmp_path_factory.mktemp("reference")
-    rng = random.Random(f"{number} {signals}")
-    outcome = faults.disturb(*faults.reference(folder), tmp_path / "run", rng, signals)
-    assert outcome == faults.SURVIVED
+def test_disturbed_at_random_moments(disturbed, number, signals):
+    outcome = disturbed.trial(number, random.Random(f"{number} {signals}"), signals)
+    assert outcome == stops.SURVIVED
+    assert disturbed.seen["stops"] + disturbed.seen["after the end"] >= 1
 
 
-def test_the_benchmark_counts_what_it_sees(monkeypatch, tmp_path, capsys):
-    outcomes = iter([faults.SURVIVED, faults.SILENT + "an array", "exit code 5"])
+@pytest.mark.slow
+def test_a_kill_lands_in_saves_and_in_deletions(disturbed):
+    disturbed.seen.clear()
+    for number in range(10, 18):
+        rng = random.Random(number)
+        assert disturbed.trial(number, rng, (signal.SIGKILL,)) == stops.SURVIVED
+    assert disturbed.seen["during a save"] > 0
+    assert disturbed.seen["during a deletion"] > 0
+
+
+def run_benchmark(monkeypatch, outcomes, *flags):
+    """Runs `benchmarks.faults` with trials that have these outcomes; returns the exit code."""
+
+    def trials_of(folder, seen):
+        def trial(number, rng):
+            seen["kill"]["stops"] += 1
+            drawn.append((number, rng.random()))
+            return outcomes[number]
+
+        return {"kill": trial}
+
+    drawn = []
+    monkeypatch.setattr(faults, "trials_of", trials_of)
+    monkeypatch.setattr("sys.argv", ["faults", "--only=kill", *flags])
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(name, "")  # so that it is as before at the end
+    return faults.main(), drawn
+
+
+def test_the_benchmark_counts_what_it_sees_and_goes_on(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
-    monkeypatch.setattr(faults, "trials_of", lambda _: {"some": lambda n, rng: next(outcomes)})
-    monkeypatch.setattr("sys.argv", ["faults", "--trials=3"])
-    faults.main()
-    assert "3 trials       1 survived   1 silent" in capsys.readouterr().out
-    rows = json.loads((tmp_path / "results" / "bench_faults.json").read_text())["rows"]
-    assert rows == [["some", 3, 1, 1]]
+    outcomes = [stops.SURVIVED, stops.SURVIVED, stops.SILENT + "an array", "exit code 5"]
+    code, first = run_benchmark(monkeypatch, outcomes, "--trials=2")
+    assert code == 0
+    code, second = run_benchmark(monkeypatch, outcomes, "--trials=4", "--minutes=0")
+    assert (code, second) == (3, [])
+    code, second = run_benchmark(monkeypatch, outcomes, "--trials=4")
+    assert code == 1
+    assert "4 trials      2 survived   1 silent" in capsys.readouterr().out
+    # Each trial has a number and a seed of its own, whichever part it was made in.
+    assert [number for number, _ in first + second] == [0, 1, 2, 3]
+    assert len({draw for _, draw in first + second}) == 4
+    result = json.loads((tmp_path / "results" / "bench_faults.json").read_text())
+    record = result["faults"]["kill"]
+    assert (record["trials"], record["survived"], record["silent"]) == (4, 2, 1)
+    assert record["bad"] == ["trial 2: silent: an array", "trial 3: exit code 5"]
+    assert record["seen"] == {"stops": 4}
+    code, third = run_benchmark(monkeypatch, outcomes, "--trials=1", "--fresh")
+    assert (code, third) == (0, first[:1])

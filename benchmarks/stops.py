@@ -1,0 +1,221 @@
+"""Stops a training at random moments by kill -9 and by signals, and starts it again.
+
+Most trials fork the program from a server process that has imported everything, which takes a
+second in place of five; one in ten is the real command, its start included.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import main as program_main
+from tests import program
+
+SURVIVED = "survived"
+# Prefix of the outcome of a trial that went on with wrong values and said nothing.
+SILENT = "silent: "
+EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
+# What a killed process leaves of what it was just doing.
+TRACES = {".saving-": "during a save", ".deleting-": "during a deletion"}
+
+
+def run_fields(num_steps: int = 20) -> dict[str, Any]:
+    """The run that is disturbed: it saves after every step."""
+    return {
+        "num_steps": num_steps,
+        "steps_per_call": 1,
+        "eval_every_steps": 4,
+        "checkpoint__every_steps": 1,
+    }
+
+
+def reference(folder: Path, **changes: Any) -> tuple[Path, str]:
+    """Makes the undisturbed run; returns its workdir and the flag of its config."""
+    flag = program.write_config(folder / "disturbed.py", **(run_fields() | changes))
+    code, _, err = program.run_here(flag, f"--workdir={folder / 'undisturbed'}")
+    assert (code, err) == (0, ""), err
+    return folder / "undisturbed", flag
+
+
+class Process(Protocol):
+    """A running program."""
+
+    pid: int | None
+
+    def wait(self) -> int:
+        """Returns the exit code at its end, the negative number of a signal that ended it."""
+
+    def err(self) -> str:
+        """Returns what it wrote to stderr."""
+
+
+class Command:
+    """`python main.py ARGUMENTS`."""
+
+    def __init__(self, log: Path, *arguments: str):
+        self._log = log
+        with log.open("w") as err:
+            self._process = subprocess.Popen(
+                [sys.executable, program.ROOT / "main.py", *arguments],
+                env={**os.environ, "PYTHONPATH": str(program.ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=err,
+            )
+        self.pid: int | None = self._process.pid
+
+    def wait(self) -> int:
+        return self._process.wait(timeout=120)
+
+    def err(self) -> str:
+        return self._log.read_text()
+
+
+class Forked:
+    """The same in a process forked from a server that has imported what the program needs."""
+
+    def __init__(self, log: Path, *arguments: str):
+        self._log = log
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["benchmarks.stops", "cifar_jax.train", "sklearn.datasets"])
+        # JAX warns of every fork; nothing of it runs in the server.
+        warnings = "ignore::RuntimeWarning,ignore::DeprecationWarning"
+        changes = {"PYTHONPATH": str(program.ROOT), "PYTHONWARNINGS": warnings}
+        old = {name: os.environ.get(name) for name in changes}
+        os.environ.update(changes)
+        try:
+            self._process = context.Process(target=_run, args=(log, arguments))
+            self._process.start()
+        finally:
+            for name, value in old.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        self.pid = self._process.pid
+
+    def wait(self) -> int:
+        self._process.join(120)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise TimeoutError("the program does not end")
+        return self._process.exitcode
+
+    def err(self) -> str:
+        return self._log.read_text()
+
+
+def _run(log: Path, arguments: tuple[str, ...]) -> None:
+    """What the forked process does."""
+    for number, path in ((1, os.devnull), (2, log)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    try:
+        code = program_main.main(["main.py", *arguments])
+        for one in EXIT_CODES:  # what is left is the end of the interpreter
+            signal.signal(one, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        os._exit(EXIT_CODES[signal.SIGINT])
+    sys.exit(code)
+
+
+def _moment(process: Process, folder: Path, rng: random.Random, seconds: float) -> None:
+    """Returns somewhere in the run: at any time, in the midst of a save or of a deletion.
+
+    Args:
+      process: the run.
+      folder: its checkpoints.
+      rng: chooses.
+      seconds: that an undisturbed run takes.
+    """
+    begin, kind = time.monotonic(), rng.choice(("time", ".saving-", ".deleting-"))
+    wait = rng.uniform(0, seconds if kind == "time" else 0.8 * seconds)
+    later = rng.uniform(0, 0.02) if kind == ".saving-" else 0
+    while time.monotonic() - begin < 2 * seconds:
+        names: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            names = os.listdir(folder)
+        if time.monotonic() - begin > wait and (
+            kind == "time" or any(name.startswith(kind) for name in names)
+        ):
+            time.sleep(later)
+            return
+        if kind == "time":
+            time.sleep(0.002)
+
+
+class Disturbed:
+    """Disturbs runs of a config and compares them with an undisturbed one."""
+
+    def __init__(self, folder: Path, undisturbed: Path, flag: str, seen: Counter[str]):
+        """Takes note of these.
+
+        Args:
+          folder: for the runs.
+          undisturbed: the finished run to compare with.
+          flag: of its config.
+          seen: counts what the processes were doing when they were stopped.
+        """
+        self._folder, self._undisturbed, self._flag = folder, undisturbed, flag
+        self._seconds: dict[Any, float] = {}
+        self.seen = seen
+
+    def _measure(self, kind: Callable[..., Process]) -> float:
+        """Returns the seconds that an undisturbed run takes."""
+        if kind not in self._seconds:
+            for _ in range(2):  # the first one also starts the server and fills the caches
+                begin = time.monotonic()
+                workdir = self._folder / f"measured{time.monotonic_ns()}"
+                process = kind(self._folder / "err", self._flag, f"--workdir={workdir}")
+                code = process.wait()
+                assert code == 0, process.err()
+                self._seconds[kind] = time.monotonic() - begin
+        return self._seconds[kind]
+
+    def trial(self, number: int, rng: random.Random, signals: tuple[int, ...]) -> str:
+        """Stops a run by a signal, up to three times, and starts it again until it ends.
+
+        Args:
+          number: of the trial.
+          rng: chooses the moments.
+          signals: one of them is sent each time, now and then twice.
+        """
+        kind: Callable[..., Process] = Command if number % 10 == 9 else Forked
+        seconds = self._measure(kind)
+        workdir, log = self._folder / f"run{number}-{signals[0]}", self._folder / "err"
+        arguments = (log, self._flag, f"--workdir={workdir}")
+        for _ in range(rng.randint(1, 3)):
+            one = rng.choice(signals)
+            process = kind(*arguments)
+            assert process.pid is not None
+            _moment(process, workdir / "checkpoints", rng, seconds)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, one)
+                if one in EXIT_CODES and rng.random() < 0.3:
+                    time.sleep(rng.uniform(0, 0.1))
+                    os.kill(process.pid, one)
+            code = process.wait()
+            if code not in (EXIT_CODES.get(one, -one), -one, 0):
+                return f"exit code {code} after {signal.Signals(one).name}: {process.err()}"
+            self._note(code, workdir)
+        process = kind(*arguments)
+        if code := process.wait():
+            return f"exit code {code}: {process.err()}"
+        what = program.difference(workdir, self._undisturbed)
+        return SILENT + what if what else SURVIVED
+
+    def _note(self, code: int, workdir: Path) -> None:
+        """Counts the stops by what the process was doing."""
+        if code == 0:
+            self.seen["after the end"] += 1
+            return
+        self.seen["stops"] += 1
+        folder = workdir / "checkpoints"
+        for name in os.listdir(folder) if folder.is_dir() else ():
+            for beginning, words in TRACES.items():
+                self.seen[words] += name.startswith(beginning)

@@ -1,0 +1,80 @@
+"""Command lines that mostly make no sense: each must be accepted or refused in words."""
+
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+from unittest import mock
+
+import main as program_main
+from benchmarks.stops import SURVIVED
+from cifar_jax import config as config_lib
+from cifar_jax import fields
+from configs import default
+from tests import program
+
+# These need another set, another run or other devices than the trial's.
+_LEFT_OUT = {"--config.data.name", "--config.init_from", "--config.num_cpu_devices"}
+
+_VALUES = (
+    *("0", "1", "-1", "2", "3", "7", "64", "0.5", "0.9", "1.0", "-0.1", "1e-9", "1e30", "1e39"),
+    *("nan", "inf", "-inf", "1e400", str(2**31), str(2**32), "9" * 400, "", " ", "True", "false"),
+    *("None", "(1,)", "(1, 2)", "(2, 1)", "(0.5, 1)", "('a',)", "(nan,)", "()", "[1]", "{}", "(("),
+    *("adam", "sgd", "lion", "rprop", "novograd", "cosine", "linear", "step", "one_cycle", "mlp"),
+    *("digits", "cifar10", "../x", "a/b", "ö", "x" * 300, "%s", "host", "bfloat16", "float32"),
+)
+
+
+def random_overrides(rng: random.Random) -> list[str]:
+    """Returns some --config.FIELD=VALUE, of which most make no sense."""
+    names = [name for name, _ in fields.flatten(default.get_config())]
+    names += ["model.hidden_sizes", "model.activation", "model.width", "no_such_field", "model"]
+    chosen = rng.sample(names, rng.randint(1, 4))
+    return [f"--config.{name}={rng.choice(_VALUES)}" for name in chosen]
+
+
+def try_config(flag: str, overrides: list[str]) -> tuple[int, str]:
+    """Gives a command line to the program up to the data; returns the exit code and the outcome."""
+
+    def check() -> int:
+        fields.check(program_main.FLAGS.config, default.get_config())
+        config_lib.check(program_main.FLAGS.config)
+        return 0
+
+    with mock.patch.dict(program_main.MODES, train=check):
+        result = program.run_here(flag, *overrides)
+    return result[0], answered(*result, overrides)
+
+
+def answered(code: int, _: str, err: str, overrides: list[str]) -> str:
+    """Whether the program did what it was told or said in lines of its own why not."""
+    lines = err.splitlines()
+    if (code == 0 and not lines) or (
+        code and lines and all(x.startswith("error: ") for x in lines)
+    ):
+        return SURVIVED
+    return f"{overrides}: exit code {code}, {err}"
+
+
+def try_command(flag: str, workdir: Path, rng: random.Random, seen: Counter[str]) -> str:
+    """Gives a command line to the real program, which trains a step if it takes it."""
+    overrides = [*random_overrides(rng), "--config.num_steps=1"]
+    done = program.run_apart(flag, *overrides, f"--workdir={workdir}")
+    seen["accepted" if done[0] == 0 else "refused"] += 1
+    return answered(*done, overrides)
+
+
+def try_training(flag: str, workdir: Path, rng: random.Random, seen: Counter[str]) -> str:
+    """Draws until the check accepts a config, then trains a step with it in this process."""
+    while True:
+        overrides = [*random_overrides(rng), "--config.num_steps=1"]
+        if _LEFT_OUT.isdisjoint(override.partition("=")[0] for override in overrides):
+            code, outcome = try_config(flag, overrides)
+            if outcome != SURVIVED:
+                return outcome
+            if code == 0:
+                break
+    done = program.run_here(flag, *overrides, f"--workdir={workdir}")
+    shutil.rmtree(workdir, ignore_errors=True)
+    seen["trained a step" if done[0] == 0 else "refused when the data were known"] += 1
+    return answered(*done, overrides)
