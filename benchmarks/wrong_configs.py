@@ -4,6 +4,7 @@ import random
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import main as program_main
@@ -26,11 +27,22 @@ _VALUES = (
 
 
 def random_overrides(rng: random.Random) -> list[str]:
-    """Returns some --config.FIELD=VALUE, of which most make no sense."""
-    names = [name for name, _ in fields.flatten(default.get_config())]
-    names += ["model.hidden_sizes", "model.activation", "model.width", "no_such_field", "model"]
+    """Returns some --config.FIELD=VALUE, of which one half makes sense at best."""
+    known = dict(fields.flatten(default.get_config()))
+    names = [*known, "model.hidden_sizes", "model.activation", "model.width", "no_such", "model"]
     chosen = rng.sample(names, rng.randint(1, 4))
-    return [f"--config.{name}={rng.choice(_VALUES)}" for name in chosen]
+    return [f"--config.{name}={_value(known.get(name), rng)}" for name in chosen]
+
+
+def _value(usual: Any, rng: random.Random) -> str:
+    """Returns any value, or one that is near the default."""
+    if rng.random() < 0.4:
+        return rng.choice(_VALUES)
+    if isinstance(usual, bool):
+        return str(rng.random() < 0.5)
+    if isinstance(usual, int | float):
+        return str(type(usual)(usual * rng.choice((0.5, 1, 2)) or rng.choice((0, 1))))
+    return rng.choice(("1", "2", "0.5")) if usual is None else str(usual)
 
 
 def try_config(flag: str, overrides: list[str]) -> tuple[int, str]:

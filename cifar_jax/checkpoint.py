@@ -26,11 +26,11 @@ import orbax.checkpoint as ocp
 from cifar_jax import manifest
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
+from cifar_jax.quiet import quiet_orbax
 
 _META = "meta.json"
 _SAVING, _DELETING = ".saving-", ".deleting-"
-# What a checkpoint takes besides its arrays, in bytes.
-_SLACK = 2**16
+_SLACK = 2**16  # bytes that a checkpoint takes besides its arrays
 
 _log = logging.getLogger(__name__)
 
@@ -61,9 +61,7 @@ class Checkpoints:
         self._writable = writable
         self._saving: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, "checkpoint")
-        # Orbax logs its settings as warnings and a failed save at length; what matters, it raises.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        quiet_orbax()
         if writable:
             self.folder.mkdir(exist_ok=True)
             self._clear()
@@ -216,6 +214,8 @@ class Checkpoints:
 
     def _pass_over(self, step: int, damage: str) -> None:
         folder = self.folder / str(step)
+        if not folder.exists():  # deleted meanwhile by a run that still trains
+            return
         if not self._writable:
             _log.warning("passing over the damaged checkpoint %s: %s", folder, damage)
             return

@@ -62,7 +62,7 @@ _CHOICES = {"dtype": DTYPES, "data.placement": PLACEMENTS, "schedule.name": SCHE
 # Fields that may change between two starts of one run: they leave what is learned as it is.
 _HARMLESS = (
     *("log.", "data.data_dir", "data.placement", "num_cpu_devices", "steps_per_call"),
-    *("eval_batch_size", "eval_every_", "checkpoint."),
+    *("eval_batch_size", "eval_every_", "checkpoint.", "deterministic"),
 )
 
 

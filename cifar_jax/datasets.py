@@ -128,6 +128,7 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     known = ["digits", *tfds.list_builders(with_community_datasets=False)]
     base = re.split("[/:]", name)[0]
     if well_formed and base in known and base != "digits":
+        _check_builder_config(name)
         return
     near = difflib.get_close_matches(base, known, n=3)
     near.sort(key=lambda other: other not in _EXAMPLES)
@@ -136,6 +137,22 @@ def check_name(name: str, data_dir: str | None = None) -> None:
         f"unknown dataset {name!r}: {hint}Give NAME or NAME/CONFIG of a TFDS set of labelled "
         f"images of one size, for instance {', '.join(_EXAMPLES)}"
     )
+
+
+def _check_builder_config(name: str) -> None:
+    """Checks what stands behind the slash of a TFDS name: a config of the set, or a version."""
+    import tensorflow_datasets as tfds
+
+    base, _, config = name.partition("/")
+    if not config or re.fullmatch(r"[\d.*]+", config):
+        return
+    try:
+        known = list(tfds.builder_cls(base).builder_configs)
+    except Exception:  # it cannot be asked without TensorFlow, which making the set needs anyway
+        return
+    if config not in known:
+        hint = f"one of {', '.join(known)}" if known else "no config: leave it out"
+        raise UserError(f"unknown dataset {name!r}: {base} takes {hint}")
 
 
 def carve_validation(dataset: Dataset, num_examples: int, seed: int) -> Dataset:

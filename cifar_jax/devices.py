@@ -18,7 +18,9 @@ from cifar_jax.errors import UserError
 MAX_DEFAULT_CPU_DEVICES = 16
 
 
-def configure(batch_size: int | None = None, num_cpu_devices: int | None = None) -> None:
+def configure(
+    batch_size: int | None = None, num_cpu_devices: int | None = None, deterministic: bool = False
+) -> None:
     """Sets JAX up for this process: CPU devices, threads and the persistent compilation cache.
 
     Several single-threaded devices on a CPU are faster than one with several threads. To be called
@@ -28,6 +30,7 @@ def configure(batch_size: int | None = None, num_cpu_devices: int | None = None)
       batch_size: images that the devices must share evenly; None: any number of devices will do.
       num_cpu_devices: devices wanted on a CPU; None: JAX_NUM_CPU_DEVICES if that is set, else the
         largest number up to the cores that divides the batch.
+      deterministic: whether a GPU must give the same bits again; a CPU always does.
     """
     config: Any = jax.config
     if num_cpu_devices is None and config.jax_num_cpu_devices < 1:
@@ -36,12 +39,20 @@ def configure(batch_size: int | None = None, num_cpu_devices: int | None = None)
     with contextlib.suppress(RuntimeError):  # the backend runs already
         if num_cpu_devices is not None:
             jax.config.update("jax_num_cpu_devices", num_cpu_devices)
-    flags = os.environ.get("XLA_FLAGS", "")
-    if config.jax_num_cpu_devices > 1 and "xla_cpu_multi_thread_eigen" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    if config.jax_num_cpu_devices > 1:
+        _add_xla_flag("xla_cpu_multi_thread_eigen=false")
+    if deterministic:
+        _add_xla_flag("xla_gpu_deterministic_ops=true")
     if config.jax_compilation_cache_dir is None and (folder := compilation_cache()):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _add_xla_flag(flag: str) -> None:
+    """Sets a flag that XLA reads when its backend starts; what the user has set stands."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag.partition("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{flag}".strip()
 
 
 def _num_cores() -> int:

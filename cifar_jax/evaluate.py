@@ -31,7 +31,10 @@ def evaluate(
         settings = config_lib.from_json(workdir_lib.read_json(path))
         batch_size = batch_size or settings.eval_batch_size
         data_dir = data_dir or settings.data.data_dir
-        devices.configure(num_cpu_devices=settings.num_cpu_devices)
+        devices.configure(
+            num_cpu_devices=settings.num_cpu_devices,
+            deterministic=settings.get("deterministic", False),
+        )
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not the config of a run: {error}") from error
     run = trained.load(workdir, checkpoint)

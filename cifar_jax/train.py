@@ -43,7 +43,7 @@ def train(config: ConfigDict, workdir: Path, signals: workdir_lib.Signals) -> in
     progress = Progress()
     _check_config(config, workdir)
     part = config.batch_size // config.optimizer.accumulation_steps
-    devices.configure(part, config.num_cpu_devices)
+    devices.configure(part, config.num_cpu_devices, config.deterministic)
     mesh = devices.make_mesh(part)
     dataset = datasets.load(config.data.name, config.data.data_dir)
     if config.data.validation_examples:
@@ -71,7 +71,7 @@ def train(config: ConfigDict, workdir: Path, signals: workdir_lib.Signals) -> in
 
 
 def _check_config(config: ConfigDict, workdir: Path) -> None:
-    """Compares the config with that of the checkpoints, if there are any."""
+    """Compares the config with that of the run so far; looks for the run to start from."""
     path = workdir / workdir_lib.CONFIG
     new = config_lib.to_json(config)
     begun = any((workdir / "checkpoints").glob("[0-9]*"))
@@ -81,6 +81,8 @@ def _check_config(config: ConfigDict, workdir: Path) -> None:
             + f"\n{workdir} holds a run with another config: choose another --workdir, or the old "
             "values to go on with it"
         )
+    if config.init_from and not begun:
+        trained.check_run(Path(config.init_from))
 
 
 def _record_config(config: ConfigDict, workdir: Path) -> None:

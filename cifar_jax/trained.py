@@ -84,25 +84,42 @@ def load(workdir: str | Path, checkpoint: str = "last") -> Trained:
       UserError: there is no run or no such checkpoint, or it is damaged.
     """
     workdir = Path(workdir)
-    workdir_lib.read_json(workdir / workdir_lib.CONFIG)
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"{workdir} has no checkpoint yet")
+    check_run(workdir)
     checkpoints = Checkpoints(workdir, writable=False)
     try:
-        step = checkpoints.find(checkpoint)
-        if step is None:
-            raise UserError(f"{workdir} has no checkpoint yet")
-        meta = checkpoints.meta(step)
-        config = config_lib.from_json(meta["config"])
-        data = meta["data"]
-        model = state_lib.create_model(config, len(data["class_names"]))
-        shape = tuple(data["image_shape"])
-        abstract = jax.eval_shape(state_lib.make_variables(model, shape), jax.random.key(0))
-        abstract = devices.abstract(devices.make_mesh(), dict(abstract))
-        wanted = {"ema": abstract} if config.ema_decay else abstract
-        restored = checkpoints.restore(step, wanted)
+        for _ in range(10):
+            steps = checkpoints.steps()
+            try:
+                return _restore(workdir, checkpoints, checkpoint)
+            except Exception:
+                if checkpoints.steps() == steps:
+                    raise
+                # The run still trains, and has deleted the checkpoint while it was read.
+        raise UserError(f"{workdir} deletes its checkpoints faster than they can be read")
     finally:
         checkpoints.close()
+
+
+def check_run(workdir: Path) -> None:
+    """Raises UserError where there is no run or it has no checkpoint; looks at names only."""
+    workdir_lib.read_json(workdir / workdir_lib.CONFIG)
+    if not any((workdir / "checkpoints").glob("[0-9]*")):
+        raise UserError(f"{workdir} has no checkpoint yet")
+
+
+def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> Trained:
+    step = checkpoints.find(which)
+    if step is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    meta = checkpoints.meta(step)
+    config = config_lib.from_json(meta["config"])
+    data = meta["data"]
+    model = state_lib.create_model(config, len(data["class_names"]))
+    shape = tuple(data["image_shape"])
+    abstract = jax.eval_shape(state_lib.make_variables(model, shape), jax.random.key(0))
+    abstract = devices.abstract(devices.make_mesh(), dict(abstract))
+    wanted = {"ema": abstract} if config.ema_decay else abstract
+    restored = checkpoints.restore(step, wanted)
     return Trained(
         config=config,
         model=model,

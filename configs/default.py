@@ -23,6 +23,8 @@ def get_config() -> ConfigDict:
     config.eval_batch_size = 500
     # Type of the computation, "float32" or "bfloat16"; parameters are always float32.
     config.dtype = "float32"
+    # Whether a GPU gives the same bits again, by kernels that may be slower. A CPU always does.
+    config.deterministic = False
     # Devices that a CPU is divided into; unset: the largest number up to the cores that divides
     # the batch (or the environment's JAX_NUM_CPU_DEVICES). Has no effect on a GPU or TPU.
     config.num_cpu_devices = placeholder(int)

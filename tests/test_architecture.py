@@ -18,6 +18,7 @@ LAYERS = [
         "workdir",
         "curves",
         "manifest",
+        "quiet",
         "image_ops",
         "download",
         "numpy_mlp",

@@ -11,6 +11,7 @@ import pytest
 
 from cifar_jax import devices
 from cifar_jax.errors import UserError
+from tests import program
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,3 +83,44 @@ def test_the_default_number_of_cpu_devices_divides_the_batch(batch_size, expecte
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == str(expected), done.stderr
+
+
+DETERMINISTIC = """
+import os, sys
+from unittest import mock
+from cifar_jax import devices
+import main
+
+def make_mesh(*_):
+    import jax
+
+    print("before the backend:", os.environ["XLA_FLAGS"])
+    print(jax.jit(lambda x: x + 1)(1))
+    sys.exit(0)
+
+with mock.patch.object(devices, "make_mesh", make_mesh):
+    sys.exit(main.main(sys.argv))
+"""
+
+
+def test_the_deterministic_setting_reaches_xla_which_knows_it(tmp_path):
+    """A flag that XLA does not know would end the process when the backend starts."""
+    flag = program.write_config(tmp_path / "short.py", num_steps=1, deterministic=True)
+    done = subprocess.run(
+        [sys.executable, "-c", DETERMINISTIC, flag, f"--workdir={tmp_path / 'run'}"],
+        env=os.environ | {"XLA_FLAGS": "--xla_dump_max_hlo_modules=1"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    words, result = done.stdout.splitlines()
+    assert result == "2"
+    assert words.startswith("before the backend: --xla_dump_max_hlo_modules=1 ")
+    assert words.endswith(" --xla_gpu_deterministic_ops=true")
+
+
+def test_flags_of_the_user_stand(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
+    devices._add_xla_flag("xla_gpu_deterministic_ops=true")
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=false"

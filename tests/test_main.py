@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cifar_jax import config as config_lib
+from cifar_jax import datasets
 from cifar_jax import workdir as workdir_lib
 from configs import default
 from tests import program
@@ -80,7 +81,6 @@ LATE = [
     ("data.validation_examples=1437", "cannot carve 1437 validation images"),
     ("schedule.warmup_epochs=20", "warm-up of 100 steps leaves nothing of the 10 steps"),
     ("num_epochs=1e30", "steps is too long"),
-    ("init_from=no/such/run", "no/such/run/config.json does not exist"),
     ("augment.crop_padding=32", "crop_padding=32 must be below the image's side"),
 ]
 # What a config file of the user's own may do wrong.
@@ -142,6 +142,15 @@ def test_what_does_not_fit_the_data_is_answered_by_a_line_and_can_be_corrected(
     # The next attempt has another config: nothing was trained yet that it could contradict.
     code, _, err = program.run_here(*flags, "--config.batch_size=1998")
     assert "batch_size 1998" in err
+
+
+def test_a_run_to_start_from_is_looked_up_before_the_data(here, monkeypatch):
+    monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("loaded the data"))
+    flags = (program.write_config(here / "short.py"), "--workdir=x", "--config.init_from=other")
+    assert_refused(program.run_here(*flags), "other/config.json does not exist")
+    (here / "other" / "checkpoints").mkdir(parents=True)
+    (here / "other" / "config.json").write_text("{}")
+    assert_refused(program.run_here(*flags), "other has no checkpoint yet")
 
 
 @pytest.mark.parametrize(("text", "part"), FILES, ids=range(len(FILES)))

@@ -1,0 +1,51 @@
+"""Writes the small run in tests/data that a later version must still be able to read.
+
+  python -m tests.sample_run tests/data/format-1
+
+To be used once for each format of the checkpoints, by the version that writes it.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import cifar_jax
+from cifar_jax import workdir as workdir_lib
+from cifar_jax.train import train
+from tests import tiny
+
+
+def images() -> np.ndarray:
+    """Returns four images that need no data set, uint8 [4, 32, 32, 1]."""
+    rows = np.arange(4 * 32 * 32, dtype=np.int64)
+    return (rows * rows // 7 % 251).astype(np.uint8).reshape(4, 32, 32, 1)
+
+
+def config(num_steps: int) -> ConfigDict:
+    """Returns the config of the run, which must stay the same but for its length."""
+    result = tiny.bn_config(
+        num_steps=num_steps, optimizer__name="sgd", data__validation_examples=0, ema_decay=0.5
+    )
+    result.model.conv_features, result.model.dense_features = (2, 2), (4,)
+    return result
+
+
+def write(folder: Path) -> None:
+    """Trains three steps of a very small network; keeps what reading it takes, and its logits."""
+    with tempfile.TemporaryDirectory() as name:
+        run = Path(name)
+        train(config(3), run, workdir_lib.Signals())
+        folder.mkdir(parents=True)
+        shutil.copy(run / workdir_lib.CONFIG, folder)
+        shutil.copytree(run / "checkpoints", folder / "checkpoints")
+    logits = cifar_jax.load(folder).predict_logits(images(), 4)
+    (folder / "logits.json").write_text(json.dumps(logits.tolist()) + "\n")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,0 +1,73 @@
+"""Evaluation looks at every image exactly once, whatever the batches and the devices."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_jax import scores
+
+ROOT = Path(__file__).parent.parent
+NUM_IMAGES = 10_007  # a prime: no batch size divides it
+
+# Each image holds its number, and the "model" answers with that number: an image that was left out,
+# counted twice or put in another's place cannot stay unseen.
+PROGRAM = f"""
+import jax, numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh
+from cifar_jax import scores, steps
+
+class Reader(nn.Module):
+    dtype: type = np.float32
+
+    def __call__(self, images, train=False):
+        digits = images.reshape(len(images), -1)[:, :2] * 255
+        return digits.round()
+
+numbers = np.arange({NUM_IMAGES})
+images = np.zeros((len(numbers), 2, 1, 1), np.uint8)
+images[:, 0, 0, 0], images[:, 1, 0, 0] = numbers // 256, numbers % 256
+for num_devices in (1, 2, 8):
+    devices = np.array(jax.devices()[:num_devices]).reshape(1, -1)
+    mesh = Mesh(devices, ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        predict = steps.compile_predict(Reader(), mesh, (0.0,), (1.0,))
+        for batch_size in (1, 7, 128, 10_000):
+            part = images[:1000] if batch_size == 1 else images
+            logits = scores.predict_logits(predict, {{}}, part, batch_size, mesh)
+            assert logits.shape == (len(part), 2)
+            read = (logits @ [256, 1]).astype(int)
+            np.testing.assert_array_equal(read, numbers[: len(part)])
+            print(num_devices, batch_size)
+"""
+
+
+def test_every_image_once_for_batch_sizes_and_devices():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={"PATH": "", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    wanted = [f"{n} {batch_size}" for n in (1, 2, 8) for batch_size in (1, 7, 128, 10_000)]
+    assert done.stdout.splitlines() == wanted
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_score_counts_each_image_with_its_own_label(seed):
+    """The losses are powers of two, so that their sum tells how often each image was counted."""
+    rng = np.random.default_rng(seed)
+    losses = 2.0 ** rng.permutation(20)
+    right = rng.random(20) < 0.5
+    # Two classes far apart: the loss of the wrong one is the distance of the logits.
+    labels = rng.integers(0, 2, 20)
+    logits = np.zeros((20, 2), np.float32)
+    logits[np.arange(20), np.where(right, labels, 1 - labels)] = losses + 100
+    result = scores.score(logits, labels)
+    assert (result.num_correct, result.num_images) == (right.sum(), 20)
+    assert result.loss * 20 == pytest.approx(((losses + 100) * ~right).sum(), abs=1e-6)

@@ -1,0 +1,72 @@
+"""A long run keeps its memory, its open files and its threads; benchmarks/soak.py has the hour."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import damages, soak
+from cifar_jax.checkpoint import Checkpoints
+from results import tables
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+
+
+def looks(**rises):
+    """Returns an hour's series, of which some rise by so much, with noise and a warm-up."""
+    noise = np.random.default_rng(0).normal(size=3600)
+    return [
+        {
+            "seconds": float(second),
+            "memory, MiB": 500 + noise[second] + rises.get("memory", 0) * second / 3600,
+            "open files": 40 + rises.get("files", 0) * second / 3600,
+            "threads": 20 + rises.get("threads", 0) * second / 3600 - 5 * (second < 600),
+        }
+        for second in range(3600)
+    ]
+
+
+@pytest.mark.parametrize("leak", [{}, {"memory": 90}, {"files": 6}, {"threads": 6}])
+def test_a_rise_fails(leak):
+    trends = soak.fit(looks(**leak))
+    failed = {name for name, one in trends.items() if not one["passed"]}
+    names = {"memory": "memory, MiB", "files": "open files", "threads": "threads"}
+    assert failed == {names[name] for name in leak}
+    assert trends["memory, MiB"]["per_hour"] == pytest.approx(leak.get("memory", 0), abs=1)
+
+
+def held():
+    return [len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task")]
+
+
+def test_saves_and_restores_hold_no_files_and_no_threads(tmp_path):
+    def work(first, last):
+        checkpoints = Checkpoints(tmp_path)
+        for step in range(first, last):
+            checkpoints.save(step, damages.small_state(step), {})
+            checkpoints.wait()
+            checkpoints.restore(step, damages.abstract_state())
+        checkpoints.close()
+
+    work(1, 20)  # TensorStore's pool of threads has its full size then
+    before = held()
+    work(20, 40)
+    assert all(now <= then + 2 for now, then in zip(held(), before, strict=True))
+
+
+def test_a_look_at_this_process():
+    assert soak.look(os.getpid())["memory, MiB"] > 50
+    assert soak.look(os.getpid())["open files"] >= 3
+    with pytest.raises(FileNotFoundError):
+        soak.look(2**22 + 1)
+
+
+@pytest.mark.slow
+def test_a_minute(tmp_path):
+    result = soak.soak(1.0, soak.DEFAULT, tmp_path / "run")
+    assert result["passed"], result["trends"]
+    assert result["saves"] >= 1
+    assert result["evaluations"] >= 1
+    assert 10 < len(result["series"]) <= soak.MOST_POINTS
+    assert "| open files |" in tables.soak(result)
