@@ -99,7 +99,7 @@ def go_on(record: dict[str, Any], fault: str, trial: Trial, until: int, stop: fl
 
 
 def main() -> int:
-    """Runs the trials; returns 1 if some were not survived, 3 if some are still to be made."""
+    """Runs the trials; returns 3 if some are still to be made, 1 if some were not survived."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -133,9 +133,9 @@ def main() -> int:
             line = "{:>8} {trials:>6} trials {survived:>6} survived {silent:>3} silent"
             print(line.format(fault, **record), f"{record['seconds']:.0f} s", dict(seen[fault]))
             print(*record["bad"], sep="\n", end="", flush=True)
-    if any(records[fault]["bad"] for fault in options.only):
-        return 1
-    return 3 if missing else 0
+    if missing:
+        return 3
+    return int(any(records[fault]["bad"] for fault in options.only))
 
 
 if __name__ == "__main__":
