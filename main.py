@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from cifar_jax import huge_pages
+from cifar_jax import allocator
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
@@ -234,5 +234,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    huge_pages.restart()
+    allocator.restart()
     sys.exit(main(sys.argv))

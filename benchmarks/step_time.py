@@ -46,21 +46,21 @@ class Framework(NamedTuple):
     Attributes:
       option: of the command line, with its interpreter.
       arguments: its program.
-      huge_pages: whether it is faster in memory pages of 2 MiB, which main.py asks for itself.
+      keep_memory: whether it gets the settings of `allocator`, with which it is faster.
     """
 
     option: str
     arguments: list[str]
-    huge_pages: bool = False
+    keep_memory: bool = False
 
 
 FRAMEWORKS = {
-    "ours": Framework("", ["ours"], huge_pages=True),
-    "ours_one_device": Framework("", ["ours", "1"], huge_pages=True),
+    "ours": Framework("", ["ours"], keep_memory=True),
+    "ours_one_device": Framework("", ["ours", "1"], keep_memory=True),
     "jax": Framework("jax_python", ["stock_jax"]),
     "keras": Framework("keras_python", ["keras_tf"]),
-    "pytorch": Framework("torch_python", ["pytorch", "eager"], huge_pages=True),
-    "pytorch_compiled": Framework("torch_python", ["pytorch", "compiled"], huge_pages=True),
+    "pytorch": Framework("torch_python", ["pytorch", "eager"], keep_memory=True),
+    "pytorch_compiled": Framework("torch_python", ["pytorch", "compiled"], keep_memory=True),
 }
 
 
@@ -103,7 +103,7 @@ def start(options: argparse.Namespace) -> tuple[dict[str, Worker], dict[str, str
             skipped[name] = f"no --{framework.option.replace('_', '-')}"
         else:
             try:
-                workers[name] = Worker(name, python, framework.arguments, framework.huge_pages)
+                workers[name] = Worker(name, python, framework.arguments, framework.keep_memory)
             except WorkerError as error:
                 skipped[name] = str(error)
         if name in skipped:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import huge_pages as huge_pages_lib
+from cifar_jax import allocator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,14 +37,14 @@ class Worker:
       idle_cpu_seconds: processor time that it used between its requests.
     """
 
-    def __init__(self, name: str, python: str, arguments: list[str], huge_pages: bool = False):
+    def __init__(self, name: str, python: str, arguments: list[str], keep_memory: bool = False):
         """Starts the process and waits until it is ready.
 
         Args:
           name: of the framework.
           python: an interpreter that has it.
           arguments: the program, a module of `peers`, and its own arguments.
-          huge_pages: ask for memory in pages of 2 MiB.
+          keep_memory: with the settings of `allocator`, as main.py has them.
 
         Raises:
           WorkerError: the framework cannot be imported there, or there is no such interpreter.
@@ -60,7 +60,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 text=True,
-                env=environment(os.environ) | (huge_pages_lib.ENVIRONMENT if huge_pages else {}),
+                env=environment(os.environ) | (allocator.ENVIRONMENT if keep_memory else {}),
             )
         except OSError as error:
             self._errors.close()

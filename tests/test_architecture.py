@@ -13,7 +13,7 @@ PACKAGE = ROOT / "cifar_jax"
 
 # A module may import from its own layer's earlier lines and from the layers above it in this list.
 LAYERS = [
-    ["errors", "fields", "durations", "huge_pages"],
+    ["errors", "fields", "durations", "allocator"],
     [
         "workdir",
         "curves",

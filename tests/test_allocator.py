@@ -1,0 +1,63 @@
+"""main.py starts itself anew, once, with the allocator's settings."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from cifar_jax import allocator
+
+
+class Restarted(Exception):
+    """In place of `os.execve`, which does not return."""
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Returns a function that starts with these tunables and this C library."""
+
+    def execve(program, arguments, environment):
+        raise Restarted(program, arguments, environment)
+
+    def run(tunables=None, libc="glibc"):
+        monkeypatch.setattr(os, "execve", execve)
+        monkeypatch.setattr(platform, "libc_ver", lambda: (libc, "2.36"))
+        monkeypatch.setattr(sys, "orig_argv", ["python", "-W", "error", "main.py", "--mode=train"])
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+        if tunables is not None:
+            monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+        allocator.restart()
+
+    return run
+
+
+def test_restarts_with_the_same_arguments(start):
+    with pytest.raises(Restarted) as restarted:
+        start()
+    program, arguments, environment = restarted.value.args
+    assert program == sys.executable
+    assert arguments == [sys.executable, "-W", "error", "main.py", "--mode=train"]
+    assert environment == os.environ | allocator.ENVIRONMENT
+
+
+@pytest.mark.parametrize(
+    ("tunables", "libc"), [("", "glibc"), ("glibc.malloc.check=3", "glibc"), (None, "")]
+)
+def test_goes_on_where_it_is_set_or_would_change_nothing(start, tunables, libc):
+    start(tunables, libc)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+def test_restarts_once_as_the_same_process():
+    program = (
+        "import os; from cifar_jax import allocator; print(os.getpid(), flush=True); "
+        "allocator.restart(); print(os.environ['GLIBC_TUNABLES'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    first, second, tunables = done.stdout.split()
+    assert first == second
+    assert tunables == allocator.ENVIRONMENT["GLIBC_TUNABLES"]
