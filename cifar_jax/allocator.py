@@ -4,10 +4,10 @@ import os
 import platform
 import sys
 
-# glibc's tunables: ask for huge pages; take large blocks from the heap, too, and leave what is
-# freed there for the next call.
+# glibc's tunables: ask for huge pages; take large blocks from the one heap, too (threads with heaps
+# of their own would map them anew), and leave what is freed there for the next call.
 ENVIRONMENT = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
     ":glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736"
 }
 
