@@ -24,6 +24,7 @@ LAYERS = [
         "losses",
         "metrics",
         "ops",
+        "plots",
     ],
     ["auto_augment", "augment", "image_cache", "records", "prepare", "datasets", "models"],
     ["summary", "optim", "config", "devices", "logs", "checkpoint"],

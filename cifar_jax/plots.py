@@ -1,0 +1,211 @@
+"""Arrays in, matplotlib figures out; drawn by Agg, without pyplot and its global state.
+
+Every function takes `dark=True` for a picture on a dark ground. The colours can be told apart with
+any colour vision (Okabe and Ito, https://jfly.uni-koeln.de/color), and text says what they say.
+"""
+
+import functools
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import rcsetup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
+
+# Narrow, so that the text can still be read where a phone shows the picture smaller.
+WIDTH = 4.6  # inches
+_DPI = 200
+_LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6B6B6B")
+_DARK = ("#56B4E9", "#E69F00", "#2DBE95", "#E39AC3", "#9BD1F5", "#F0E442", "#A8A8A8")
+_GROUND = {False: "#ffffff", True: "#1b1e23"}
+_INK = {False: "#22262b", True: "#e4e6e9"}
+_FAINT = {False: "#d9dce0", True: "#3d434b"}
+
+_AXES = {
+    "loss": "loss (nats per image)",
+    "accuracy": "accuracy (%)",
+    "learning_rate": "learning rate (per step)",
+}
+
+
+def _style(dark: bool) -> dict[Any, Any]:
+    ink, faint, ground = _INK[dark], _FAINT[dark], _GROUND[dark]
+    return {
+        **{f"{part}.facecolor": ground for part in ("figure", "axes", "savefig")},
+        **{f"{part}.color": ink for part in ("text", "xtick", "ytick")},
+        **{"axes.labelcolor": ink, "axes.edgecolor": faint, "grid.color": faint},
+        **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+        **{"axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.6},
+        **{"xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.6},
+        **{"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9},
+        "axes.prop_cycle": rcsetup.cycler(color=_DARK if dark else _LIGHT),
+        "text.parse_math": False,  # a class or a file may have a "$" in its name
+    }
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Lets a function that draws take `dark`."""
+
+    @functools.wraps(draw)
+    def styled(*args: Any, dark: bool = False, **kwargs: Any) -> Figure:
+        with matplotlib.rc_context(_style(dark)):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def _colour(number: int) -> str:
+    cycle = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+    return cycle[number % len(cycle)]
+
+
+def render(figure: Figure) -> bytes:
+    """Returns a figure as a PNG."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(file, format="png", dpi=_DPI)
+    return file.getvalue()
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a figure to a PNG file."""
+    Path(path).write_bytes(render(figure))
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """Returns an empty figure, sides in inches, that makes room for its labels."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+@_styled
+def plot_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    quantities: Sequence[str] = ("loss", "accuracy"),
+) -> Figure:
+    """Draws the curves of one or several runs against epochs, one pair of axes a quantity.
+
+    With one run, training and evaluation have a colour each; with several, each run has a colour,
+    the evaluation a full line and the training a dotted one.
+
+    Args:
+      histories: the rows of a run's metrics.jsonl, by the name to show; a row may lack a metric.
+      quantities: of "loss", "accuracy" and "learning_rate".
+    """
+    figure = new_figure(0.4 + 2.5 * len(quantities))
+    several = len(histories) > 1
+    for place, quantity in enumerate(quantities):
+        axes = figure.add_subplot(len(quantities), 1, place + 1)
+        for number, (name, rows) in enumerate(histories.items()):
+            if quantity == "learning_rate":
+                _draw_curve(axes, rows, quantity, color=_colour(number), label=name)
+                continue
+            for part, kind in enumerate(("train", "eval")):
+                label = (name if kind == "eval" else None) if several else kind
+                colour = _colour(number if several else part)
+                style = ":" if several and kind == "train" else "-"
+                metric = f"{kind}_{quantity}"
+                _draw_curve(axes, rows, metric, color=colour, label=label, linestyle=style)
+        axes.set(xlabel="epoch", ylabel=_AXES[quantity])
+        if quantity == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        elif quantity == "learning_rate":
+            axes.set_ylim(bottom=0)
+        if several:
+            words = "full: evaluation, dotted: training" if quantity != "learning_rate" else None
+            axes.legend(title=words, title_fontsize=7, fontsize=7)
+        elif quantity != "learning_rate":
+            axes.legend()
+    return figure
+
+
+def _draw_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, **options: Any) -> None:
+    """Draws a metric where the rows have it; few points are marked, since one makes no line."""
+    points = [(row["epoch"], row[metric]) for row in rows if row.get(metric) is not None]
+    marker = "o" if len(points) < 12 else None
+    x, y = zip(*points, strict=True) if points else ((), ())
+    axes.plot(x, y, marker=marker, markersize=3.5, **options)
+
+
+@_styled
+def plot_predictions(
+    images: Sequence[np.ndarray],
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    truth: Sequence[int] | np.ndarray | None = None,
+    titles: Sequence[str] | None = None,
+    columns: int = 3,
+) -> Figure:
+    """Draws images in a grid, each with bars for its three most probable classes.
+
+    Args:
+      images: uint8 [height, width, 1 or 3 channels] or [height, width], of any sizes.
+      probabilities: [images, classes].
+      class_names: of the classes.
+      truth: int [images], the right classes: then right and wrong answers are marked.
+      titles: a text for each image, such as its file's name; None: the right class, if given.
+      columns: images in a row.
+    """
+    rows = -(-len(images) // columns)
+    width, height, side = WIDTH / columns, WIDTH / columns + 0.38, WIDTH / columns - 0.42
+    figure = Figure(figsize=(WIDTH, rows * height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        left, top = column * width + 0.08, row * height + 0.08
+        right = truth is None or int(probabilities[number].argmax()) == int(truth[number])
+        colour = _colour(0 if right else 1)
+        title = "" if truth is None else class_names[truth[number]]
+        title = _shorten(titles[number] if titles else title, 16)
+        mark = "" if truth is None else "\N{CHECK MARK} " if right else "\N{BALLOT X} "
+        axes.text(left, top + 0.07, mark + title, va="center", fontsize=8, color=colour)
+        middle, top = left + width / 2 - 0.08, top + 0.18
+        _draw_image(axes, image, middle, top + side / 2, side, colour)
+        bars = (left, top + side + 0.06, width - 0.16)
+        _draw_top(axes, probabilities[number], class_names, bars, colour)
+    axes.set(xlim=(0, WIDTH), ylim=(rows * height, 0), aspect="equal")
+    return figure
+
+
+def _draw_image(
+    axes: Axes, image: np.ndarray, x: float, y: float, side: float, colour: str
+) -> None:
+    """Draws an image around (x, y), its longer side as given, in a frame of a colour."""
+    image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    scale = side / 2 / max(image.shape[:2])
+    high, wide = (scale * length for length in image.shape[:2])
+    extent = (x - wide, x + wide, y + high, y - high)
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=extent)
+    axes.add_patch(Rectangle((x - wide, y - high), 2 * wide, 2 * high, fill=False, ec=colour, lw=1))
+
+
+def _draw_top(
+    axes: Axes,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    place: tuple[float, float, float],
+    colour: str,
+) -> None:
+    """Draws three bars below (left, top), names and percentages upon them."""
+    left, top, width = place
+    for number, index in enumerate(np.argsort(-probabilities, kind="stable")[:3]):
+        share, y = float(probabilities[index]), top + 0.16 * number
+        faint = matplotlib.rcParams["grid.color"]
+        axes.add_patch(Rectangle((left, y), width, 0.14, fc=faint, alpha=0.45, lw=0))
+        axes.add_patch(Rectangle((left, y), width * share, 0.14, fc=colour, alpha=0.4, lw=0))
+        text: dict[str, Any] = {"va": "center_baseline", "fontsize": 7.0}
+        axes.text(left + 0.03, y + 0.07, _shorten(class_names[index], 14), **text)
+        axes.text(left + width - 0.03, y + 0.07, f"{share:.0%}", ha="right", **text)
+
+
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -1,0 +1,61 @@
+"""What the pictures show: the artists' numbers, and that odd names and few points do no harm."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_jax import plots
+
+ROWS = [
+    {"epoch": 0.5, "step": 5, "train_loss": 2.0, "train_accuracy": 0.2, "learning_rate": 1e-3},
+    {
+        **{"epoch": 1.0, "step": 10, "train_loss": 1.5, "train_accuracy": 0.4},
+        **{"eval_loss": 1.7, "eval_accuracy": 0.3, "learning_rate": 5e-4},
+    },
+]
+
+
+def test_curves_of_one_run():
+    figure = plots.plot_curves({"x": ROWS})
+    for axes, name in zip(figure.axes, ("loss", "accuracy"), strict=True):
+        train, evaluation = axes.get_lines()
+        assert (train.get_label(), evaluation.get_label()) == ("train", "eval")
+        assert train.get_xydata().tolist() == [[r["epoch"], r[f"train_{name}"]] for r in ROWS]
+        assert evaluation.get_xydata().tolist() == [[1.0, ROWS[1][f"eval_{name}"]]]
+        assert evaluation.get_marker() == "o"  # one point makes no line
+        assert axes.get_xlabel() == "epoch"
+    assert figure.axes[0].get_ylabel() == "loss (nats per image)"
+
+
+def test_curves_of_several_runs_have_a_colour_each():
+    figure = plots.plot_curves({"a$b": ROWS, "<c>": ROWS[:1]}, ("accuracy", "learning_rate"))
+    lines = figure.axes[0].get_lines()
+    assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert texts == ["a$b", "<c>"]
+    assert [list(line.get_ydata()) for line in figure.axes[1].get_lines()] == [[1e-3, 5e-4], [1e-3]]
+    plots.render(figure)
+
+
+def test_predictions_mark_right_and_wrong_and_show_the_top_three():
+    images = [np.zeros((8, 8, 3), np.uint8), np.zeros((4, 8, 1), np.uint8), np.zeros((2, 2))]
+    probabilities = np.array([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2], [0.0, 0.0, 1.0]])
+    names = ("a$b$c", "日本", "<i>")
+    figure = plots.plot_predictions(images, probabilities, names, truth=[2, 1, 2])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts[:7] == ["✓ <i>", "<i>", "70%", "日本", "20%", "a$b$c", "10%"]
+    assert texts[7:10] == ["✗ 日本", "a$b$c", "50%"]
+    assert figure.axes[0].texts[0].get_color() != figure.axes[0].texts[7].get_color()
+    plots.render(figure)
+    titles = [f"photo_{number}_with_a_long_name.jpg" for number in range(3)]
+    texts = plots.plot_predictions(images, probabilities, names, titles=titles).axes[0].texts
+    assert texts[0].get_text() == "photo_0_with_a_…"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_saved_picture_has_the_ground_that_was_asked_for(tmp_path, dark):
+    plots.save(plots.plot_curves({"x": ROWS}, ("loss",), dark=dark), tmp_path / "x.png")
+    pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "x.png").read_bytes())).convert("L"))
+    assert (np.median(pixels) < 64) == dark
