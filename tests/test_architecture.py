@@ -13,9 +13,10 @@ PACKAGE = ROOT / "cifar_jax"
 
 # A module may import from its own layer's earlier lines and from the layers above it in this list.
 LAYERS = [
-    ["errors", "fields", "durations"],
+    ["errors", "fields", "durations", "tables"],
     [
         "workdir",
+        "command",
         "curves",
         "manifest",
         "image_ops",
@@ -25,12 +26,13 @@ LAYERS = [
         "metrics",
         "ops",
         "plots",
+        "photos",
     ],
     ["auto_augment", "augment", "image_cache", "records", "prepare", "datasets", "models"],
-    ["summary", "optim", "config", "devices", "logs", "checkpoint"],
+    ["summary", "optim", "config", "devices", "logs", "checkpoint", "compare", "explore"],
     ["sampling", "state", "steps", "scores"],
     ["trained", "run"],
-    ["evaluate", "train", "numpy_mlp_command"],
+    ["evaluate", "predict", "train", "numpy_mlp_command"],
 ]
 # The command of `python -m cifar_jax.numpy_mlp`, imported when that is run.
 ALLOWED = {("numpy_mlp", "numpy_mlp_command")}
