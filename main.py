@@ -1,8 +1,9 @@
-"""Train and evaluate image classifiers.
+"""Train, evaluate and look at image classifiers.
 
   python main.py --config=configs/simple_cnn.py           train; the same again goes on
   python main.py --config=configs/resnet.py:20 --config.optimizer.learning_rate=0.05
   python main.py --mode=evaluate --workdir=runs/simple_cnn
+  python main.py --mode=report --workdir=runs/simple_cnn  pictures, in runs/simple_cnn/report
 
 Exit codes: 0 done, 1 the run had to stop, 2 wrong input, 130 saved after Ctrl-C, 143 saved after
 SIGTERM (the same command goes on).
@@ -15,6 +16,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -31,16 +33,18 @@ config_flags.DEFINE_config_file(
     "--config.FIELD=VALUE overrides a field (all of them: configs/default.py)",
 )
 flags.DEFINE_string("workdir", None, "the run's folder; training's default is runs/CONFIG")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "what to do")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "what to do")
 flags.DEFINE_string(
-    "checkpoint", "last", "evaluate: last, best (on the validation split) or a step"
+    "checkpoint", "last", "evaluate, report: last, best (on the validation split) or a step"
 )
-flags.DEFINE_string("split", "test", "evaluate: train, validation, test or the set's own name")
+flags.DEFINE_string(
+    "split", "test", "evaluate, report: train, validation, test or the set's own name"
+)
 flags.DEFINE_string("dataset", None, "evaluate: another set with the same classes")
 flags.DEFINE_string(
-    "data_dir", None, "evaluate: where the data lie, if not where training had them"
+    "data_dir", None, "evaluate, report: where the data lie, if not where training had them"
 )
-flags.DEFINE_integer("batch_size", None, "evaluate: images of a step", lower_bound=1)
+flags.DEFINE_integer("batch_size", None, "evaluate, report: images of a step", lower_bound=1)
 EVALUATE_FLAGS = ("checkpoint", "split", "dataset", "data_dir", "batch_size")
 
 
@@ -68,24 +72,43 @@ def train() -> int:
 
 def evaluate() -> int:
     """Scores the model of `--workdir`."""
-    if FLAGS.workdir is None:
-        raise UserError("--workdir is missing: the folder of the run to evaluate")
-    if FLAGS["config"].present:
-        raise UserError("--mode=evaluate takes no --config: the workdir has the run's own")
+    workdir = _finished_workdir()
     from cifar_jax import evaluate as evaluate_lib
 
-    evaluate_lib.evaluate(
-        user_path(FLAGS.workdir),
-        checkpoint=FLAGS.checkpoint,
-        split=FLAGS.split,
-        dataset_name=FLAGS.dataset,
-        data_dir=FLAGS.data_dir,
-        batch_size=FLAGS.batch_size,
-    )
+    evaluate_lib.evaluate(workdir, **_answer_options())
     return 0
 
 
-MODES = {"train": train, "evaluate": evaluate}
+def report() -> int:
+    """Draws the run of `--workdir`."""
+    workdir = _finished_workdir()
+    if FLAGS["dataset"].present:
+        raise UserError("--dataset belongs to --mode=evaluate; a report is of the run's own set")
+    from cifar_jax import report as report_lib
+
+    report_lib.report(workdir, **_answer_options())
+    return 0
+
+
+def _finished_workdir() -> Path:
+    if FLAGS.workdir is None:
+        raise UserError(f"--workdir is missing: the folder of the run to {FLAGS.mode}")
+    if FLAGS["config"].present:
+        raise UserError(f"--mode={FLAGS.mode} takes no --config: the workdir has the run's own")
+    return user_path(FLAGS.workdir)
+
+
+def _answer_options() -> dict[str, Any]:
+    return {
+        "split": FLAGS.split,
+        "checkpoint": FLAGS.checkpoint,
+        "dataset_name": FLAGS.dataset,
+        "data_dir": FLAGS.data_dir,
+        "batch_size": FLAGS.batch_size,
+    }
+
+
+MODES = {"train": train, "evaluate": evaluate, "report": report}
 
 
 def user_path(text: str) -> Path:

@@ -50,7 +50,7 @@ def _style(dark: bool) -> dict[Any, Any]:
     }
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Lets a function that draws take `dark`."""
 
     @functools.wraps(draw)
@@ -61,7 +61,8 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
-def _colour(number: int) -> str:
+def colour_of(number: int) -> str:
+    """Returns a colour of the style that is drawn in, the seventh a grey."""
     cycle = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
     return cycle[number % len(cycle)]
 
@@ -86,7 +87,7 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-@_styled
+@styled
 def plot_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     quantities: Sequence[str] = ("loss", "accuracy"),
@@ -106,11 +107,11 @@ def plot_curves(
         axes = figure.add_subplot(len(quantities), 1, place + 1)
         for number, (name, rows) in enumerate(histories.items()):
             if quantity == "learning_rate":
-                _draw_curve(axes, rows, quantity, color=_colour(number), label=name)
+                _draw_curve(axes, rows, quantity, color=colour_of(number), label=name)
                 continue
             for part, kind in enumerate(("train", "eval")):
                 label = (name if kind == "eval" else None) if several else kind
-                colour = _colour(number if several else part)
+                colour = colour_of(number if several else part)
                 style = ":" if several and kind == "train" else "-"
                 metric = f"{kind}_{quantity}"
                 _draw_curve(axes, rows, metric, color=colour, label=label, linestyle=style)
@@ -135,7 +136,7 @@ def _draw_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, **op
     axes.plot(x, y, marker=marker, markersize=3.5, **options)
 
 
-@_styled
+@styled
 def plot_predictions(
     images: Sequence[np.ndarray],
     probabilities: np.ndarray,
@@ -163,9 +164,9 @@ def plot_predictions(
         row, column = divmod(number, columns)
         left, top = column * width + 0.08, row * height + 0.08
         right = truth is None or int(probabilities[number].argmax()) == int(truth[number])
-        colour = _colour(0 if right else 1)
+        colour = colour_of(0 if right else 1)
         title = "" if truth is None else class_names[truth[number]]
-        title = _shorten(titles[number] if titles else title, 16)
+        title = shorten(titles[number] if titles else title, 18)
         mark = "" if truth is None else "\N{CHECK MARK} " if right else "\N{BALLOT X} "
         axes.text(left, top + 0.07, mark + title, va="center", fontsize=8, color=colour)
         middle, top = left + width / 2 - 0.08, top + 0.18
@@ -203,9 +204,34 @@ def _draw_top(
         axes.add_patch(Rectangle((left, y), width, 0.14, fc=faint, alpha=0.45, lw=0))
         axes.add_patch(Rectangle((left, y), width * share, 0.14, fc=colour, alpha=0.4, lw=0))
         text: dict[str, Any] = {"va": "center_baseline", "fontsize": 7.0}
-        axes.text(left + 0.03, y + 0.07, _shorten(class_names[index], 14), **text)
+        axes.text(left + 0.03, y + 0.07, shorten(class_names[index], 14), **text)
         axes.text(left + width - 0.03, y + 0.07, f"{share:.0%}", ha="right", **text)
 
 
-def _shorten(text: str, most: int) -> str:
+@styled
+def plot_filters(kernel: np.ndarray, columns: int = 8) -> Figure:
+    """Draws the filters of a first convolution, each in its own contrast; grey is a weight of 0.
+
+    Args:
+      kernel: [height, width, 1 or 3 channels, filters].
+      columns: filters in a row.
+    """
+    filters = np.moveaxis(kernel.astype(np.float64), -1, 0)
+    largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
+    filters = 0.5 + 0.5 * filters / np.where(largest > 0, largest, 1)
+    rows, side = -(-len(filters) // columns), WIDTH / columns
+    figure = Figure(figsize=(WIDTH, rows * side))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for number, image in enumerate(filters):
+        row, column = divmod(number, columns)
+        image = image[..., 0] if image.shape[2] == 1 else image
+        x, y = column + 0.06, row + 0.06
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(x, x + 0.88, y + 0.88, y))
+    axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
+    return figure
+
+
+def shorten(text: str, most: int) -> str:
+    """Returns a text of at most that many letters, its end left out if need be."""
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

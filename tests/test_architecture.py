@@ -25,12 +25,14 @@ LAYERS = [
         "metrics",
         "ops",
         "plots",
+        "diagnostics",
+        "page",
     ],
     ["auto_augment", "augment", "image_cache", "records", "prepare", "datasets", "models"],
     ["summary", "optim", "config", "devices", "logs", "checkpoint"],
     ["sampling", "state", "steps", "scores"],
     ["trained", "run"],
-    ["evaluate", "train", "numpy_mlp_command"],
+    ["evaluate", "report", "train", "numpy_mlp_command"],
 ]
 # The command of `python -m cifar_jax.numpy_mlp`, imported when that is run.
 ALLOWED = {("numpy_mlp", "numpy_mlp_command")}
@@ -92,7 +94,7 @@ def test_training_and_evaluation_import_neither_tensorflow_nor_torch(tmp_path):
         f"folder = Path({str(tmp_path)!r})\n"
         "train.train(tiny.config(num_steps=2, log__tensorboard=True), folder, workdir.Signals())\n"
         "evaluate.evaluate(folder)\n"
-        "bad = {'tensorflow', 'torch', 'keras'} & set(sys.modules)\n"
+        "bad = {'tensorflow', 'torch', 'keras', 'matplotlib'} & set(sys.modules)\n"
         "assert not bad, bad"
     )
     command = [sys.executable, "-c", program]

@@ -72,6 +72,10 @@ WRONG = [
     (("--mode=evaluate", DIGITS, "--workdir=x"), ("takes no --config",)),
     (("--mode=evaluate", "--workdir=no/such/run"), ("no/such/run/config.json does not exist",)),
     (("--mode=evaluate", "--workdir=x", "--batch_size=0"), ("batch_size",)),
+    (("--mode=report",), ("--workdir is missing: the folder of the run to report",)),
+    (("--mode=report", DIGITS, "--workdir=x"), ("--mode=report takes no --config",)),
+    (("--mode=report", "--workdir=x", "--dataset=mnist"), ("--dataset belongs to --mode=eval",)),
+    (("--mode=report", "--workdir=no/such/run"), ("no/such/run/config.json does not exist",)),
     (("--mode=evaluate", "--workdir=~nobody_of_that_name/x"), ("~nobody_of_that_name",)),
 ]
 # Mistakes that only show against the data.

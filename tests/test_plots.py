@@ -51,7 +51,7 @@ def test_predictions_mark_right_and_wrong_and_show_the_top_three():
     plots.render(figure)
     titles = [f"photo_{number}_with_a_long_name.jpg" for number in range(3)]
     texts = plots.plot_predictions(images, probabilities, names, titles=titles).axes[0].texts
-    assert texts[0].get_text() == "photo_0_with_a_…"
+    assert texts[0].get_text() == "photo_0_with_a_lo…"
 
 
 @pytest.mark.parametrize("dark", [False, True])
