@@ -166,7 +166,7 @@ def plot_calibration(calibration: Calibration) -> Figure:
     top.plot(*mean, "D", color=colour_of(1), ms=4.5, label="mean confidence")
     top.set(ylabel="accuracy (%)", xlim=(0, 1), ylim=(0, 1.03))
     top.yaxis.set_major_formatter(_PERCENT)
-    top.legend(loc="upper left")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8, columnspacing=1)
     words = f"expected calibration error {calibration.error:.2%}, {bins} bins"
     top.set_title(words)
     share = calibration.num_answers / calibration.num_answers.sum()

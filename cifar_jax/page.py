@@ -23,7 +23,7 @@ h3 { font-size: 1rem; margin: 0 0 .5rem; }
 p { margin: .25rem 0; max-width: 46rem; }
 .soft, figcaption { color: var(--soft); font-size: .875rem; }
 .grid { display: grid; gap: 1rem; align-items: start; margin: 1rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 .tiles { grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .75rem; }
 .card, .tile, details { background: var(--card); border: 1px solid var(--line);
   border-radius: .5rem; padding: .75rem 1rem; margin: 0; min-width: 0; }

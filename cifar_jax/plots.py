@@ -116,6 +116,7 @@ def plot_curves(
                 metric = f"{kind}_{quantity}"
                 _draw_curve(axes, rows, metric, color=colour, label=label, linestyle=style)
         axes.set(xlabel="epoch", ylabel=_AXES[quantity])
+        axes.set_xlim(left=0)
         if quantity == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
         elif quantity == "learning_rate":

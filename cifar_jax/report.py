@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from cifar_jax import diagnostics, evaluate, logs, page, plots, scores, summary
 from cifar_jax import workdir as workdir_lib
+from cifar_jax.diagnostics import plot_calibration, plot_class_scores, plot_confusion
 from cifar_jax.errors import UserError
 from cifar_jax.evaluate import Answers
 from cifar_jax.fields import flatten
@@ -131,16 +132,14 @@ def _draw_errors(found: Findings) -> Iterator[Picture]:
     names = found.answers.trained.class_names
     matrix = diagnostics.confusion(found.answers.labels, found.predicted, len(names))
     words = "Rows: the right class. Columns: the answer. Images, and percent of the row's."
-    draw: Callable[..., Figure] = diagnostics.plot_confusion
-    yield _picture("confusion_matrix", "Confusion matrix", words, draw, matrix, names)
+    yield _picture("confusion_matrix", "Confusion matrix", words, plot_confusion, matrix, names)
     words = (
-        "Precision: the share of its answers that is right. Recall: the share of it that is found."
+        "Precision: how many of its answers are right. Recall: how many of its images are found."
     )
-    draw = diagnostics.plot_class_scores
-    yield _picture("class_scores", "Precision, recall, F1", words, draw, found.by_class, names)
+    title = "Precision, recall, F1"
+    yield _picture("class_scores", title, words, plot_class_scores, found.by_class, names)
     words = "How often answers of a confidence are right (above), and how many there are (below)."
-    draw = diagnostics.plot_calibration
-    yield _picture("calibration", "Reliability", words, draw, found.calibration)
+    yield _picture("calibration", "Reliability", words, plot_calibration, found.calibration)
 
 
 def _draw_images(found: Findings) -> Iterator[Picture]:
@@ -156,7 +155,7 @@ def _draw_images(found: Findings) -> Iterator[Picture]:
         ("mistakes", "Most confident mistakes", words, wrong[surest][:_NUM_SHOWN]),
     ):
         if len(shown):
-            titles = [f"{names[labels[index]]} #{index}" for index in shown]
+            titles = [f"{plots.shorten(names[labels[index]], 11)} #{index}" for index in shown]
             arguments = (answers.images[shown], probabilities[shown], names, labels[shown], titles)
             yield _picture(name, title, caption.strip(), plots.plot_predictions, *arguments)
     kernel = first_kernel(answers.trained)
@@ -190,10 +189,9 @@ def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
         ("mean F1", f"{np.nanmean(found.by_class.f1):.2%}"),
         ("calibration error", f"{found.calibration.error:.2%}"),
     ]
-    rows = [row for row in rows if row["step"] <= found.answers.trained.step]
-    if rows:
-        values += [("epochs", f"{rows[-1]['epoch']:g}")]
-        values += [("training time", logs.duration(rows[-1]["seconds"]))]
+    for row in [row for row in rows if row["step"] <= found.answers.trained.step][-1:]:
+        values.append(("epochs", f"{row['epoch']:.3g}"))
+        values.append(("training time", logs.duration(row["seconds"])))
     return page.tiles(values)
 
 
