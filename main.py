@@ -3,6 +3,7 @@
   python main.py --config=configs/simple_cnn.py           train; the same again goes on
   python main.py --config=configs/resnet.py:20 --config.optimizer.learning_rate=0.05
   python main.py --mode=evaluate --workdir=runs/simple_cnn
+  python main.py --mode=report --workdir=runs/simple_cnn  pictures, in runs/simple_cnn/report
   python main.py --mode=explore --dataset=cifar100        images and counts of each class
   python main.py --mode=predict --workdir=runs/simple_cnn --images photos/*.jpg
   python main.py --mode=compare --workdirs=runs/simple_cnn,runs/resnet_20
@@ -18,6 +19,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -28,28 +30,54 @@ from cifar_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
+# The flags that each mode takes.
+MODE_FLAGS = {
+    "train": ("config", "workdir"),
+    "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size"),
+    "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size"),
+    "explore": ("config", "dataset", "data_dir", "seed", "output"),
+    "predict": ("workdir", "images", "checkpoint", "resize", "batch_size", "output"),
+    "compare": ("workdirs", "output"),
+}
+# What a shell makes of `--images photos/*`: one value of the flag, then arguments without one.
+WITH_REST = ("predict", "compare")
+
 config_flags.DEFINE_config_file(
     "config",
     None,
-    "what to train: a file, with its argument behind a colon if it takes one; "
+    "what to train (or explore): a file, with its argument behind a colon if it takes one; "
     "--config.FIELD=VALUE overrides a field (all of them: configs/default.py)",
 )
-flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "explore", "predict", "compare"], "what to do"
-)
+flags.DEFINE_enum("mode", "train", list(MODE_FLAGS), "what to do")
 flags.DEFINE_string("workdir", None, "the run's folder; training's default is runs/CONFIG")
-flags.DEFINE_multi_string("workdirs", [], "the runs' folders: A,B,... or a pattern")
-flags.DEFINE_string("checkpoint", "last", "the last, the best (on the validation split) or a step")
-flags.DEFINE_string("split", "test", "train, validation, test or the set's own name")
 flags.DEFINE_string(
-    "dataset", None, "evaluate: another set with the same classes; explore: cifar10 or another one"
+    "checkpoint",
+    "last",
+    "evaluate, report, predict: last, best (on the validation split) or a step",
 )
-flags.DEFINE_string("data_dir", None, "where the data lie, if not where the config has them")
-flags.DEFINE_integer("batch_size", None, "images of a step", lower_bound=1)
-flags.DEFINE_multi_string("images", [], "files, folders or patterns: A,B,... ")
-flags.DEFINE_enum("resize", "crop", ["crop", "squeeze"], "how pictures get the model's proportions")
-flags.DEFINE_integer("seed", 0, "of the images shown", lower_bound=0, upper_bound=2**32 - 1)
-flags.DEFINE_string("output", None, "the folder to write to")
+flags.DEFINE_string(
+    "split", "test", "evaluate, report: train, validation, test or the set's own name"
+)
+flags.DEFINE_string(
+    "dataset", None, "evaluate: another set with the same classes; explore: any set (cifar10)"
+)
+flags.DEFINE_string(
+    "data_dir", None, "evaluate, report, explore: where the data lie, if not where the config says"
+)
+flags.DEFINE_integer(
+    "batch_size", None, "evaluate, report, predict: images of a step", lower_bound=1
+)
+flags.DEFINE_multi_string(
+    "images", [], "predict: files, folders or patterns, with commas in between or one by one"
+)
+flags.DEFINE_enum(
+    "resize", "crop", ["crop", "squeeze"], "predict: how pictures get the model's proportions"
+)
+flags.DEFINE_multi_string("workdirs", [], "compare: the folders of the runs, likewise")
+flags.DEFINE_integer(
+    "seed", 0, "explore: of the images shown", lower_bound=0, upper_bound=2**32 - 1
+)
+flags.DEFINE_string("output", None, "explore, predict, compare: the folder to write to")
 
 
 def train() -> int:
@@ -81,14 +109,16 @@ def evaluate() -> int:
     workdir = _finished_workdir()
     from cifar_jax import evaluate as evaluate_lib
 
-    evaluate_lib.evaluate(
-        workdir,
-        checkpoint=FLAGS.checkpoint,
-        split=FLAGS.split,
-        dataset_name=FLAGS.dataset,
-        data_dir=FLAGS.data_dir,
-        batch_size=FLAGS.batch_size,
-    )
+    evaluate_lib.evaluate(workdir, dataset_name=FLAGS.dataset, **_answer_options())
+    return 0
+
+
+def report() -> int:
+    """Draws the run of `--workdir`."""
+    workdir = _finished_workdir()
+    from cifar_jax import report as report_lib
+
+    report_lib.report(workdir, **_answer_options())
     return 0
 
 
@@ -96,6 +126,10 @@ def _finished_workdir() -> Path:
     if FLAGS.workdir is None:
         raise UserError(f"--workdir is missing: the folder of the run to {FLAGS.mode}")
     return command.user_path(FLAGS.workdir)
+
+
+def _answer_options() -> dict[str, Any]:
+    return {name: FLAGS[name].value for name in ("split", "checkpoint", "data_dir", "batch_size")}
 
 
 def explore() -> int:
@@ -148,20 +182,11 @@ def _output() -> Path | None:
 MODES: dict[str, Callable[..., int]] = {
     "train": train,
     "evaluate": evaluate,
+    "report": report,
     "explore": explore,
     "predict": predict,
     "compare": compare,
 }
-# The flags that each mode takes.
-MODE_FLAGS = {
-    "train": ("config", "workdir"),
-    "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size"),
-    "explore": ("config", "dataset", "data_dir", "seed", "output"),
-    "predict": ("workdir", "images", "checkpoint", "resize", "batch_size", "output"),
-    "compare": ("workdirs", "output"),
-}
-# What a shell makes of `--images photos/*`: one value of the flag, then arguments without one.
-WITH_REST = ("predict", "compare")
 
 
 def default_name(config: str) -> str:

@@ -1,30 +1,68 @@
 """`--mode=evaluate`: a trained model on a split of a data set."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, scores, trained
+from cifar_jax import datasets, devices, scores
+from cifar_jax import trained as trained_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
 
-def evaluate(
-    workdir: Path,
-    checkpoint: str = "last",
-    split: str = "test",
-    dataset_name: str | None = None,
-    data_dir: str | None = None,
-    batch_size: int | None = None,
-) -> scores.Scores:
+class Answers(NamedTuple):
+    """What a trained model says to every image of a split.
+
+    Attributes:
+      trained: the model.
+      images: uint8 [images, height, width, channels].
+      labels: int [images].
+      logits: float32 [images, classes].
+    """
+
+    trained: trained_lib.Trained
+    images: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+def evaluate(workdir: Path, split: str = "test", **options: Any) -> scores.Scores:
     """Scores a trained model on a split; prints the scores and returns them.
 
     Args:
       workdir: of the run.
-      checkpoint: "last", "best" or a step.
+      split: as for `answer`.
+      **options: as for `answer`.
+    """
+    answers = answer(workdir, split, **options)
+    result = scores.score(answers.logits, answers.labels)
+    step = answers.trained.step
+    print(f"{workdir}, checkpoint of step {step}: {scores.describe(split, result)}")
+    return result
+
+
+def answer(
+    workdir: Path,
+    split: str = "test",
+    checkpoint: str = "last",
+    dataset_name: str | None = None,
+    data_dir: str | None = None,
+    batch_size: int | None = None,
+) -> Answers:
+    """Applies a trained model to a split.
+
+    Args:
+      workdir: of the run.
       split: "train", "test", "validation" (the one that the run carved) or the set's own name.
+      checkpoint: "last", "best" or a step.
       dataset_name: another set with the same classes; None: the run's own.
       data_dir: where the data lie; None: as for the run.
       batch_size: images of a step; None: the run's own.
+
+    Raises:
+      UserError: the run, the checkpoint or the data cannot be had, or do not fit together.
     """
     path = workdir / workdir_lib.CONFIG
     try:
@@ -34,7 +72,7 @@ def evaluate(
         devices.configure(num_cpu_devices=settings.num_cpu_devices)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not the config of a run: {error}") from error
-    run = trained.load(workdir, checkpoint)
+    run = trained_lib.load(workdir, checkpoint)
     config = run.config
     name = dataset_name or config.data.name
     carved = config.data.validation_examples and name == config.data.name
@@ -55,6 +93,4 @@ def evaluate(
         raise UserError(
             f"{name} has images of {images.shape[1:]}, the model takes {run.image_shape}"
         )
-    result = scores.score(run.predict_logits(images, batch_size), labels)
-    print(f"{workdir}, checkpoint of step {run.step}: {scores.describe(split, result)}")
-    return result
+    return Answers(run, images, labels, run.predict_logits(images, batch_size))

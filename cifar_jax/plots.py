@@ -116,6 +116,7 @@ def plot_curves(
                 metric = f"{kind}_{quantity}"
                 _draw_curve(axes, rows, metric, color=colour, label=label, linestyle=style)
         axes.set(xlabel="epoch", ylabel=_AXES[quantity])
+        axes.set_xlim(left=0)
         if quantity == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
         elif quantity == "learning_rate":
@@ -206,6 +207,30 @@ def _draw_top(
         text: dict[str, Any] = {"va": "center_baseline", "fontsize": 7.0}
         axes.text(left + 0.03, y + 0.07, shorten(class_names[index], 14), **text)
         axes.text(left + width - 0.03, y + 0.07, f"{share:.0%}", ha="right", **text)
+
+
+@styled
+def plot_filters(kernel: np.ndarray, columns: int = 8) -> Figure:
+    """Draws the filters of a first convolution, each in its own contrast; grey is a weight of 0.
+
+    Args:
+      kernel: [height, width, 1 or 3 channels, filters].
+      columns: filters in a row.
+    """
+    filters = np.moveaxis(kernel.astype(np.float64), -1, 0)
+    largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
+    filters = 0.5 + 0.5 * filters / np.where(largest > 0, largest, 1)
+    rows, side = -(-len(filters) // columns), WIDTH / columns
+    figure = Figure(figsize=(WIDTH, rows * side))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for number, image in enumerate(filters):
+        row, column = divmod(number, columns)
+        image = image[..., 0] if image.shape[2] == 1 else image
+        x, y = column + 0.06, row + 0.06
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(x, x + 0.88, y + 0.88, y))
+    axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
+    return figure
 
 
 def shorten(text: str, most: int) -> str:

@@ -76,6 +76,13 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
     return Scores(float(losses.mean()), correct / len(labels), correct, len(labels))
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the class probabilities, float64 [images, classes], of logits of that shape."""
+    logits = logits.astype(np.float64)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
 def describe(split: str, scores: Scores) -> str:
     """Returns the line that tells a split's scores."""
     return (

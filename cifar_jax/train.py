@@ -63,11 +63,16 @@ def train(config: ConfigDict, workdir: Path, signals: workdir_lib.Signals) -> in
         run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs)
         try:
             with _tracer(run) as trace:
-                return _loop(run, state, progress, signals, trace)
+                code = _loop(run, state, progress, signals, trace)
         finally:
             logs.close()
             feed.close()
             checkpoints.close()
+    if code == 0 and config.log.report:
+        from cifar_jax import report  # only here: it brings matplotlib
+
+        report.try_report(workdir)
+    return code
 
 
 def _check_config(config: ConfigDict, workdir: Path) -> None:

@@ -68,9 +68,7 @@ class Trained(NamedTuple):
                 f"the model wants uint8 images of shape {('images', *self.image_shape)}, "
                 f"not {images.dtype} {images.shape}"
             )
-        logits = self.predict_logits(images, batch_size).astype(np.float64)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return weights / weights.sum(axis=1, keepdims=True)
+        return scores.softmax(self.predict_logits(images, batch_size))
 
 
 def load(workdir: str | Path, checkpoint: str = "last") -> Trained:

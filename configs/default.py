@@ -122,6 +122,8 @@ def get_config() -> ConfigDict:
     config.log = ConfigDict()
     # Curves for TensorBoard in WORKDIR/tensorboard.
     config.log.tensorboard = True
+    # Pictures and a page of the finished run in WORKDIR/report.
+    config.log.report = True
     # Trace of that many steps, from the given one on, in WORKDIR/profile. 0: none.
     config.log.profile_steps = 0
     config.log.profile_start = 10

@@ -27,12 +27,14 @@ LAYERS = [
         "ops",
         "plots",
         "photos",
+        "diagnostics",
+        "page",
     ],
     ["auto_augment", "augment", "image_cache", "records", "prepare", "datasets", "models"],
     ["summary", "optim", "config", "devices", "logs", "checkpoint", "compare", "explore"],
     ["sampling", "state", "steps", "scores"],
     ["trained", "run"],
-    ["evaluate", "predict", "train", "numpy_mlp_command"],
+    ["evaluate", "predict", "report", "train", "numpy_mlp_command"],
 ]
 # The command of `python -m cifar_jax.numpy_mlp`, imported when that is run.
 ALLOWED = {("numpy_mlp", "numpy_mlp_command")}
@@ -94,7 +96,7 @@ def test_training_and_evaluation_import_neither_tensorflow_nor_torch(tmp_path):
         f"folder = Path({str(tmp_path)!r})\n"
         "train.train(tiny.config(num_steps=2, log__tensorboard=True), folder, workdir.Signals())\n"
         "evaluate.evaluate(folder)\n"
-        "bad = {'tensorflow', 'torch', 'keras'} & set(sys.modules)\n"
+        "bad = {'tensorflow', 'torch', 'keras', 'matplotlib'} & set(sys.modules)\n"
         "assert not bad, bad"
     )
     command = [sys.executable, "-c", program]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -126,3 +128,17 @@ def test_an_output_that_cannot_be_written(here):
     code, out, err = program.run_here("--mode=explore", "--dataset=digits", "--output=file/x")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "file/x cannot be written" in err
+
+
+def test_exploring_and_comparing_import_no_jax(here):
+    text = (
+        "import sys, main\n"
+        "main.main(['main.py', '--mode=explore', '--dataset=digits', '--output=out'])\n"
+        "main.main(['main.py', '--mode=compare', '--workdirs=none'])\n"
+        "print(sorted({'jax', 'orbax', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(program.ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", text], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

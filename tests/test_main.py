@@ -88,6 +88,10 @@ WRONG = [
     (("--mode=compare", "--workdirs="), ("--workdirs is missing",)),
     (("--mode=compare", "--workdirs=a,b"), ("a/config.json does", "b/config.json does")),
     (("--mode=compare", "--workdirs=runs/*"), ("runs/* matches no folder",)),
+    (("--mode=report",), ("--workdir is missing: the folder of the run to report",)),
+    (("--mode=report", DIGITS, "--workdir=x"), ("--mode=report takes no --config",)),
+    (("--mode=report", "--workdir=x", "--dataset=mnist"), ("takes no --dataset",)),
+    (("--mode=report", "--workdir=no/such/run"), ("no/such/run/config.json does not exist",)),
     (("--mode=evaluate", "--workdir=~nobody_of_that_name/x"), ("~nobody_of_that_name",)),
 ]
 # Mistakes that only show against the data.

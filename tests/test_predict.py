@@ -93,7 +93,7 @@ def make_odd_files():
     Image.new("CMYK", (40, 50), (9, 99, 9, 9)).save("cmyk.jpg")
     Image.fromarray(np.full((50, 40), 40_000, np.uint16)).save("16.png")
     Image.fromarray(np.full((50, 40), 0.3, np.float32)).save("float.tiff")
-    Image.new("P", (9, 9), 3).save("palette.png", transparency=3)
+    scene().convert("P", palette=Image.Palette.ADAPTIVE).save("palette.png", transparency=3)
     Image.new("LA", (9, 9), (3, 99)).save("la.png")
     scene().save("moving.gif", save_all=True, append_images=[scene(40, 60).rotate(90)])
     for name in ("x.webp", "x.bmp", "ünïcödé 日本.png", "new\nline.png", "a,b.png", "$x_{1}$.png"):

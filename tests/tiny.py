@@ -15,6 +15,7 @@ def config(**fields: Any) -> ConfigDict:
     result.batch_size = 64
     result.num_epochs = 2.0
     result.log.tensorboard = False
+    result.log.report = False
     with result.unlocked():
         result.model = ConfigDict({"name": "mlp", "hidden_sizes": (16,), "activation": "relu"})
         for name, value in fields.items():

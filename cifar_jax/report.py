@@ -1,0 +1,251 @@
+"""`--mode=report`: what a run has learned, in pictures, a table of all answers, and one page."""
+
+import csv
+import io
+import itertools
+import logging
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cifar_jax import diagnostics, evaluate, logs, page, plots, scores, summary
+from cifar_jax import workdir as workdir_lib
+from cifar_jax.diagnostics import plot_calibration, plot_class_scores, plot_confusion
+from cifar_jax.errors import UserError
+from cifar_jax.evaluate import Answers
+from cifar_jax.fields import flatten
+from cifar_jax.page import Picture
+from cifar_jax.trained import Trained
+
+FOLDER, PAGE = "report", "report.html"
+_NUM_SHOWN = 12  # images of a grid
+
+_log = logging.getLogger(__name__)
+
+
+def try_report(workdir: Path) -> None:
+    """Makes the report of a run that has just ended; a failure costs a warning, never the run."""
+    try:
+        report(workdir)
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        _log.warning("the report could not be made: %s", words)
+
+
+class Findings(NamedTuple):
+    """What a model says to the images of a split, and how right and how sure it is."""
+
+    answers: Answers
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    result: scores.Scores
+    by_class: diagnostics.ClassScores
+    calibration: diagnostics.Calibration
+
+
+def report(workdir: Path, split: str = "test", checkpoint: str = "last", **options: Any) -> Path:
+    """Writes WORKDIR/report: PNGs, predictions.csv and report.html; returns the page's path.
+
+    Args:
+      workdir: of the run.
+      split: as for `evaluate.answer`.
+      checkpoint: likewise.
+      **options: likewise.
+
+    Raises:
+      UserError: the folder cannot be written, or what `evaluate.answer` raises.
+    """
+    workdir_lib.read_json(workdir / workdir_lib.CONFIG)
+    folder = workdir / FOLDER
+    place = folder if folder.exists() else workdir
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise UserError(f"{folder} cannot be written: report on a copy of the run")
+    found = _find(evaluate.answer(workdir, split, checkpoint, **options))
+    metrics = workdir / workdir_lib.METRICS
+    rows = logs.read(metrics) if metrics.exists() else []
+    sections = {
+        "Training": list(_draw_curves(rows)),
+        f"Answers on the {split} split": list(_draw_errors(found)),
+        "Images": list(_draw_images(found)),
+    }
+    trained = found.answers.trained
+    config = trained.config
+    text = page.page(
+        workdir.absolute().name,
+        f"{config.model.name} on {config.data.name}, the checkpoint of step {trained.step}",
+        [
+            _headline(found, rows),
+            *(page.pictures(title, drawn) for title, drawn in sections.items() if drawn),
+            *_tables(found),
+            *_origin(workdir, split, checkpoint),
+        ],
+    )
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for picture in itertools.chain(*sections.values()):
+        (folder / f"{picture.name}.png").write_bytes(picture.light)
+    workdir_lib.write_text(folder / "predictions.csv", _csv(found))
+    workdir_lib.write_text(folder / PAGE, text)
+    words = scores.describe(split, found.result)
+    print(f"{folder / PAGE}: checkpoint of step {trained.step}, {words}")
+    return folder / PAGE
+
+
+def _find(answers: Answers) -> Findings:
+    probabilities = scores.softmax(answers.logits)
+    predicted = answers.logits.argmax(axis=1)
+    return Findings(
+        answers,
+        predicted,
+        probabilities,
+        scores.score(answers.logits, answers.labels),
+        diagnostics.class_scores(answers.labels, predicted, probabilities.shape[1]),
+        diagnostics.calibrate(probabilities, answers.labels),
+    )
+
+
+def _picture(
+    name: str, title: str, caption: str, draw: Callable[..., Figure], *arguments: Any
+) -> Picture:
+    light, dark = (plots.render(draw(*arguments, dark=dark)) for dark in (False, True))
+    return Picture(name, title, caption, light, dark)
+
+
+def _draw_curves(rows: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
+    if not rows:
+        return
+    for name, title, caption in (
+        ("loss", "Loss", "Mean cross-entropy; in training with dropout and augmentation, if any."),
+        ("accuracy", "Accuracy", "In training with dropout and augmentation, if any."),
+        ("learning_rate", "Learning rate", "Of the last step before each line of the log."),
+    ):
+        yield _picture(name, title, caption, plots.plot_curves, {"run": rows}, (name,))
+
+
+def _draw_errors(found: Findings) -> Iterator[Picture]:
+    names = found.answers.trained.class_names
+    matrix = diagnostics.confusion(found.answers.labels, found.predicted, len(names))
+    words = "Rows: the right class. Columns: the answer. Images, and percent of the row's."
+    yield _picture("confusion_matrix", "Confusion matrix", words, plot_confusion, matrix, names)
+    words = (
+        "Precision: how many of its answers are right. Recall: how many of its images are found."
+    )
+    title = "Precision, recall, F1"
+    yield _picture("class_scores", title, words, plot_class_scores, found.by_class, names)
+    words = "How often answers of a confidence are right (above), and how many there are (below)."
+    yield _picture("calibration", "Reliability", words, plot_calibration, found.calibration)
+
+
+def _draw_images(found: Findings) -> Iterator[Picture]:
+    answers, probabilities = found.answers, found.probabilities
+    labels, names = answers.labels, answers.trained.class_names
+    wrong = np.flatnonzero(found.predicted != labels)
+    surest = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
+    size = min(_NUM_SHOWN, len(labels))
+    chosen = np.sort(np.random.default_rng(0).choice(len(labels), size, replace=False))
+    words = "Above each image its class and number, below it the three likeliest answers. "
+    for name, title, caption, shown in (
+        ("predictions", "Images and answers", words + "Chosen at random.", chosen),
+        ("mistakes", "Most confident mistakes", words, wrong[surest][:_NUM_SHOWN]),
+    ):
+        if len(shown):
+            titles = [f"{plots.shorten(names[labels[index]], 11)} #{index}" for index in shown]
+            arguments = (answers.images[shown], probabilities[shown], names, labels[shown], titles)
+            yield _picture(name, title, caption.strip(), plots.plot_predictions, *arguments)
+    kernel = first_kernel(answers.trained)
+    if kernel is not None:
+        height, width, _, count = kernel.shape
+        words = f"{count} filters of {height} x {width} pixels, each in a contrast of its own."
+        yield _picture("filters", "First filters", words, plots.plot_filters, kernel)
+
+
+def first_kernel(trained: Trained) -> np.ndarray | None:
+    """Returns the first convolution's kernel, [height, width, channels, filters].
+
+    None where the first layer is no convolution of 1 or 3 channels, which can be shown as images.
+    """
+    layer = trained.variables["params"]
+    for name in summary.layer_table(trained.model, trained.image_shape)[0].path.split("/"):
+        layer = layer[name]
+    kernel = layer.get("kernel")
+    if kernel is None or kernel.ndim != 4 or kernel.shape[2] not in (1, 3):
+        return None
+    return np.asarray(kernel, np.float32)
+
+
+def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
+    result = found.result
+    values = [
+        ("accuracy", f"{result.accuracy:.2%}"),
+        ("right answers", f"{result.num_correct:,}"),
+        ("images", f"{result.num_images:,}"),
+        ("loss", f"{result.loss:.4f}"),
+        ("mean F1", f"{np.nanmean(found.by_class.f1):.2%}"),
+        ("calibration error", f"{found.calibration.error:.2%}"),
+    ]
+    for row in [row for row in rows if row["step"] <= found.answers.trained.step][-1:]:
+        values.append(("epochs", f"{row['epoch']:.3g}"))
+        values.append(("training time", logs.duration(row["seconds"])))
+    return page.tiles(values)
+
+
+def _tables(found: Findings) -> Iterator[str]:
+    trained = found.answers.trained
+
+    def percent(value: float) -> str:
+        return f"{value:.1%}" if np.isfinite(value) else "\N{EN DASH}"
+
+    rows = [
+        (name, *map(percent, values), f"{support:,}")
+        for name, *values, support in zip(trained.class_names, *found.by_class, strict=True)
+    ]
+    yield "<h2>Numbers</h2>"
+    head = ("class", "precision", "recall", "F1", "images")
+    yield page.fold("Classes", page.table(head, rows, numbers=4), opened=len(rows) <= 20)
+    layers = summary.layer_table(trained.model, trained.image_shape)
+    shapes = [
+        (row.path, row.kind, " x ".join(map(str, row.output_shape[1:])), f"{row.num_variables:,}")
+        for row in layers
+    ]
+    total = sum(row.num_trainable for row in layers)
+    table = page.table(("layer", "kind", "output", "parameters"), shapes, numbers=1)
+    yield page.fold(f"Layers: {total:,} trainable parameters", table)
+    fields = [
+        (name, "unset" if value is None else value) for name, value in flatten(trained.config)
+    ]
+    yield page.fold("Config", page.table(("field", "value"), fields))
+
+
+def _origin(workdir: Path, split: str, checkpoint: str) -> Iterator[str]:
+    """Yields the environment of the training, and the commands that lead to this page."""
+    path = workdir / workdir_lib.ENVIRONMENT
+    commands = []
+    if path.exists():
+        environment = dict(flatten(workdir_lib.read_json(path)))
+        commands.append(["python", *map(str, environment.pop("command", []))])
+        yield page.fold("Environment", page.table(("what", "value"), environment.items()))
+    again = ["python", "main.py", "--mode=report", f"--workdir={workdir}"]
+    if (split, checkpoint) != ("test", "last"):
+        again += [f"--split={split}", f"--checkpoint={checkpoint}"]
+    text = "\n".join(map(shlex.join, [*commands, again]))
+    yield page.fold("How to repeat it", page.code(text), opened=True)
+
+
+def _csv(found: Findings) -> str:
+    """Returns a line for each image: its number, truth, answer, whether right, probabilities."""
+    names = found.answers.trained.class_names
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    columns = (f"probability of {name}" for name in names)
+    writer.writerow(("index", "truth", "predicted", "correct", *columns))
+    every = zip(found.answers.labels, found.predicted, found.probabilities, strict=True)
+    for index, (label, answer, row) in enumerate(every):
+        shares = (f"{share:.6g}" for share in row)
+        writer.writerow((index, names[label], names[answer], int(label == answer), *shares))
+    return file.getvalue()

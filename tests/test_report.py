@@ -1,0 +1,265 @@
+"""`--mode=report`: its files, its numbers beside those of the evaluation, its page."""
+
+import base64
+import csv
+import io
+import json
+import queue
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_jax import config as config_lib
+from cifar_jax import evaluate, models, report, trained
+from tests import program, tiny
+
+CURVES = {"loss", "accuracy", "learning_rate"}
+ANSWERS = {"confusion_matrix", "class_scores", "calibration", "predictions", "mistakes"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The workdir of a run that ended with a report, and what it printed."""
+    folder = tmp_path_factory.mktemp("report")
+    flag = program.write_config(folder / "short.py", num_epochs=1.0, log__report=True)
+    code, out, err = program.run_here(flag, f"--workdir={folder / 'run'}")
+    assert (code, err) == (0, "")
+    return folder / "run", out.splitlines()
+
+
+def made_up(tmp_path, monkeypatch, class_names, logits, labels):
+    """Returns the page of answers that no training gave, for 8 x 8 colour images."""
+    config = tiny.config()
+    with config.unlocked():
+        config.model = {"name": "simple_cnn"}
+    model = models.create("simple_cnn", len(class_names))
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (len(labels), 8, 8, 3), np.uint8)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images.astype(np.float32))
+    variables = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), shapes)
+    statistics = ((0.5,) * 3, (0.2,) * 3)
+    run = trained.Trained(config, model, variables, class_names, *statistics, (8, 8, 3), 7)
+    answers = evaluate.Answers(run, images, labels, logits)
+    monkeypatch.setattr(evaluate, "answer", lambda *_, **__: answers)
+    (tmp_path / "config.json").write_text(json.dumps(config_lib.to_json(config)))
+    return report.report(tmp_path).read_text()
+
+
+class Links(HTMLParser):
+    """Collects what a page loads or points at, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.texts = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        names = ("src", "srcset", "href", "data", "action", "poster")
+        self.links += [value for name, value in attrs if name in names]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def assert_self_contained(text):
+    page = Links(text)
+    assert page.links
+    for link in page.links:
+        head, _, data = link.partition(",")
+        assert head == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(data, validate=True))).verify()
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(" not in text
+    assert "@import" not in text
+    return page
+
+
+def test_files_of_the_report_at_the_end_of_training(finished):
+    folder = finished[0] / "report"
+    pictures = {path.stem for path in folder.glob("*.png")}
+    assert pictures == CURVES | ANSWERS  # an MLP has no filters
+    for path in folder.glob("*.png"):
+        assert Image.open(path).convert("L").getextrema()[0] < 200  # something is drawn
+    page = assert_self_contained((folder / "report.html").read_text())
+    assert page.tags.count("img") == page.tags.count("source") == len(pictures)
+
+
+def test_numbers_are_those_of_the_evaluation(finished):
+    workdir, lines = finished
+    code, out, _ = program.run_here("--mode=evaluate", f"--workdir={workdir}")
+    scores = out.strip().partition(": ")[2]
+    assert code == 0
+    assert lines[-1] == f"{workdir}/report/report.html: checkpoint of step 5, {scores}"
+    with (workdir / "report" / "predictions.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == [
+        *("index", "truth", "predicted", "correct"),
+        *(f"probability of {digit}" for digit in range(10)),
+    ]
+    result = json.loads((workdir / "result.json").read_text())
+    assert [int(row[0]) for row in rows] == list(range(360))
+    assert sum(int(row[3]) for row in rows) == result["num_correct"]
+    assert all((row[1] == row[2]) == (row[3] == "1") for row in rows)
+    probabilities = np.array([row[4:] for row in rows], float)
+    truth = np.array([row[1] for row in rows], int)
+    assert [int(row[2]) for row in rows] == probabilities.argmax(axis=1).tolist()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    loss = -np.log(probabilities[np.arange(360), truth]).mean()
+    assert loss == pytest.approx(result["test_loss"], rel=1e-4)
+    texts = Links((workdir / "report" / "report.html").read_text()).texts
+    assert f"{result['test_accuracy']:.2%}" in texts
+    assert f"{result['test_loss']:.4f}" in texts
+
+
+def test_the_page_tells_config_layers_and_commands(finished):
+    workdir, _ = finished
+    texts = Links((workdir / "report" / "report.html").read_text()).texts
+    assert "data.validation_examples" in texts
+    assert "Layers: 16,570 trainable parameters" in texts
+    again = f"python main.py --mode=report --workdir={workdir}"
+    assert any(text.endswith(again) and f"--workdir={workdir}\n" in text for text in texts)
+
+
+def test_another_split_and_checkpoint(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "report" / "old.png").write_bytes(b"")
+    flags = ("--split=validation", "--checkpoint=best", "--batch_size=7")
+    code, out, err = program.run_here("--mode=report", f"--workdir={tmp_path / 'run'}", *flags)
+    assert (code, err) == (0, "")
+    assert "validation accuracy" in out
+    folder = tmp_path / "run" / "report"
+    assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + 1117
+    assert not (folder / "old.png").exists()
+    assert "--split=validation --checkpoint=best" in (folder / "report.html").read_text()
+
+
+def test_a_report_that_fails_costs_a_warning_and_not_the_run(tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "report").write_text("in the way")
+    flag = program.write_config(tmp_path / "short.py", num_steps=1, log__report=True)
+    code, out, err = program.run_here(flag, f"--workdir={workdir}")
+    assert code == 0
+    assert out.splitlines()[-1].startswith("test accuracy")
+    assert err.count("\n") == 1
+    assert "the report could not be made: " in err
+    assert f"{workdir / 'report'} cannot be written" in err
+    assert (workdir / "result.json").exists()
+    code, out, err = program.run_here("--mode=report", f"--workdir={workdir}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_names_with_html_in_them_and_a_run_without_a_log(tmp_path, monkeypatch):
+    names = ("<script>alert(1)</script>", "a\"b' onload=x", "&amp; $x$", "日本")
+    labels = np.arange(40) % 4
+    logits = np.eye(4, dtype=np.float32)[(labels + (np.arange(40) < 3)) % 4] * 3
+    page = assert_self_contained(made_up(tmp_path, monkeypatch, names, logits, labels))
+    assert set(names) <= set(page.texts)
+    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == ANSWERS | {"filters"}
+
+
+def test_a_hundred_classes_without_a_mistake(tmp_path, monkeypatch):
+    labels = np.arange(300) % 90  # ten classes do not occur
+    logits = np.eye(100, dtype=np.float32)[labels] * 9
+    names = tuple(f"class {number}" for number in range(100))
+    page = assert_self_contained(made_up(tmp_path, monkeypatch, names, logits, labels))
+    assert {"100.00%", "300", "class 99", "\N{EN DASH}"} <= set(page.texts)
+    assert not (tmp_path / "report" / "mistakes.png").exists()
+
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+WIDTHS = (390, 820, 1400)
+# A page that shows the report at each width and then says what it sees there.
+LOOK = """<!DOCTYPE html><link rel="icon" href="data:,"><body><script>
+const errors = [], seen = [];
+addEventListener("error", (event) => errors.push(event.message));
+let left = WIDTHS.length;
+for (const width of WIDTHS) {
+  const frame = document.createElement("iframe");
+  Object.assign(frame, {src: "/report.html", width, height: 900});
+  frame.onload = async () => {
+    const page = frame.contentDocument, view = frame.contentWindow;
+    view.addEventListener("error", (event) => errors.push(event.message));
+    for (const fold of page.querySelectorAll("details")) fold.open = true;
+    const images = [...page.images];
+    await Promise.allSettled(images.map((image) => image.decode()));
+    seen.push({
+      width, scroll: page.documentElement.scrollWidth, client: page.documentElement.clientWidth,
+      images: images.length, broken: images.filter((image) => !image.naturalWidth).length,
+      dark: images.every((image) => image.currentSrc !== image.src),
+      ground: view.getComputedStyle(page.body).backgroundColor,
+      asked: view.performance.getEntriesByType("resource").map((entry) => entry.name),
+    });
+    if (!--left) fetch("/seen", {method: "POST", body: JSON.stringify({errors, seen})});
+  };
+  document.body.append(frame);
+}
+</script>"""
+
+
+def look(page: Path, profile: Path, dark: bool) -> tuple[dict, list[str]]:
+    """Returns what a browser sees of a page, and the paths that it asks the server for."""
+    asked, answers = [], queue.Queue()
+    bodies = {
+        "/": LOOK.replace("WIDTHS", str(list(WIDTHS))).encode(),
+        "/report.html": page.read_bytes(),
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200 if self.path in bodies else 404)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(bodies.get(self.path, b""))
+
+        def do_POST(self):
+            answers.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    command = [
+        *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+        *("--disable-sync", f"--user-data-dir={profile}", "--window-size=1600,1000"),
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        f"http://127.0.0.1:{server.server_port}/",
+    ]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **quiet) as browser:
+        try:
+            return answers.get(timeout=60), asked
+        finally:
+            browser.terminate()
+            server.shutdown()
+            server.server_close()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_in_a_browser(finished, tmp_path, dark):
+    found, asked = look(finished[0] / "report" / "report.html", tmp_path, dark)
+    assert found["errors"] == []
+    assert sorted(asked) == ["/", *["/report.html"] * len(WIDTHS)]
+    assert sorted(view["width"] for view in found["seen"]) == sorted(WIDTHS)
+    for view in found["seen"]:
+        assert (view["images"], view["broken"], view["asked"]) == (len(CURVES | ANSWERS), 0, [])
+        assert view["scroll"] <= view["client"], view
+        assert view["dark"] == dark
+        assert view["ground"] == ("rgb(18, 20, 23)" if dark else "rgb(243, 244, 246)")
