@@ -119,14 +119,14 @@ def plot_classes(images: Sequence[np.ndarray], class_names: Sequence[str]) -> Fi
     count, gap = IMAGES_OF_A_CLASS, 0.08
     height, width = next(iter(images)).shape[1:3]
     row, side = height / width, 0.42  # of an image: its height over its width, its width in inches
-    label = 0.2 + 0.075 * max(len(plots.shorten(name, 20)) for name in class_names)
+    label = 0.2 + 0.075 * max(len(tables.shorten_middle(name, 20)) for name in class_names)
     size = (label + count * side * (1 + gap), 0.1 + len(images) * side * (row + gap))
     figure = Figure(figsize=size)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for number, (name, shown) in enumerate(zip(class_names, images, strict=True)):
         top = number * (row + gap)
-        axes.text(-0.15, top + row / 2, plots.shorten(name, 20), ha="right", va="center")
+        axes.text(-0.15, top + row / 2, tables.shorten_middle(name, 20), ha="right", va="center")
         for place, image in enumerate(shown):
             image = image[..., 0] if image.shape[2] == 1 else image
             left = place * (1 + gap)
@@ -148,7 +148,7 @@ def plot_counts(class_names: Sequence[str], counts: Mapping[str, np.ndarray]) ->
         colour = plots.colour_of(number)
         axes.barh(places, count, left=left, height=0.7, label=f"{split} {count.sum():,}", fc=colour)
         left = left + count
-    axes.set_yticks(places, [plots.shorten(name, 20) for name in class_names])
+    axes.set_yticks(places, [tables.shorten_middle(name, 20) for name in class_names])
     axes.set(xlabel="images", ylim=(len(class_names) - 0.4, -0.6))
     axes.grid(False, axis="y")
     figure.legend(loc="outside upper center", ncols=len(counts))
