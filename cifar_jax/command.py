@@ -34,7 +34,6 @@ def parse(
     """
     try:
         _check_file(argv)
-        FLAGS.set_gnu_getopt()  # flags may follow the other arguments
         rest = FLAGS(argv)[1:]
         if FLAGS["config"].present:
             getattr(FLAGS.config, "is_locked", None)  # a file that could not be loaded raises here
