@@ -133,9 +133,7 @@ def _draw_errors(found: Findings) -> Iterator[Picture]:
     matrix = diagnostics.confusion(found.answers.labels, found.predicted, len(names))
     words = "Rows: the right class. Columns: the answer. Images, and percent of the row's."
     yield _picture("confusion_matrix", "Confusion matrix", words, plot_confusion, matrix, names)
-    words = (
-        "Precision: how many of its answers are right. Recall: how many of its images are found."
-    )
+    words = "Precision: the right share of its answers. Recall: the share of its images found."
     title = "Precision, recall, F1"
     yield _picture("class_scores", title, words, plot_class_scores, found.by_class, names)
     words = "How often answers of a confidence are right (above), and how many there are (below)."

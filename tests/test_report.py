@@ -78,6 +78,7 @@ def assert_self_contained(text):
         assert head == "data:image/png;base64"
         Image.open(io.BytesIO(base64.b64decode(data, validate=True))).verify()
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "default-src 'none'; img-src data:;" in text
     assert "url(" not in text
     assert "@import" not in text
     return page
