@@ -1,74 +1,107 @@
-"""Train, evaluate and look at image classifiers.
+"""Train, evaluate and use image classifiers.
 
   python main.py --config=configs/simple_cnn.py           train; the same again goes on
   python main.py --config=configs/resnet.py:20 --config.optimizer.learning_rate=0.05
   python main.py --mode=evaluate --workdir=runs/simple_cnn
   python main.py --mode=report --workdir=runs/simple_cnn  pictures, in runs/simple_cnn/report
+  python main.py --mode=explore --dataset=cifar100        images and counts of each class
+  python main.py --mode=predict --workdir=runs/simple_cnn --images photos/*.jpg
+  python main.py --mode=compare --workdirs=runs/simple_cnn,runs/resnet_20
 
-Exit codes: 0 done, 1 the run had to stop, 2 wrong input, 130 saved after Ctrl-C, 143 saved after
-SIGTERM (the same command goes on).
+Exit codes: 0 done, 1 the run had to stop or a picture could not be read, 2 wrong input, 130 saved
+after Ctrl-C, 143 saved after SIGTERM (the same command goes on).
 """
 
-import difflib
 import io
 import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from cifar_jax import allocator
+from cifar_jax import allocator, command
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
+# The flags that each mode takes.
+MODE_FLAGS = {
+    "train": ("config", "workdir"),
+    "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size"),
+    "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size"),
+    "explore": ("config", "dataset", "data_dir", "seed", "output"),
+    "predict": ("workdir", "images", "checkpoint", "resize", "batch_size", "output"),
+    "compare": ("workdirs", "output"),
+}
+# What a shell makes of `--images photos/*`: one value of the flag, then arguments without one.
+WITH_REST = ("predict", "compare")
+
 config_flags.DEFINE_config_file(
     "config",
     None,
-    "what to train: a file, with its argument behind a colon if it takes one; "
+    "what to train (or explore): a file, with its argument behind a colon if it takes one; "
     "--config.FIELD=VALUE overrides a field (all of them: configs/default.py)",
 )
+flags.DEFINE_enum("mode", "train", list(MODE_FLAGS), "what to do")
 flags.DEFINE_string("workdir", None, "the run's folder; training's default is runs/CONFIG")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "what to do")
 flags.DEFINE_string(
-    "checkpoint", "last", "evaluate, report: last, best (on the validation split) or a step"
+    "checkpoint",
+    "last",
+    "evaluate, report, predict: last, best (on the validation split) or a step",
 )
 flags.DEFINE_string(
     "split", "test", "evaluate, report: train, validation, test or the set's own name"
 )
-flags.DEFINE_string("dataset", None, "evaluate: another set with the same classes")
 flags.DEFINE_string(
-    "data_dir", None, "evaluate, report: where the data lie, if not where training had them"
+    "dataset", None, "evaluate: another set with the same classes; explore: any set (cifar10)"
 )
-flags.DEFINE_integer("batch_size", None, "evaluate, report: images of a step", lower_bound=1)
-EVALUATE_FLAGS = ("checkpoint", "split", "dataset", "data_dir", "batch_size")
+flags.DEFINE_string(
+    "data_dir", None, "evaluate, report, explore: where the data lie, if not where the config says"
+)
+flags.DEFINE_integer(
+    "batch_size", None, "evaluate, report, predict: images of a step", lower_bound=1
+)
+flags.DEFINE_multi_string(
+    "images", [], "predict: files, folders or patterns, with commas in between or one by one"
+)
+flags.DEFINE_enum(
+    "resize", "crop", ["crop", "squeeze"], "predict: how pictures get the model's proportions"
+)
+flags.DEFINE_multi_string("workdirs", [], "compare: the folders of the runs, likewise")
+flags.DEFINE_integer(
+    "seed", 0, "explore: of the images shown", lower_bound=0, upper_bound=2**32 - 1
+)
+flags.DEFINE_string("output", None, "explore, predict, compare: the folder to write to")
 
 
 def train() -> int:
     """Trains what `--config` says, in a folder of its own."""
     if not FLAGS["config"].present:
         raise UserError("--config is missing: for example --config=configs/digits.py")
-    if given := [name for name in EVALUATE_FLAGS if FLAGS[name].present]:
-        raise UserError(f"--{given[0]} belongs to --mode=evaluate; training takes --config.FIELD")
     if FLAGS.workdir == "":
         raise UserError("--workdir is empty: leave it out, or name a folder")
     name = default_name(config_flags.get_config_filename(FLAGS["config"]))
-    workdir = user_path(FLAGS.workdir or f"runs/{name}").absolute()
+    workdir = command.user_path(FLAGS.workdir or f"runs/{name}").absolute()
     with workdir_lib.lock(workdir), workdir_lib.Signals() as signals:
-        from cifar_jax import config as config_lib
-        from cifar_jax import fields
-        from configs import default
-
-        fields.check(FLAGS.config, default.get_config())
-        config_lib.check(FLAGS.config)
+        _check_config()
         from cifar_jax import train as train_lib
 
         return train_lib.train(FLAGS.config, workdir, signals)
+
+
+def _check_config() -> None:
+    from cifar_jax import config as config_lib
+    from cifar_jax import fields
+    from configs import default
+
+    fields.check(FLAGS.config, default.get_config())
+    config_lib.check(FLAGS.config)
 
 
 def evaluate() -> int:
@@ -76,15 +109,13 @@ def evaluate() -> int:
     workdir = _finished_workdir()
     from cifar_jax import evaluate as evaluate_lib
 
-    evaluate_lib.evaluate(workdir, **_answer_options())
+    evaluate_lib.evaluate(workdir, dataset_name=FLAGS.dataset, **_answer_options())
     return 0
 
 
 def report() -> int:
     """Draws the run of `--workdir`."""
     workdir = _finished_workdir()
-    if FLAGS["dataset"].present:
-        raise UserError("--dataset belongs to --mode=evaluate; a report is of the run's own set")
     from cifar_jax import report as report_lib
 
     report_lib.report(workdir, **_answer_options())
@@ -94,99 +125,74 @@ def report() -> int:
 def _finished_workdir() -> Path:
     if FLAGS.workdir is None:
         raise UserError(f"--workdir is missing: the folder of the run to {FLAGS.mode}")
-    if FLAGS["config"].present:
-        raise UserError(f"--mode={FLAGS.mode} takes no --config: the workdir has the run's own")
-    return user_path(FLAGS.workdir)
+    return command.user_path(FLAGS.workdir)
 
 
 def _answer_options() -> dict[str, Any]:
-    return {
-        "split": FLAGS.split,
-        "checkpoint": FLAGS.checkpoint,
-        "dataset_name": FLAGS.dataset,
-        "data_dir": FLAGS.data_dir,
-        "batch_size": FLAGS.batch_size,
-    }
+    return {name: FLAGS[name].value for name in ("split", "checkpoint", "data_dir", "batch_size")}
 
 
-MODES = {"train": train, "evaluate": evaluate, "report": report}
+def explore() -> int:
+    """Shows the data set of `--config` or `--dataset`."""
+    from cifar_jax import explore as explore_lib
+
+    if FLAGS["config"].present:
+        for name in ("dataset", "seed"):
+            if FLAGS[name].present:
+                raise UserError(f"--{name} beside --config: leave one of them out")
+        _check_config()
+        data, seed = FLAGS.config.data, FLAGS.config.seed
+        place = FLAGS.data_dir or data.data_dir
+        explore_lib.explore(data.name, place, _output(), seed, data.validation_examples)
+    else:
+        explore_lib.explore(FLAGS.dataset or "cifar10", FLAGS.data_dir, _output(), FLAGS.seed)
+    return 0
 
 
-def user_path(text: str) -> Path:
-    """Returns the path that a user means, "~" included, which a shell leaves behind an "="."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{text}: {error}") from error
+def predict(*images: str) -> int:
+    """Predicts the pictures of `--images` by the model of `--workdir`."""
+    workdir = _finished_workdir()
+    from cifar_jax import predict as predict_lib
+
+    return predict_lib.predict(
+        workdir,
+        command.split_paths([*FLAGS.images, *images]),
+        output=_output(),
+        checkpoint=FLAGS.checkpoint,
+        resize=FLAGS.resize,
+        batch_size=FLAGS.batch_size,
+    )
+
+
+def compare(*workdirs: str) -> int:
+    """Compares the runs of `--workdirs`."""
+    from cifar_jax import compare as compare_lib
+
+    found = compare_lib.find(command.split_paths([*FLAGS.workdirs, *workdirs]))
+    compare_lib.compare(found, _output() or Path("comparison"))
+    return 0
+
+
+def _output() -> Path | None:
+    if FLAGS.output == "":
+        raise UserError("--output is empty: leave it out, or name a folder")
+    return command.user_path(FLAGS.output) if FLAGS.output else None
+
+
+MODES: dict[str, Callable[..., int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "report": report,
+    "explore": explore,
+    "predict": predict,
+    "compare": compare,
+}
 
 
 def default_name(config: str) -> str:
     """Returns a run's name from its `--config`: configs/resnet.py:20 gives resnet_20."""
     file, _, option = config.partition(":")
     return re.sub(r"[^\w.+-]+", "_", Path(file).stem + (f"_{option}" if option else ""))
-
-
-def parse(argv: list[str]) -> None:
-    """Reads the flags and the config file.
-
-    Raises:
-      UserError: a flag or field is unknown or its value has the wrong type, or the config file
-        cannot be read.
-    """
-    try:
-        _check_file(argv)
-        rest = FLAGS(argv)[1:]
-        if FLAGS["config"].present:
-            getattr(FLAGS.config, "is_locked", None)  # a file that could not be loaded raises here
-    except UserError:
-        raise
-    except flags.Error as error:
-        raise UserError(_one_line(error)) from error
-    except (AttributeError, KeyError) as error:
-        raise UserError(_unknown_field(argv, error) or f"--config: {_one_line(error)}") from error
-    except Exception as error:  # a config file is a program: anything may come out of it
-        raise UserError(f"--config: {_one_line(error)}") from error
-    if rest:
-        raise UserError(f"what does {rest[0]!r} mean? Flags look like --name=value")
-
-
-def _check_file(argv: list[str]) -> None:
-    for place, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
-        if name not in ("--config", "-config"):
-            continue
-        file = (value if equals else "".join(argv[place + 1 : place + 2])).partition(":")[0]
-        if not Path(file).is_file():
-            known = sorted(str(path) for path in Path("configs").glob("[!_]*.py"))
-            near = difflib.get_close_matches(file, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-            if not known:
-                hint = f" in {Path.cwd()}: start main.py from its own folder"
-            raise UserError(f"--config: there is no file {file!r}{hint}")
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error)
-    if "Traceback (most recent call last)" in text:
-        text = text.partition("Error whilst")[0] + text.splitlines()[-1]
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _unknown_field(argv: list[str], error: Exception) -> str | None:
-    """Returns words for an override whose field the config does not have, with the nearest ones."""
-    from cifar_jax import fields
-    from configs import default
-
-    known = [name for name, _ in fields.flatten(default.get_config())]
-    for argument in argv:
-        name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
-        leaf = name.rpartition(".")[2]
-        if argument.lstrip("-").startswith("config.") and leaf in str(error):
-            leaves = [field for field in known if field.rpartition(".")[2] == leaf]
-            near = leaves or difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean --config.{near[0]}?" if near else "; see configs/default.py"
-            return f"--config.{name}: there is no such field{hint}"
-    return None
 
 
 def _check_environment() -> None:
@@ -215,9 +221,9 @@ def main(argv: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
     try:
-        parse(argv)
+        rest = command.parse(argv, MODE_FLAGS, WITH_REST)
         _check_environment()
-        return MODES[FLAGS.mode]()
+        return MODES[FLAGS.mode](*rest)
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

@@ -93,6 +93,15 @@ def load(
     )
 
 
+def split_names(name: str, data_dir: str | None = None) -> tuple[str, ...]:
+    """Returns the names of a set's splits; name, data_dir and errors as for `load`."""
+    check_name(name, data_dir)
+    if name == "digits":
+        return ("train", "test")
+    root = data_root(data_dir)
+    return records.split_names(records.find_prepared(name, root) or prepare.prepare(name, root))
+
+
 def data_root(data_dir: str | None = None) -> Path:
     """The TFDS data directory: the one given, `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
 

@@ -39,23 +39,33 @@ def lock(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it, or the folder cannot be written.
     """
-    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        while not (file := _claim(workdir)):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--workdir {workdir} cannot be written ({error.strerror}): choose another folder"
-        ) from error
-    with file:
+    with take_back_empty(workdir):
         try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                (workdir / _LOCK).unlink()
-                for path in made:
-                    path.rmdir()
+            workdir.mkdir(parents=True, exist_ok=True)
+            while not (file := _claim(workdir)):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"--workdir {workdir} cannot be written ({error.strerror}): choose another folder"
+            ) from error
+        with file:
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    (workdir / _LOCK).unlink()
+
+
+@contextlib.contextmanager
+def take_back_empty(folder: Path) -> Iterator[None]:
+    """Takes away again those of a folder and its parents that are made meanwhile and stay empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 def _claim(workdir: Path) -> BinaryIO | None:

@@ -11,6 +11,7 @@ table as it is.
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -84,6 +85,33 @@ def _rate_cells(rows: dict[str, Any]) -> list[str]:
         compiled = ", compiled" if best["framework"].endswith("_compiled") else ""
         cells.append(f"{words(best)}{compiled}: **{ratio:.2f}x**")
     return cells
+
+
+def operations(result: dict[str, Any]) -> str:
+    """Milliseconds of single convolutions, and what the plain method takes at the matrix rate."""
+    words = {"ours": "this project", "xla": "XLA", "pytorch": "PyTorch"}
+    names = [name for name in words if name in result["versions"]]
+    rows = []
+    for row in result["measurements"]:
+        times = {name: statistics.median(row["milliseconds"][name]) for name in names}
+        least = min(times.values())
+        rows.append(
+            [
+                f"{row['size']}x{row['size']}, {row['channels']} to {row['features']}",
+                row["what"],
+                *(f"**{t:.1f}**" if t == least else f"{t:.1f}" for t in times.values()),
+                f"{row['at_matrix_rate']:.1f}",
+            ]
+        )
+    header = ["3x3 convolution", "of 64 images", *(words[name] for name in names), "matrix rate"]
+    rates = ", ".join(
+        f"{rate:.0f} by {words[name]}"
+        for name, rate in result["matrix_gigaflops_per_second"].items()
+    )
+    return markdown(header, rows) + (
+        f"\nMilliseconds on {result['hardware']}; products of 1024 x 1024 matrices: {rates} "
+        "GFLOP/s.\n"
+    )
 
 
 def startup(result: dict[str, Any]) -> str:
@@ -167,6 +195,7 @@ def training(results: Iterable[dict[str, Any]]) -> str:
 # By the beginning of a file's name, so that one benchmark can have several files.
 BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_step_time": step_time,
+    "bench_operations": operations,
     "bench_startup": startup,
     "bench_faults": faults,
     "bench_soak": soak,

@@ -13,9 +13,10 @@ PACKAGE = ROOT / "cifar_jax"
 
 # A module may import from its own layer's earlier lines and from the layers above it in this list.
 LAYERS = [
-    ["errors", "fields", "durations", "allocator"],
+    ["errors", "fields", "durations", "tables", "allocator"],
     [
         "workdir",
+        "command",
         "curves",
         "manifest",
         "quiet",
@@ -26,14 +27,15 @@ LAYERS = [
         "metrics",
         "ops",
         "plots",
+        "photos",
         "diagnostics",
         "page",
     ],
     ["auto_augment", "augment", "image_cache", "records", "prepare", "datasets", "models"],
-    ["summary", "optim", "config", "devices", "logs", "checkpoint"],
+    ["summary", "optim", "config", "devices", "logs", "checkpoint", "compare", "explore"],
     ["sampling", "state", "steps", "scores"],
     ["trained", "run"],
-    ["evaluate", "report", "train", "numpy_mlp_command"],
+    ["evaluate", "predict", "report", "train", "numpy_mlp_command"],
 ]
 # The command of `python -m cifar_jax.numpy_mlp`, imported when that is run.
 ALLOWED = {("numpy_mlp", "numpy_mlp_command")}

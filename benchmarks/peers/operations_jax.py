@@ -1,0 +1,80 @@
+"""The worker that times one convolution at a time in JAX: ours ("ours") or XLA's own ("xla")."""
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from benchmarks.peers import protocol
+from cifar_jax import ops
+
+CONVOLVE = {"ours": ops.conv_general_dilated, "xla": lax.conv_general_dilated}
+
+
+def time_repeated(function: Callable[..., jax.Array], arguments: tuple, repeats: int) -> float:
+    """Returns the seconds of one call, of many that one program makes in a row."""
+
+    def run(arguments, result):
+        def body(i, carry):
+            (first, *rest), _ = carry
+            # Something has to change, or XLA takes the call out of the loop.
+            first = first.at[(0,) * first.ndim].set(i.astype(first.dtype))
+            return (first, *rest), function(first, *rest)
+
+        return lax.fori_loop(0, repeats, body, (arguments, result))[1]
+
+    program = jax.jit(run)
+    shape = jax.eval_shape(function, *arguments)
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    program(arguments, zeros).block_until_ready()
+    begun = time.perf_counter()
+    program(arguments, zeros).block_until_ready()
+    return (time.perf_counter() - begun) / repeats
+
+
+def measure(
+    convolve: Callable[..., jax.Array],
+    what: str,
+    size: int,
+    channels: int,
+    features: int,
+    repeats: int,
+) -> float:
+    """Returns the seconds that an operation takes; see `operations.py`."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    if what == "matrix product":
+        square = jax.random.normal(keys[0], (size, size))
+        return time_repeated(lambda a, b: a @ b, (square, square), repeats)
+    images = jax.random.normal(keys[0], (64, size, size, channels))
+    kernel = jax.random.normal(keys[1], (3, 3, channels, features))
+    gradient = jax.random.normal(keys[2], (64, size, size, features))
+    conv = functools.partial(
+        convolve,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    functions = {
+        "forward": (conv, (images, kernel)),
+        "image gradient": (
+            lambda g, k: jax.vjp(lambda x: conv(x, k), images)[1](g)[0],
+            (gradient, kernel),
+        ),
+        "kernel gradient": (
+            lambda x, g: jax.vjp(lambda k: conv(x, k), kernel)[1](g)[0],
+            (images, gradient),
+        ),
+    }
+    return time_repeated(*functions[what], repeats)
+
+
+if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    protocol.serve(
+        {"measure": functools.partial(measure, CONVOLVE[sys.argv[1]])}, {"jax": jax.__version__}
+    )

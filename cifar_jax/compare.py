@@ -1,0 +1,162 @@
+"""`--mode=compare`: several runs in one table and one picture."""
+
+import csv
+import glob
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cifar_jax import command, fields, logs, tables
+from cifar_jax import workdir as workdir_lib
+from cifar_jax.errors import UserError
+
+
+class Record(NamedTuple):
+    """What a run has written so far.
+
+    Attributes:
+      config: its fields by their dotted names.
+      history: the rows of metrics.jsonl.
+      result: of result.json; empty while the run is not finished.
+    """
+
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+    result: dict[str, Any]
+
+
+def find(given: Iterable[Path]) -> list[Path]:
+    """Returns workdirs, each once; a pattern stands for the folders that it matches.
+
+    Raises:
+      UserError: there are none.
+    """
+    found: dict[Path, Path] = {}
+    for path in given:
+        paths = [path]
+        if glob.has_magic(str(path)) and not path.exists():
+            paths = [Path(match) for match in sorted(glob.glob(str(path)))]
+            paths = [match for match in paths if match.is_dir()]
+            if not paths:
+                raise UserError(f"{tables.printable(str(path))} matches no folder")
+        found |= {match.absolute(): match for match in paths}
+    if not found:
+        raise UserError("--workdirs is missing: the folders of the runs to compare")
+    return list(found.values())
+
+
+def compare(workdirs: Sequence[Path], output: Path) -> None:
+    """Prints how runs did and in what their configs differ; draws their curves.
+
+    The runs may still train. Writes comparison.csv and comparison.png.
+
+    Args:
+      workdirs: of the runs, as `find` returns them.
+      output: the folder to write to.
+
+    Raises:
+      UserError: with a line for each workdir that holds no run or a damaged one; or the folder
+        cannot be written.
+    """
+    records, problems = [], []
+    for workdir in workdirs:
+        try:
+            records.append(read(workdir))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    names = tables.short_names(workdirs)
+    rows = table(names, records)
+    with command.output_folder(output):
+        print(tables.format_table(rows, right=range(1, len(rows[0]))))
+        with (output / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
+        from cifar_jax import plots  # only here: it brings matplotlib
+
+        labels = [tables.shorten_middle(name, 30) for name in names]
+        if len(set(labels)) < len(labels):
+            labels = names
+        histories = dict(zip(labels, (record.history for record in records), strict=True))
+        plots.save(plots.plot_curves(histories), output / "comparison.png")
+    print(f"comparison.csv and comparison.png are in {tables.printable(str(output))}")
+
+
+def read(workdir: Path) -> Record:
+    """Returns what a run has written so far.
+
+    Raises:
+      UserError: there is no run, or a file of it is damaged.
+    """
+    config = dict(fields.flatten(workdir_lib.read_json(workdir / workdir_lib.CONFIG)))
+    metrics, result = workdir / workdir_lib.METRICS, workdir / workdir_lib.RESULT
+    try:
+        history = [_numbers(line) for line in logs.read(metrics)] if metrics.exists() else []
+        finished = workdir_lib.read_json(result) if result.exists() else {}
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if any("epoch" not in line for line in history):
+        raise UserError(f"{metrics} is damaged: a line has no epoch")
+    return Record(config, history, _numbers(finished))
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def table(names: Sequence[str], records: Sequence[Record]) -> list[list[str]]:
+    """Returns the cells: a column for each run; scores and time, then the fields that differ."""
+    rows = [["", *names]]
+    rows.append(["state", *["finished" if r.result else "not finished" for r in records]])
+    rows += [[words, *[cell(r) for r in records]] for words, cell in _SCORES.items()]
+    configs = [record.config for record in records]
+    for field in sorted(set().union(*configs)):
+        values = [_value(config, field) for config in configs]
+        if len(set(values)) > 1:
+            rows.append([field, *map(tables.printable, values)])
+    return rows
+
+
+def _value(config: Mapping[str, Any], field: str) -> str:
+    if field not in config:
+        return "-"
+    value = config[field]
+    return "unset" if value is None else str(value)
+
+
+def _last(record: Record, name: str) -> float | None:
+    """The last value of a metric in the log."""
+    return next((line[name] for line in reversed(record.history) if name in line), None)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _time(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else logs.duration(value)
+
+
+def _epochs(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+_SCORES = {
+    "epochs": lambda run: _epochs(_last(run, "epoch")),
+    "test accuracy": lambda run: _percent(run.result.get("test_accuracy")),
+    "test loss": lambda run: _loss(run.result.get("test_loss")),
+    "eval accuracy": lambda run: _percent(_last(run, "eval_accuracy")),
+    "eval loss": lambda run: _loss(_last(run, "eval_loss")),
+    "train accuracy": lambda run: _percent(_last(run, "train_accuracy")),
+    "train loss": lambda run: _loss(_last(run, "train_loss")),
+    "time": lambda run: _time(run.result.get("wall_seconds", _last(run, "seconds"))),
+}

@@ -1,0 +1,151 @@
+"""`--mode=compare`: the table, runs that still train, workdirs that hold no run."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_jax import compare
+from cifar_jax import config as config_lib
+from tests import program, tiny
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def line(epoch, **values):
+    return {"step": int(5 * epoch), "epoch": epoch, "seconds": 60.0 * epoch, **values}
+
+
+def write_run(folder, finished=True, epochs=3, **fields):
+    """Writes what a run leaves behind."""
+    folder.mkdir(parents=True)
+    config = config_lib.to_json(tiny.config(**fields))
+    (folder / "config.json").write_text(json.dumps(config))
+    scores = [{"train_loss": 2 / n, "train_accuracy": 1 - 0.5 / n} for n in range(1, epochs + 1)]
+    lines = [
+        line(number, **score, eval_loss=3 / number, eval_accuracy=1 - 0.7 / number)
+        for number, score in enumerate(scores, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    if finished:
+        result = {"test_accuracy": 0.875, "test_loss": 0.4321, "wall_seconds": 3723.0}
+        (folder / "result.json").write_text(json.dumps({"name": "x", "config": config, **result}))
+
+
+def start(*arguments):
+    return program.run_here("--mode=compare", "--output=out", *arguments)
+
+
+def test_two_runs_side_by_side(here):
+    write_run(here / "runs" / "a")
+    write_run(here / "runs" / "b", finished=False, epochs=2, seed=7, optimizer__momentum=0.5)
+    code, out, err = start("--workdirs=runs/a,runs/b")
+    assert (code, err) == (0, "")
+    with Path("out/comparison.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["", "a", "b"],
+        ["state", "finished", "not finished"],
+        ["epochs", "3", "2"],
+        ["test accuracy", "87.50%", "-"],
+        ["test loss", "0.4321", "-"],
+        ["eval accuracy", "76.67%", "65.00%"],
+        ["eval loss", "1.0000", "1.5000"],
+        ["train accuracy", "83.33%", "75.00%"],
+        ["train loss", "0.6667", "1.0000"],
+        ["time", "1:02:03", "2:00"],
+        ["optimizer.momentum", "unset", "0.5"],
+        ["seed", "0", "7"],
+    ]
+    printed = [row.split() for row in out.splitlines()]
+    assert all([cell for words in row for cell in words.split()] in printed for row in rows)
+    with Image.open("out/comparison.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 5
+
+
+@pytest.mark.parametrize(
+    "workdirs",
+    [
+        ("--workdirs=runs/x/run,runs/y/run"),
+        ("--workdirs runs/x/run runs/y/run runs/x/run/"),
+        ("--workdirs=runs/*/run"),
+        ("--workdirs=runs/x/run --workdirs=runs/y/run"),
+        ("runs/x/run runs/y/run"),
+    ],
+)
+def test_ways_to_name_runs_whose_folders_have_the_same_name(here, workdirs):
+    write_run(here / "runs" / "x" / "run")
+    write_run(here / "runs" / "y" / "run")
+    code, out, err = start(*workdirs.split())
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].split() == ["x/run", "y/run"]
+
+
+def test_runs_that_have_only_begun(here):
+    write_run(here / "a", finished=False)
+    with (here / "a" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "epo')  # being written
+    write_run(here / "b", finished=False)
+    (here / "b" / "metrics.jsonl").unlink()
+    code, out, err = start("--workdirs=a,b")
+    assert (code, err) == (0, "")
+    cells = {row.split("  ")[0]: row.split()[-2:] for row in out.splitlines()}
+    assert cells["epochs"] == ["3", "-"]
+    assert cells["eval loss"] == ["1.0000", "-"]
+
+
+def test_models_with_other_fields_and_infinite_losses(here):
+    write_run(here / "a")
+    write_run(here / "b", model={"name": "lenet"})
+    with (here / "b" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line(4, eval_loss=float("nan"), train_loss=float("inf"))) + "\n")
+    code, out, err = start("--workdirs=a,b")
+    assert (code, err) == (0, "")
+    rows = [row.split() for row in out.splitlines()]
+    assert ["model.name", "mlp", "lenet"] in rows
+    assert ["model.activation", "relu", "-"] in rows
+    assert ["eval", "loss", "1.0000", "nan"] in rows
+
+
+def test_each_workdir_that_cannot_be_used_is_named(here):
+    write_run(here / "good")
+    for name, file, text, part in (
+        ("empty", "", "", "empty/config.json does not exist"),
+        ("config", "config.json", "{", "config/config.json is damaged"),
+        ("result", "result.json", "[]", "result/result.json is damaged"),
+        ("metrics", "metrics.jsonl", '{"step": 1}\n{"step": 2}\n', "metrics.jsonl is damaged"),
+    ):
+        if file:
+            write_run(here / name)
+            (here / name / file).write_text(text)
+        else:
+            (here / name).mkdir()
+        code, out, err = start(f"--workdirs=good,{name},missing")
+        assert (code, out) == (2, "")
+        lines = err.splitlines()
+        assert len(lines) == 2
+        assert all(line.startswith("error: ") for line in lines)
+        assert part in lines[0]
+        assert "missing/config.json does not exist" in lines[1]
+    (here / "result" / "result.json").unlink()
+    (here / "result" / "metrics.jsonl").unlink()
+    (here / "result" / "metrics.jsonl").mkdir()
+    code, _, err = start("--workdirs=result")
+    assert (code, err.count("\n")) == (2, 1)
+    assert not (here / "out").exists()
+
+
+def test_a_name_that_could_upset_the_table(here):
+    write_run(here / "a\nb$x$")
+    write_run(here / ("long" * 12 + "1" + "end" * 8))
+    write_run(here / ("long" * 12 + "2" + "end" * 8))
+    found = compare.find([Path("a\nb$x$"), *sorted(Path().glob("long*"))])
+    compare.compare(found, Path("out"))
+    assert len(list(Path("out").iterdir())) == 2

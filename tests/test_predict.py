@@ -1,0 +1,240 @@
+"""`--mode=predict`: a tiny run predicts pictures of every kind, and names those that it cannot."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cifar_jax
+from cifar_jax import datasets, photos, predict
+from tests import program
+from tests.test_photos import bomb, scene
+
+FILES = ["predictions.csv", "predictions.json", "predictions.png"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The workdir of a finished run, moved away from where it was trained, without its config."""
+    folder = tmp_path_factory.mktemp("trained")
+    flag = program.write_config(folder / "short.py", num_steps=2, data__validation_examples=0)
+    code, _, err = program.run_here(flag, f"--workdir={folder / 'run'}")
+    assert (code, err) == (0, "")
+    (folder / "short.py").unlink()
+    return (folder / "run").rename(folder / "moved")
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(run, *arguments):
+    return program.run_here("--mode=predict", f"--workdir={run}", "--output=out", *arguments)
+
+
+def outputs():
+    """Returns the rows of the CSV and the content of the JSON, after a look at the picture."""
+    with Path("out/predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    described = json.loads(Path("out/predictions.json").read_text())
+    assert sorted(os.listdir("out")) == FILES
+    with Image.open("out/predictions.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 5
+    return rows, described
+
+
+def test_predictions_are_those_of_the_model(run, here, monkeypatch):
+    digits = datasets.load("digits").splits["test"].images[:5]
+    for number, image in enumerate(digits):
+        Image.fromarray(image[..., 0]).save(f"{number}.png")
+    monkeypatch.setattr(datasets, "load", None)  # the data set is not needed
+    code, out, err = start(run, "--images=.", "--batch_size=2")
+    assert (code, err) == (0, "")
+    expected = cifar_jax.load(run).predict(digits)
+    rows, described = outputs()
+    names = [str(digit) for digit in range(10)]
+    found = np.array([[float(row[name]) for name in names] for row in rows])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for row, entry, shares in zip(rows, described["pictures"], expected, strict=True):
+        best = str(shares.argmax())
+        assert row["prediction"] == entry["prediction"] == entry["top"][0]["class"] == best
+        assert [x["probability"] for x in entry["top"]] == sorted(
+            entry["probabilities"].values(), reverse=True
+        )[:3]
+        line = next(line for line in out.splitlines() if line.startswith(entry["picture"][2:]))
+        assert line.split()[1:3] == [best, f"{100 * shares.max():.1f}"]
+    assert out.splitlines()[-1].startswith("5 pictures predicted by the checkpoint of step 2")
+
+
+def make_odd_files():
+    """Writes pictures that can be predicted, and files that cannot; returns both lists."""
+    scene().save("photo.jpg")
+    data = Path("photo.jpg").read_bytes()
+    Path("cut.jpg").write_bytes(data[: len(data) // 2])
+    Path("empty.png").touch()
+    Path("text.png").write_text("text")
+    Path("no_extension").write_bytes(data)
+    os.mkdir("folder.jpg")
+    os.mkfifo("fifo.jpg")
+    os.symlink("nowhere", "dead.jpg")
+    os.symlink("photo.jpg", "link.jpg")
+    bomb(Path("bomb.png"))
+    Image.new("L", (1, 1)).save("dot.png")
+    Image.new("RGB", (1, 3000), "red").save("panorama.png")
+    Image.new("CMYK", (40, 50), (9, 99, 9, 9)).save("cmyk.jpg")
+    Image.fromarray(np.full((50, 40), 40_000, np.uint16)).save("16.png")
+    Image.fromarray(np.full((50, 40), 0.3, np.float32)).save("float.tiff")
+    scene().convert("P", palette=Image.Palette.ADAPTIVE).save("palette.png", transparency=3)
+    Image.new("LA", (9, 9), (3, 99)).save("la.png")
+    scene().save("moving.gif", save_all=True, append_images=[scene(40, 60).rotate(90)])
+    for name in ("x.webp", "x.bmp", "ünïcödé 日本.png", "new\nline.png", "a,b.png", "$x_{1}$.png"):
+        scene().save(name)
+    scene().save("=cmd\x1b[31m\u202e.png")
+    scene().save(os.fsdecode(b"bytes\xff.png"))
+    os.mkdir("other")
+    scene(50, 50).save("other/photo.jpg")
+    bad = ["cut.jpg", "empty.png", "text.png", "folder.jpg", "fifo.jpg", "dead.jpg", "bomb.png"]
+    bad.append("not there.png")
+    good = [
+        *("photo.jpg", "no_extension", "link.jpg", "dot.png", "panorama.png", "cmyk.jpg"),
+        *("16.png", "float.tiff", "palette.png", "la.png", "moving.gif", "x.webp", "x.bmp"),
+        *("ünïcödé 日本.png", "new\nline.png", "a,b.png", "$x_{1}$.png", "=cmd\x1b[31m\u202e.png"),
+        *(os.fsdecode(b"bytes\xff.png"), "other/photo.jpg"),
+    ]
+    return good, bad
+
+
+@pytest.mark.timeout(60)
+def test_odd_files_are_predicted_or_named_in_a_line(run, here):
+    good, bad = make_odd_files()
+    code, out, err = start(run, "--images", *good, *bad)
+    assert code == 1
+    lines = err.splitlines()
+    assert len(lines) == len(bad)
+    assert all(any(line.startswith(f"{name} ") for line in lines) for name in bad)
+    assert f"{len(good)} pictures predicted" in out
+    assert f"{len(bad)} could not be read" in out
+    assert "\x1b" not in out + err
+    assert r"new\nline.png" in out
+    table = out.splitlines()[2 : 2 + len(good)]
+    assert len({line.split()[0] for line in table}) == len(good)
+    assert (
+        sum(line.startswith(("other/photo.jpg ", f"{here.name}/photo.jpg ")) for line in table) == 2
+    )
+    rows, described = outputs()
+    assert [entry["picture"] for entry in described["pictures"]] == good
+    assert sorted(described["failures"]) == sorted(lines)
+    saved = [name.encode("utf-8", "backslashreplace").decode() for name in good]
+    assert [row["picture"] for row in rows] == saved
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        ("--images=a.png,b.png",),
+        ("--images", "a.png", "b.png"),
+        ("a.png", "b.png"),
+        ("--images=a.png", "--images=b.png"),
+        ("--images=[ab].png",),
+        ("--images=.",),
+    ],
+    ids=" ".join,
+)
+def test_ways_to_name_pictures(run, here, images):
+    for name in ("a.png", "b.png"):
+        scene().save(name)
+    code, _, err = program.run_here(
+        "--mode=predict", *images, f"--workdir={run}", "--output=out", "--resize=squeeze"
+    )
+    assert (code, err) == (0, "")
+    names = [os.path.basename(row["picture"]) for row in outputs()[0]]
+    assert names == ["a.png", "b.png"]
+
+
+def test_no_picture_at_all_is_one_line(run, here):
+    (here / "folder").mkdir()
+    for images, part in (
+        ("--images=none.png", "none.png does not exist"),
+        ("--images=folder", "folder holds no pictures"),
+        ("--images=*.png", "*.png holds no pictures"),
+        ("--images=", "none is named"),
+        ("--batch_size=3", "none is named"),
+    ):
+        code, out, err = start(run, images)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith("error: no picture to predict: ")
+        assert part in err
+    assert sorted(os.listdir()) == ["folder"]
+
+
+def test_where_no_picture_can_be_read_nothing_is_written(run, here):
+    Path("a.png").touch()
+    code, out, err = start(run, "--images=a.png")
+    assert (code, out) == (1, "")
+    assert err.splitlines() == ["a.png is empty", "error: no picture could be read"]
+    assert os.listdir() == ["a.png"]
+
+
+def test_a_run_or_an_output_that_cannot_be_used(run, here):
+    scene().save("a.png")
+    code, _, err = program.run_here("--mode=predict", f"--workdir={run}", "a.png", "--output=a.png")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "a.png cannot be written (File exists): choose another with --output" in err
+    code, _, err = start(run, "a.png", "--checkpoint=7")
+    assert code == 2
+    assert "no checkpoint '7'" in err
+    shutil.copytree(run, "damaged")
+    Path("damaged/config.json").write_text('{"num_cpu_devices": "many"}')
+    shutil.rmtree("damaged/checkpoints")
+    code, _, err = start("damaged", "a.png")
+    assert (code, err.count("\n")) == (2, 1)
+    assert sorted(os.listdir()) == ["a.png", "damaged"]
+
+
+def test_the_default_output_is_in_the_workdir(run, here):
+    scene().save("a.png")
+    code, out, _ = program.run_here("--mode=predict", f"--workdir={run}", "a.png")
+    assert code == 0
+    assert sorted(os.listdir(run / "predictions")) == FILES
+    assert out.splitlines()[-1].endswith(f"are in {run / 'predictions'}")
+
+
+def test_the_picture_shows_the_first_of_many(run, here, monkeypatch):
+    monkeypatch.setattr(predict, "MOST_DRAWN", 2)
+    for number in range(3):
+        scene().save(f"{number}.png")
+    code, out, _ = start(run, "--images=.")
+    assert code == 0
+    assert out.splitlines()[-1] == "predictions.png shows the first 2"
+    assert len(outputs()[0]) == 3
+
+
+def test_missing_pictures_are_told_before_jax_is_imported(run):
+    text = (
+        "import sys, main\n"
+        f"code = main.main(['main.py', '--mode=predict', '--workdir={run}', 'none.png'])\n"
+        "heavy = {'jax', 'matplotlib', 'orbax', 'tensorflow_datasets'}\n"
+        "print(code, sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=program.ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "2 []\n"
+
+
+def test_top_classes_of_two_and_of_equal_ones():
+    assert predict.top_classes(np.array([0.2, 0.8]), ("a", "b")) == [("b", 0.8), ("a", 0.2)]
+    assert [name for name, _ in predict.top_classes(np.full(4, 0.25), "abcd")] == ["a", "b", "c"]
+    assert predict.format_top(["x"], np.array([[0.2, 0.8]]), ("a", "b")).splitlines()[0] == (
+        "picture  first     %  second     %"
+    )
+    assert photos.RESIZES == ("crop", "squeeze")
