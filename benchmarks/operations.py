@@ -2,10 +2,10 @@
 
     python -m benchmarks.operations --torch-python=TORCH/bin/python
 
-On one core, 64 images, float32: this project's operations, XLA's and PyTorch's in turns, and
-beside them the time that the multiplications of the plain method would take at the core's rate for
-matrix products (the best of the frameworks). Winograd's method makes fewer. Writes
-results/bench_operations.json and the README's table.
+On one core, 64 images, float32: this project's operations and PyTorch's in turns, and beside them
+the time that the multiplications of the plain method would take at the core's rate for matrix
+products (the best of the two). Winograd's method makes fewer. Writes results/bench_operations.json
+and the README's table.
 """
 
 import argparse
@@ -46,9 +46,8 @@ def measure(workers: dict[str, Worker], rounds: int, **case: Any) -> dict[str, l
 def run(workers: dict[str, Worker], rounds: int, shapes: Any = SHAPES) -> dict[str, Any]:
     """Measures everything."""
     repeats = 4
-    products = {name: worker for name, worker in workers.items() if name != "xla"}
     square = {"size": MATRIX_SIZE, "channels": 0, "features": 0}
-    times = measure(products, rounds, what="matrix product", repeats=8, **square)
+    times = measure(workers, rounds, what="matrix product", repeats=8, **square)
     rates = {
         name: 2 * MATRIX_SIZE**3 / 1e6 / statistics.median(each) for name, each in times.items()
     }
@@ -81,8 +80,7 @@ def main(argv: list[str]) -> int:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the workers inherit it
     started: dict[str, Worker] = {}
     try:
-        for name in ("ours", "xla"):
-            started[name] = Worker(name, sys.executable, ["operations_jax", name], True)
+        started["ours"] = Worker("ours", sys.executable, ["operations_jax"], True)
         if options.torch_python:
             started["pytorch"] = Worker("pytorch", options.torch_python, ["operations_torch"], True)
         if options.quick:

@@ -1,7 +1,6 @@
 """The benchmark of single operations times what it says, and its table names the fastest."""
 
 import pytest
-from jax import lax
 
 from benchmarks import operations
 from benchmarks.peers import operations_jax
@@ -10,19 +9,12 @@ from results import tables
 
 def test_the_programs_hold_the_operation_of_every_turn():
     """Else XLA would have taken it out of the loop, and the times would be of nothing."""
-    counts = []
-
-    def conv(*arguments, **options):
-        counts.append(1)
-        return lax.conv_general_dilated(*arguments, **options)
-
     for what in operations.OPERATIONS:
         small, large = (
-            min(operations_jax.measure(conv, what, 16, 16, 16, repeats) * repeats for _ in range(3))
+            min(operations_jax.measure(what, 16, 16, 16, repeats) * repeats for _ in range(3))
             for repeats in (1, 12)
         )
         assert large > 3 * small, what
-    assert counts
 
 
 def test_work_of_an_operation():
@@ -30,7 +22,7 @@ def test_work_of_an_operation():
 
 
 def test_table_of_the_operations():
-    times = {"ours": [2.0, 1.0, 3.0], "xla": [9.0], "pytorch": [2.5]}
+    times = {"ours": [2.0, 1.0, 3.0], "pytorch": [2.5]}
     shape = {"what": "forward", "size": 32, "channels": 3, "features": 16}
     table = tables.operations(
         {
@@ -40,5 +32,5 @@ def test_table_of_the_operations():
             "versions": dict.fromkeys(times),
         }
     )
-    assert "| 32x32, 3 to 16 | forward | **2.0** | 9.0 | 2.5 | 0.5 |\n" in table
+    assert "| 32x32, 3 to 16 | forward | **2.0** | 2.5 | 0.5 |\n" in table
     assert "200 by this project, 100 by PyTorch GFLOP/s" in table

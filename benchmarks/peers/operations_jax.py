@@ -1,8 +1,7 @@
-"""The worker that times one convolution at a time in JAX: ours ("ours") or XLA's own ("xla")."""
+"""The worker that times one convolution at a time in this project."""
 
 import functools
 import os
-import sys
 import time
 from collections.abc import Callable
 
@@ -12,8 +11,6 @@ from jax import lax
 
 from benchmarks.peers import protocol
 from cifar_jax import ops
-
-CONVOLVE = {"ours": ops.conv_general_dilated, "xla": lax.conv_general_dilated}
 
 
 def time_repeated(function: Callable[..., jax.Array], arguments: tuple, repeats: int) -> float:
@@ -37,14 +34,7 @@ def time_repeated(function: Callable[..., jax.Array], arguments: tuple, repeats:
     return (time.perf_counter() - begun) / repeats
 
 
-def measure(
-    convolve: Callable[..., jax.Array],
-    what: str,
-    size: int,
-    channels: int,
-    features: int,
-    repeats: int,
-) -> float:
+def measure(what: str, size: int, channels: int, features: int, repeats: int) -> float:
     """Returns the seconds that an operation takes; see `operations.py`."""
     keys = jax.random.split(jax.random.key(0), 3)
     if what == "matrix product":
@@ -54,7 +44,7 @@ def measure(
     kernel = jax.random.normal(keys[1], (3, 3, channels, features))
     gradient = jax.random.normal(keys[2], (64, size, size, features))
     conv = functools.partial(
-        convolve,
+        ops.conv_general_dilated,
         window_strides=(1, 1),
         padding="SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -75,6 +65,4 @@ def measure(
 
 if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-    protocol.serve(
-        {"measure": functools.partial(measure, CONVOLVE[sys.argv[1]])}, {"jax": jax.__version__}
-    )
+    protocol.serve({"measure": measure}, {"jax": jax.__version__})
