@@ -1,6 +1,5 @@
-"""Every augmentation on pixel values: against NumPy, Pillow and colorsys."""
+"""Every augmentation of a batch, against NumPy."""
 
-import colorsys
 import functools
 import re
 from types import SimpleNamespace
@@ -12,12 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from PIL import Image, ImageEnhance, ImageOps
 
-from cifar_jax import augment, auto_augment, image_ops
+from cifar_jax import augment
 from cifar_jax.errors import UserError
+from tests.pictures import FILL, noise, on_batch, sample_images
 
-FILL = (125, 123, 114)
 OFF = {
     **dict.fromkeys(("flip", "trivial_augment"), False),
     **dict.fromkeys(("crop_padding", "cutout", "rand_augment_ops"), 0),
@@ -31,167 +29,6 @@ seeds = strategies.integers(0, 2**31 - 1)
 
 def options(**chosen):
     return SimpleNamespace(**OFF | chosen)
-
-
-def noise(batch, height=32, width=32, channels=3, seed=0):
-    shape = (batch, height, width, channels)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def sample_images(channels=3):
-    """Noise, a ramp, dark, bright and flat pictures, and one with few levels: [6, 24, 32, c]."""
-    rough = noise(1, 24, 32, channels)[0]
-    ramp = np.arange(24 * 32 * channels).reshape(24, 32, channels) % 241
-    flat = np.full_like(rough, 77)
-    pictures = [rough, ramp, rough // 3 + 5, 200 + rough // 5, flat, rough // 64 * 50]
-    return np.stack(pictures).astype(np.uint8)
-
-
-def to_pillow(image):
-    return Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
-
-
-def with_pillow(operation, images, *arguments):
-    """Maps a function (Pillow image, argument...) -> Pillow image over a batch."""
-    rows = zip(images, *arguments, strict=True)
-    made = [np.asarray(operation(to_pillow(image), *rest)) for image, *rest in rows]
-    return np.stack(made).reshape(images.shape)
-
-
-@functools.cache
-def on_batch(operation):
-    return jax.jit(jax.vmap(operation))
-
-
-# One image at a time, against Pillow.
-
-ENHANCERS = {
-    "brightness": ImageEnhance.Brightness,
-    "contrast": ImageEnhance.Contrast,
-    "color": ImageEnhance.Color,
-    "sharpness": ImageEnhance.Sharpness,
-}
-
-
-@pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize("name", ENHANCERS)
-def test_enhancing_operations_equal_pillow_up_to_its_rounding(name, channels):
-    factors = 1 + np.linspace(-0.99, 0.99, 31, dtype=np.float32)
-    images = np.repeat(sample_images(channels), len(factors), axis=0)
-    factors = np.tile(factors, len(sample_images()))
-    result = np.asarray(on_batch(getattr(image_ops, name))(images, factors))
-    expected = with_pillow(lambda x, f: ENHANCERS[name](x).enhance(float(f)), images, factors)
-    # Pillow cuts off a float that may lie just below the integer that is meant.
-    assert np.abs(result.astype(int) - expected).max() <= 1
-    assert np.mean(result != expected) < 0.02
-
-
-def test_enhancing_is_exact_where_factors_are_hundredths():
-    hundredths = np.arange(0, 200, 3)
-    image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
-    images = np.broadcast_to(image, (len(hundredths), *image.shape))
-    result = on_batch(image_ops.brightness)(images, np.float32(hundredths / 100))
-    expected = images.astype(int) * hundredths[:, None, None, None] // 100
-    np.testing.assert_array_equal(result, np.minimum(expected, 255))
-    largest = on_batch(image_ops.brightness)(images[:2], np.float32([30, 1e6]))
-    np.testing.assert_array_equal(largest, np.minimum(images[:2].astype(int) * 30, 255))
-
-
-@pytest.mark.parametrize("channels", [3, 1])
-def test_equalize_equals_pillow(channels):
-    images = sample_images(channels)
-    expected = with_pillow(ImageOps.equalize, images)
-    np.testing.assert_array_equal(on_batch(image_ops.equalize)(images), expected)
-
-
-@pytest.mark.parametrize("channels", [3, 1])
-def test_autocontrast_equals_pillow_up_to_its_rounding(channels):
-    images = sample_images(channels)
-    expected = with_pillow(ImageOps.autocontrast, images).astype(int)
-    result = np.asarray(on_batch(image_ops.autocontrast)(images)).astype(int)
-    # Pillow cuts off a double that may lie just below the integer that is meant.
-    assert set(np.unique(result - expected)) <= {0, 1}
-    assert np.mean(result != expected) < 0.01
-    flat = 4
-    np.testing.assert_array_equal(result[flat], images[flat])
-
-
-def test_posterize_equals_pillow():
-    images, bits = np.repeat(sample_images(), 8, axis=0), np.tile(np.arange(1, 9), 6)
-    expected = with_pillow(lambda image, b: ImageOps.posterize(image, int(b)), images, bits)
-    result = on_batch(image_ops.posterize)(images, bits.astype(np.float32))
-    np.testing.assert_array_equal(result, expected)
-
-
-def test_solarize_equals_pillow_and_inverts_from_zero():
-    thresholds = np.float32([0, 8.533, 100, 128, 255, 256])
-    images = np.repeat(sample_images(), 6, axis=0)
-    every = np.tile(thresholds, 6)
-    expected = with_pillow(lambda image, t: ImageOps.solarize(image, float(t)), images, every)
-    result = np.asarray(on_batch(image_ops.solarize)(images, every))
-    np.testing.assert_array_equal(result, expected)
-    np.testing.assert_array_equal(result[::6], with_pillow(ImageOps.invert, sample_images()))
-    np.testing.assert_array_equal(result[5::6], sample_images())
-
-
-def pillow_warp(image, name, level):
-    if name == "rotate":
-        return image.rotate(level, fillcolor=FILL)
-    amount = int(level) if name.startswith("translate") else level
-    matrix = {
-        "shear_x": (1, amount, 0, 0, 1, 0),
-        "shear_y": (1, 0, 0, amount, 1, 0),
-        "translate_x": (1, 0, amount, 0, 1, 0),
-        "translate_y": (1, 0, 0, 0, 1, amount),
-    }[name]
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=FILL)
-
-
-@pytest.mark.parametrize("wide", [False, True])
-def test_warps_of_every_strength_equal_pillow(wide):
-    image = sample_images()[0]
-    _, matrices = auto_augment._tables(24, 32, wide)
-    largest = {
-        "shear_x": (0.3, 0.99),
-        "shear_y": (0.3, 0.99),
-        "translate_x": (32 * 150 / 331, 32),
-        "translate_y": (24 * 150 / 331, 32),
-        "rotate": (30, 135),
-    }
-    chosen, expected = [], []
-    for name, limits in largest.items():
-        levels = np.linspace(0, limits[wide], 31)
-        for direction, sign in enumerate((1, -1)):
-            chosen.append(matrices[auto_augment.OPERATIONS.index(name), :, direction])
-            expected += [pillow_warp(to_pillow(image), name, sign * x) for x in levels]
-    chosen = np.concatenate(chosen)
-    batch = np.broadcast_to(image, (len(chosen), *image.shape))
-    fill = np.broadcast_to(np.uint8(FILL), (len(chosen), 3))
-    result = on_batch(image_ops.warp)(batch, chosen, fill)
-    np.testing.assert_array_equal(result, np.stack([np.asarray(x) for x in expected]))
-
-
-def test_hue_equals_colorsys():
-    image = np.concatenate([noise(1, 8, 8)[0], sample_images()[4][:2, :8]])
-    shifts = np.float32([-0.5, -0.1, 0, 0.25, 1 / 3])
-
-    def turn(pixel, shift):
-        hue, saturation, value = colorsys.rgb_to_hsv(*pixel / 255)
-        return 255 * np.array(colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value))
-
-    expected = np.array([[[turn(p, s) for p in row] for row in image] for s in shifts])
-    batch = np.broadcast_to(image, (5, *image.shape))
-    result = np.asarray(on_batch(image_ops.shift_hue)(batch, shifts)).astype(float)
-    assert np.abs(result - expected).max() < 0.501
-    np.testing.assert_array_equal(result[2], image)
-    # A third of the circle makes red green, green blue and blue red.
-    np.testing.assert_array_equal(result[4], image[..., [2, 0, 1]])
-
-
-def test_one_channel_has_no_hue_and_no_saturation():
-    image = noise(1, channels=1)[0]
-    np.testing.assert_array_equal(image_ops.shift_hue(image, 0.2), image)
-    np.testing.assert_array_equal(image_ops.color(image, 0.2), image)
 
 
 # Batches: flip, crop, cutout.
@@ -286,70 +123,6 @@ def test_jitter_is_its_parts_in_order():
     result, step = both_ways(key, images)
     np.testing.assert_array_equal(result, step)
     assert (np.asarray(result) != images).mean() > 0.5
-
-
-def by_hand(image, name, strength, sign, wide):
-    """One operation by Pillow; strength in [0, 1]."""
-    picture = to_pillow(image)
-    if name in ENHANCERS:
-        return ENHANCERS[name](picture).enhance(1 + sign * strength * (0.99 if wide else 0.9))
-    if name == "posterize":
-        return ImageOps.posterize(picture, 8 - round((6 if wide else 4) * strength))
-    if name == "solarize":
-        return ImageOps.solarize(picture, 256 * (1 - strength))
-    if name in ("identity", "autocontrast", "equalize"):
-        return {"identity": lambda x: x, **vars(ImageOps)}[name](picture)
-    limits = {"shear": (0.3, 0.99), "translate": (32 * 150 / 331, 32), "rotate": (30, 135)}
-    return pillow_warp(picture, name, sign * strength * limits[name.split("_")[0]][wide])
-
-
-@pytest.mark.parametrize(("wide", "place"), [(False, 9), (False, 30), (True, 20)])
-def test_each_operation_equals_pillow_at_its_strength(wide, place):
-    names = auto_augment.OPERATIONS
-    operations = np.repeat(np.arange(len(names)), 2)
-    signs = np.tile([0, 1], len(names))
-    image = noise(1)[0] // 2 + 40
-    images = np.broadcast_to(image, (len(operations), *image.shape))
-    bins = np.full_like(operations, place)
-    apply = jax.jit(auto_augment._apply_operations, static_argnames=("wide", "fill"))
-    result = np.asarray(apply(images, operations, bins, signs, wide=wide, fill=FILL))
-    for i, (operation, sign) in enumerate(zip(operations, signs, strict=True)):
-        expected = by_hand(image, names[operation], place / 30, 1 - 2 * sign, wide)
-        difference = np.abs(result[i].astype(int) - np.asarray(expected))
-        rounded = names[operation] == "autocontrast" or names[operation] in ENHANCERS
-        assert difference.max() <= rounded, names[operation]
-        assert np.mean(difference > 0) < 0.01, names[operation]
-
-
-def test_draws_are_uniform_over_operations_strengths_and_directions(monkeypatch):
-    seen = []
-
-    def record(images, operations, bins, signs, wide, fill):
-        seen.append((operations, bins, signs))
-        return images
-
-    monkeypatch.setattr(auto_augment, "_apply_operations", record)
-    images = noise(8192, 2, 2)
-    auto_augment.trivial_augment(jax.random.key(5), images, FILL)
-    with jax.disable_jit():
-        auto_augment.rand_augment(jax.random.key(6), images, 2, 11, FILL)
-    assert len(seen) == 3
-    for i, (operations, bins, signs) in enumerate(seen):
-        for draw, size in ((operations, 14), (bins, 31), (signs, 2)):
-            if i and size == 31:
-                assert (np.asarray(draw) == 11).all()
-                continue
-            counts, expected = np.bincount(draw, minlength=size), 8192 / size
-            assert len(counts) == size
-            assert np.sum((counts - expected) ** 2 / expected) < size + 6 * (2 * size) ** 0.5
-    agree = np.mean(np.asarray(seen[1][0]) == np.asarray(seen[2][0]))
-    assert agree < 0.1, "the two operations of an image are drawn apart"
-
-
-@pytest.mark.parametrize("magnitude", [-1, 31])
-def test_magnitude_out_of_range_is_an_error(magnitude):
-    with pytest.raises(UserError, match="within 0 and 30"):
-        auto_augment.rand_augment(jax.random.key(0), noise(2), 1, magnitude, FILL)
 
 
 # Mixup, CutMix, normalize.
