@@ -20,9 +20,9 @@ from cifar_jax.tables import printable
 
 # A picture of more pixels is not decoded: it would take gigabytes.
 MOST_PIXELS = 128_000_000
-RESIZES = ("crop", "squeeze")
-# Pillow hands these to Ghostscript, an interpreter of programs.
-_NOT_READ = ("EPS",)
+# Pillow hands the first to Ghostscript, an interpreter of programs. Of the others it knows no more
+# than that they are: a film or a table of numbers in a folder of pictures is none of them.
+_NOT_READ = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
 
 
 def find(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
@@ -56,8 +56,13 @@ def find(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
             if os.path.isdir(entry):
                 advice = f"; '{name}/**' looks into its folders too"
             problems.append(f"{name} holds no pictures{advice}")
-        for path in sorted(found):
-            files.setdefault(os.path.abspath(path), path)
+        # A folder that "**" reaches by several links counts once, by its shortest path.
+        shortest: dict[str, str] = {}
+        for path in sorted(found, key=len):
+            folder, name = os.path.split(path)
+            shortest.setdefault(os.path.join(os.path.realpath(folder), name), path)
+        for place, path in sorted(shortest.items(), key=lambda pair: pair[1]):
+            files.setdefault(place, path)
     return list(files.values()), problems
 
 
@@ -145,12 +150,14 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+        # In place: the largest pictures would take gigabytes several times.
+        values = np.array(image, np.float32)
+        np.nan_to_num(values, copy=False, posinf=0, neginf=0)
         largest = values.max()
         whites = (1, 255, 65535) if image.mode == "F" else (65535,)
         white = next((white for white in whites if largest <= white), largest)
-        scaled = np.rint(np.clip(values / white, 0, 1) * 255)
-        return Image.fromarray(scaled.astype(np.uint8))
+        np.clip(np.divide(values, white, out=values), 0, 1, out=values)
+        return Image.fromarray(np.rint(np.multiply(values, 255, out=values)).astype(np.uint8))
     if image.has_transparency_data:
         ground = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")

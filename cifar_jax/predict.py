@@ -137,7 +137,8 @@ def format_top(paths: Sequence[str], probabilities: np.ndarray, class_names: Seq
     """Lays out a table of the pictures with their three most probable classes."""
     places = ("first", "second", "third")[: len(class_names)]
     rows = [["picture", *[cell for place in places for cell in (place, "%")]]]
-    for name, row in zip(tables.short_names(paths), probabilities, strict=True):
+    names = [tables.shorten_middle(name, 60) for name in tables.short_names(paths)]
+    for name, row in zip(names, probabilities, strict=True):
         top = top_classes(row, class_names)
         cells = [cell for words, share in top for cell in (words, f"{100 * share:.1f}")]
         rows.append([name, *map(tables.printable, cells)])
@@ -171,6 +172,6 @@ def _draw(
 ) -> None:
     from cifar_jax import plots  # only here: it brings matplotlib
 
-    titles = [tables.shorten_middle(x, 18) for x in tables.short_names(pictures)[: len(drawn)]]
+    titles = tables.short_names(pictures)[: len(drawn)]
     figure = plots.plot_predictions(drawn, probabilities, class_names, titles=titles)
     plots.save(figure, path)

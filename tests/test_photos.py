@@ -15,6 +15,7 @@ from cifar_jax import photos
 from cifar_jax.errors import UserError
 
 SHAPE = (32, 32, 3)
+RESIZES = ("crop", "squeeze")
 
 
 def scene(height=40, width=60):
@@ -146,14 +147,14 @@ def test_what_is_grey_stays_grey_and_colours_become_grey_for_a_grey_model(tmp_pa
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("resize", photos.RESIZES)
+@pytest.mark.parametrize("resize", RESIZES)
 def test_a_picture_of_the_right_size_keeps_its_bits(tmp_path, resize):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "x.png")
     np.testing.assert_array_equal(read(tmp_path / "x.png", resize=resize), noise)
 
 
-@pytest.mark.parametrize("resize", photos.RESIZES)
+@pytest.mark.parametrize("resize", RESIZES)
 def test_shrinking_averages(resize):
     y, x = np.mgrid[:320, :320]
     ramp = np.stack([x, y, x + y], axis=-1) * (255 / 640)
@@ -181,7 +182,7 @@ def test_a_crop_takes_the_middle_and_a_squeeze_takes_all():
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
 def test_extreme_sizes(tmp_path, size):
     Image.new("RGB", size, (9, 99, 199)).save(tmp_path / "x.png")
-    for resize in photos.RESIZES:
+    for resize in RESIZES:
         assert (read(tmp_path / "x.png", resize=resize) == (9, 99, 199)).all()
 
 
@@ -250,10 +251,11 @@ def test_random_damage_gives_a_picture_or_the_error_for_users(tmp_path):
 def test_files_folders_and_patterns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ("b.png", "a.JPG", "c,d.webp", "in/x.gif", "in/deep/y.bmp", ".hidden.png", "e[1].png")
-    for name in (*names, "note.txt", "in/z.txt"):
+    for name in (*names, "note.txt", "in/z.txt", "film.mpg", "in/x.h5", "drawing.eps"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "in" / "a_loop").symlink_to(".")
     assert photos.find(["."]) == (["./a.JPG", "./b.png", "./c,d.webp", "./e[1].png"], [])
     assert photos.find(["note.txt", "b.png", "./b.png"]) == (["note.txt", "b.png"], [])
     assert photos.find(["*.png"]) == (["b.png", "e[1].png"], [])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import cifar_jax
-from cifar_jax import datasets, photos, predict
+from cifar_jax import datasets, predict
 from tests import program
 from tests.test_photos import bomb, scene
 
@@ -234,7 +234,7 @@ def test_missing_pictures_are_told_before_jax_is_imported(run):
 def test_top_classes_of_two_and_of_equal_ones():
     assert predict.top_classes(np.array([0.2, 0.8]), ("a", "b")) == [("b", 0.8), ("a", 0.2)]
     assert [name for name, _ in predict.top_classes(np.full(4, 0.25), "abcd")] == ["a", "b", "c"]
+    assert max(map(len, predict.format_top(["x" * 200], np.eye(2)[:1], "ab").splitlines())) < 100
     assert predict.format_top(["x"], np.array([[0.2, 0.8]]), ("a", "b")).splitlines()[0] == (
         "picture  first     %  second     %"
     )
-    assert photos.RESIZES == ("crop", "squeeze")
