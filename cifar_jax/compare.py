@@ -3,6 +3,7 @@
 import csv
 import glob
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +18,13 @@ class Record(NamedTuple):
 
     Attributes:
       config: its fields by their dotted names.
-      history: the rows of metrics.jsonl.
+      history: of `logs.history`.
       result: of result.json; empty while the run is not finished.
     """
 
     config: dict[str, Any]
-    history: list[dict[str, Any]]
-    result: dict[str, Any]
+    history: list[dict[str, float]]
+    result: dict[str, float]
 
 
 def find(given: Iterable[Path]) -> list[Path]:
@@ -32,7 +33,7 @@ def find(given: Iterable[Path]) -> list[Path]:
     Raises:
       UserError: there are none.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for path in given:
         paths = [path]
         if glob.has_magic(str(path)) and not path.exists():
@@ -40,7 +41,7 @@ def find(given: Iterable[Path]) -> list[Path]:
             paths = [match for match in paths if match.is_dir()]
             if not paths:
                 raise UserError(f"{tables.printable(str(path))} matches no folder")
-        found |= {match.absolute(): match for match in paths}
+        found |= {os.path.abspath(match): match for match in paths}
     if not found:
         raise UserError("--workdirs is missing: the folders of the runs to compare")
     return list(found.values())
@@ -90,23 +91,9 @@ def read(workdir: Path) -> Record:
       UserError: there is no run, or a file of it is damaged.
     """
     config = dict(fields.flatten(workdir_lib.read_json(workdir / workdir_lib.CONFIG)))
-    metrics, result = workdir / workdir_lib.METRICS, workdir / workdir_lib.RESULT
-    try:
-        history = [_numbers(line) for line in logs.read(metrics)] if metrics.exists() else []
-        finished = workdir_lib.read_json(result) if result.exists() else {}
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
-    if any("epoch" not in line for line in history):
-        raise UserError(f"{metrics} is damaged: a line has no epoch")
-    return Record(config, history, _numbers(finished))
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    result = workdir / workdir_lib.RESULT
+    finished = workdir_lib.read_json(result) if result.exists() else {}
+    return Record(config, logs.history(workdir), logs.numbers(finished))
 
 
 def table(names: Sequence[str], records: Sequence[Record]) -> list[list[str]]:

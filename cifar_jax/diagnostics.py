@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from sklearn import metrics
 
-from cifar_jax.plots import WIDTH, colour_of, new_figure, shorten, styled
+from cifar_jax.plots import WIDTH, colour_of, new_figure, styled
+from cifar_jax.tables import shorten_middle
 
 _HEIGHT = 4.7  # inches, of each picture here, so that they stand side by side
 _MOST_NAMED = 20  # classes whose names, and in the matrix numbers, find room
@@ -101,7 +102,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     axes.grid(False)
     axes.set(xlabel="Predicted", ylabel="Truth")
     if named:
-        names, places = [shorten(name, 14) for name in class_names], range(len(matrix))
+        names, places = [shorten_middle(name, 14) for name in class_names], range(len(matrix))
         long = max(map(len, names)) > 2
         axes.set_xticks(places, names, rotation=45 if long else 0, ha="right" if long else "center")
         axes.set_yticks(places, names)
@@ -143,7 +144,7 @@ def plot_class_scores(scores: ClassScores, class_names: Sequence[str]) -> Figure
         label = name.replace("f1", "F1")
         options: dict[str, Any] = {"color": colour_of(number), "label": label, "ms": 5}
         axes.plot(values[number], places, marker, clip_on=False, **options)
-    axes.set_yticks(places, [shorten(class_names[int(number)], 16) for number in shown])
+    axes.set_yticks(places, [shorten_middle(class_names[int(number)], 16) for number in shown])
     axes.set(xlabel="score (%)", ylabel="class", ylim=(len(shown) - 0.4, -0.6))
     axes.set_xlim(min(0.9, np.nanmin(low) - 0.02), 1)
     axes.xaxis.set_major_formatter(_PERCENT)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.curves import Curves
+from cifar_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -134,6 +135,31 @@ def read(path: Path) -> list[dict[str, Any]]:
             if number < len(texts):
                 _log.warning("line %d of %s is damaged and left out", number, path)
     return lines
+
+
+def history(workdir: Path) -> list[dict[str, float]]:
+    """Returns what a run has logged so far: for each line its values that are numbers.
+
+    Raises:
+      UserError: the log cannot be read, or a line of it has no epoch.
+    """
+    path = workdir / workdir_lib.METRICS
+    try:
+        lines = [numbers(line) for line in read(path)] if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if any("epoch" not in line for line in lines):
+        raise UserError(f"{path} is damaged: a line has no epoch")
+    return lines
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns those of the values that are numbers."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def duration(seconds: float) -> str:

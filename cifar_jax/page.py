@@ -61,7 +61,7 @@ class Picture(NamedTuple):
 
 def page(title: str, lead: str, parts: Iterable[str]) -> str:
     """Returns the page's HTML; the parts are HTML, all else is plain text."""
-    return "\n".join(
+    text = "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
@@ -72,6 +72,8 @@ def page(title: str, lead: str, parts: Iterable[str]) -> str:
             "</body>\n</html>\n",
         ]
     )
+    # A path that is not of the encoding of the file system has parts that UTF-8 cannot hold.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def tiles(values: Sequence[tuple[str, str]]) -> str:

@@ -19,11 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
+from cifar_jax import tables
+
 # Narrow, so that the text can still be read where a phone shows the picture smaller.
 WIDTH = 4.6  # inches
 _DPI = 200
 _LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6B6B6B")
 _DARK = ("#56B4E9", "#E69F00", "#2DBE95", "#E39AC3", "#9BD1F5", "#F0E442", "#A8A8A8")
+_MARKERS = "os^Dv"  # for runs that have the same colour
 _GROUND = {False: "#ffffff", True: "#1b1e23"}
 _INK = {False: "#22262b", True: "#e4e6e9"}
 _FAINT = {False: "#d9dce0", True: "#3d434b"}
@@ -94,47 +97,58 @@ def plot_curves(
 ) -> Figure:
     """Draws the curves of one or several runs against epochs, one pair of axes a quantity.
 
-    With one run, training and evaluation have a colour each; with several, each run has a colour,
-    the evaluation a full line and the training a dotted one.
+    With one run, training and evaluation have a colour each; with several, each run has a colour
+    (beyond the seventh also a mark), the evaluation a full line and the training a dotted one.
 
     Args:
       histories: the rows of a run's metrics.jsonl, by the name to show; a row may lack a metric.
       quantities: of "loss", "accuracy" and "learning_rate".
     """
-    figure = new_figure(0.4 + 2.5 * len(quantities))
     several = len(histories) > 1
+    legend_height = 0.3 + 0.09 * len(histories) if several else 0
+    figure = new_figure(0.4 + 2.5 * len(quantities) + legend_height)
     for place, quantity in enumerate(quantities):
         axes = figure.add_subplot(len(quantities), 1, place + 1)
         for number, (name, rows) in enumerate(histories.items()):
+            marker = _MARKERS[number // len(_LIGHT) % len(_MARKERS)]
+            options: dict[str, Any] = {"color": colour_of(number), "marker": marker}
             if quantity == "learning_rate":
-                _draw_curve(axes, rows, quantity, color=colour_of(number), label=name)
+                _draw_curve(axes, rows, quantity, label=name, **options)
                 continue
             for part, kind in enumerate(("train", "eval")):
-                label = (name if kind == "eval" else None) if several else kind
-                colour = colour_of(number if several else part)
-                style = ":" if several and kind == "train" else "-"
-                metric = f"{kind}_{quantity}"
-                _draw_curve(axes, rows, metric, color=colour, label=label, linestyle=style)
+                if several:
+                    options |= {"label": name, "linestyle": ":" if kind == "train" else "-"}
+                else:
+                    options |= {"label": kind, "color": colour_of(part)}
+                _draw_curve(axes, rows, f"{kind}_{quantity}", **options)
         axes.set(xlabel="epoch", ylabel=_AXES[quantity])
         axes.set_xlim(left=0)
         if quantity == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
         elif quantity == "learning_rate":
             axes.set_ylim(bottom=0)
-        if several:
-            words = "full: evaluation, dotted: training" if quantity != "learning_rate" else None
-            axes.legend(title=words, title_fontsize=7, fontsize=7)
-        elif quantity != "learning_rate":
+        if not several and quantity != "learning_rate":
             axes.legend()
+    if several:
+        # Outside, where many names hide no curve.
+        lines = [x for x in figure.axes[0].get_lines() if x.get_linestyle() == "-"]
+        words = "full: evaluation, dotted: training"
+        options = {"title": words, "title_fontsize": 7, "fontsize": 7, "ncols": 2}
+        figure.legend(lines, list(histories), loc="outside lower center", **options)
     return figure
 
 
-def _draw_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, **options: Any) -> None:
+def _draw_curve(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, marker: str, **options: Any
+) -> None:
     """Draws a metric where the rows have it; few points are marked, since one makes no line."""
     points = [(row["epoch"], row[metric]) for row in rows if row.get(metric) is not None]
-    marker = "o" if len(points) < 12 else None
+    if len(points) < 12:
+        options["marker"] = marker
+    elif marker != _MARKERS[0]:
+        options |= {"marker": marker, "markevery": len(points) // 8}
     x, y = zip(*points, strict=True) if points else ((), ())
-    axes.plot(x, y, marker=marker, markersize=3.5, **options)
+    axes.plot(x, y, markersize=3.5, **options)
 
 
 @styled
@@ -167,7 +181,7 @@ def plot_predictions(
         right = truth is None or int(probabilities[number].argmax()) == int(truth[number])
         colour = colour_of(0 if right else 1)
         title = "" if truth is None else class_names[truth[number]]
-        title = shorten(titles[number] if titles else title, 18)
+        title = tables.shorten_middle(titles[number] if titles else title, 18)
         mark = "" if truth is None else "\N{CHECK MARK} " if right else "\N{BALLOT X} "
         axes.text(left, top + 0.07, mark + title, va="center", fontsize=8, color=colour)
         middle, top = left + width / 2 - 0.08, top + 0.18
@@ -205,7 +219,8 @@ def _draw_top(
         axes.add_patch(Rectangle((left, y), width, 0.14, fc=faint, alpha=0.45, lw=0))
         axes.add_patch(Rectangle((left, y), width * share, 0.14, fc=colour, alpha=0.4, lw=0))
         text: dict[str, Any] = {"va": "center_baseline", "fontsize": 7.0}
-        axes.text(left + 0.03, y + 0.07, shorten(class_names[index], 14), **text)
+        name = tables.shorten_middle(class_names[index], 14)
+        axes.text(left + 0.03, y + 0.07, name, **text)
         axes.text(left + width - 0.03, y + 0.07, f"{share:.0%}", ha="right", **text)
 
 
@@ -231,8 +246,3 @@ def plot_filters(kernel: np.ndarray, columns: int = 8) -> Figure:
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(x, x + 0.88, y + 0.88, y))
     axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
     return figure
-
-
-def shorten(text: str, most: int) -> str:
-    """Returns a text of at most that many letters, its end left out if need be."""
-    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -20,6 +20,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.evaluate import Answers
 from cifar_jax.fields import flatten
 from cifar_jax.page import Picture
+from cifar_jax.tables import printable, shorten_middle
 from cifar_jax.trained import Trained
 
 FOLDER, PAGE = "report", "report.html"
@@ -66,8 +67,7 @@ def report(workdir: Path, split: str = "test", checkpoint: str = "last", **optio
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise UserError(f"{folder} cannot be written: report on a copy of the run")
     found = _find(evaluate.answer(workdir, split, checkpoint, **options))
-    metrics = workdir / workdir_lib.METRICS
-    rows = logs.read(metrics) if metrics.exists() else []
+    rows = logs.history(workdir)
     sections = {
         "Training": list(_draw_curves(rows)),
         f"Answers on the {split} split": list(_draw_errors(found)),
@@ -82,18 +82,18 @@ def report(workdir: Path, split: str = "test", checkpoint: str = "last", **optio
             _headline(found, rows),
             *(page.pictures(title, drawn) for title, drawn in sections.items() if drawn),
             *_tables(found),
-            *_origin(workdir, split, checkpoint),
+            *_origin(workdir, {"split": split, "checkpoint": checkpoint, **options}),
         ],
     )
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.png"):
-        old.unlink()
+        old.unlink(missing_ok=True)
     for picture in itertools.chain(*sections.values()):
         (folder / f"{picture.name}.png").write_bytes(picture.light)
     workdir_lib.write_text(folder / "predictions.csv", _csv(found))
     workdir_lib.write_text(folder / PAGE, text)
     words = scores.describe(split, found.result)
-    print(f"{folder / PAGE}: checkpoint of step {trained.step}, {words}")
+    print(f"{printable(str(folder / PAGE))}: checkpoint of step {trained.step}, {words}")
     return folder / PAGE
 
 
@@ -153,7 +153,8 @@ def _draw_images(found: Findings) -> Iterator[Picture]:
         ("mistakes", "Most confident mistakes", words, wrong[surest][:_NUM_SHOWN]),
     ):
         if len(shown):
-            titles = [f"{plots.shorten(names[labels[index]], 11)} #{index}" for index in shown]
+            classes = [shorten_middle(names[labels[index]], 11) for index in shown]
+            titles = [f"{name} #{index}" for name, index in zip(classes, shown, strict=True)]
             arguments = (answers.images[shown], probabilities[shown], names, labels[shown], titles)
             yield _picture(name, title, caption.strip(), plots.plot_predictions, *arguments)
     kernel = first_kernel(answers.trained)
@@ -189,7 +190,8 @@ def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in [row for row in rows if row["step"] <= found.answers.trained.step][-1:]:
         values.append(("epochs", f"{row['epoch']:.3g}"))
-        values.append(("training time", logs.duration(row["seconds"])))
+        if "seconds" in row:
+            values.append(("training time", logs.duration(row["seconds"])))
     return page.tiles(values)
 
 
@@ -214,13 +216,11 @@ def _tables(found: Findings) -> Iterator[str]:
     total = sum(row.num_trainable for row in layers)
     table = page.table(("layer", "kind", "output", "parameters"), shapes, numbers=1)
     yield page.fold(f"Layers: {total:,} trainable parameters", table)
-    fields = [
-        (name, "unset" if value is None else value) for name, value in flatten(trained.config)
-    ]
+    fields = [(name, "unset" if x is None else x) for name, x in flatten(trained.config)]
     yield page.fold("Config", page.table(("field", "value"), fields))
 
 
-def _origin(workdir: Path, split: str, checkpoint: str) -> Iterator[str]:
+def _origin(workdir: Path, options: Mapping[str, Any]) -> Iterator[str]:
     """Yields the environment of the training, and the commands that lead to this page."""
     path = workdir / workdir_lib.ENVIRONMENT
     commands = []
@@ -229,8 +229,9 @@ def _origin(workdir: Path, split: str, checkpoint: str) -> Iterator[str]:
         commands.append(["python", *map(str, environment.pop("command", []))])
         yield page.fold("Environment", page.table(("what", "value"), environment.items()))
     again = ["python", "main.py", "--mode=report", f"--workdir={workdir}"]
-    if (split, checkpoint) != ("test", "last"):
-        again += [f"--split={split}", f"--checkpoint={checkpoint}"]
+    plain = {"split": "test", "checkpoint": "last"}
+    given = {name: value for name, value in options.items() if value != plain.get(name)}
+    again += [f"--{name}={value}" for name, value in given.items()]
     text = "\n".join(map(shlex.join, [*commands, again]))
     yield page.fold("How to repeat it", page.code(text), opened=True)
 

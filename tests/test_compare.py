@@ -74,7 +74,7 @@ def test_two_runs_side_by_side(here):
     "workdirs",
     [
         ("--workdirs=runs/x/run,runs/y/run"),
-        ("--workdirs runs/x/run runs/y/run runs/x/run/"),
+        ("--workdirs runs/x/run runs/y/run runs/x/run/ runs/y/../x/run"),
         ("--workdirs=runs/*/run"),
         ("--workdirs=runs/x/run --workdirs=runs/y/run"),
         ("runs/x/run runs/y/run"),

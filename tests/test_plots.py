@@ -33,10 +33,24 @@ def test_curves_of_several_runs_have_a_colour_each():
     figure = plots.plot_curves({"a$b": ROWS, "<c>": ROWS[:1]}, ("accuracy", "learning_rate"))
     lines = figure.axes[0].get_lines()
     assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
-    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["a$b", "<c>"]
     assert [list(line.get_ydata()) for line in figure.axes[1].get_lines()] == [[1e-3, 5e-4], [1e-3]]
     plots.render(figure)
+
+
+def test_many_runs_can_be_told_apart():
+    many = [{**ROWS[1], "epoch": epoch} for epoch in range(1, 30)]
+    histories = {f"_run {number}": (many if number % 2 else ROWS) for number in range(20)}
+    figure = plots.plot_curves(histories, ("loss",))
+    (axes,) = figure.axes
+    looks = {(x.get_color(), x.get_marker(), x.get_linestyle()) for x in axes.get_lines()}
+    assert len(looks) == 2 * len(histories)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(histories)
+    plots.render(figure)
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    assert axes.get_window_extent().height > 1.5 * figure.dpi
 
 
 def test_predictions_mark_right_and_wrong_and_show_the_top_three():
@@ -51,7 +65,7 @@ def test_predictions_mark_right_and_wrong_and_show_the_top_three():
     plots.render(figure)
     titles = [f"photo_{number}_with_a_long_name.jpg" for number in range(3)]
     texts = plots.plot_predictions(images, probabilities, names, titles=titles).axes[0].texts
-    assert texts[0].get_text() == "photo_0_with_a_lo…"
+    assert texts[0].get_text() == "photo_0_…_name.jpg"
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import os
 import queue
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from unittest import mock
 
 import jax
 import numpy as np
@@ -18,11 +20,19 @@ import pytest
 from PIL import Image
 
 from cifar_jax import config as config_lib
-from cifar_jax import evaluate, models, report, trained
+from cifar_jax import evaluate, models, page, plots, report, trained
+from cifar_jax.errors import UserError
 from tests import program, tiny
 
 CURVES = {"loss", "accuracy", "learning_rate"}
 ANSWERS = {"confusion_matrix", "class_scores", "calibration", "predictions", "mistakes"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _coarse_pictures():
+    """Drawing takes most of the time here, and how fine it is matters to none of these tests."""
+    with mock.patch.object(plots, "_DPI", 40):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +81,17 @@ class Links(HTMLParser):
 
 
 def assert_self_contained(text):
-    page = Links(text)
-    assert page.links
-    for link in page.links:
+    found = Links(text)
+    assert found.links
+    for link in found.links:
         head, _, data = link.partition(",")
         assert head == "data:image/png;base64"
         Image.open(io.BytesIO(base64.b64decode(data, validate=True))).verify()
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not {"script", "link", "iframe", "object"} & set(found.tags)
     assert "default-src 'none'; img-src data:;" in text
     assert "url(" not in text
     assert "@import" not in text
-    return page
+    return found
 
 
 def test_files_of_the_report_at_the_end_of_training(finished):
@@ -90,8 +100,8 @@ def test_files_of_the_report_at_the_end_of_training(finished):
     assert pictures == CURVES | ANSWERS  # an MLP has no filters
     for path in folder.glob("*.png"):
         assert Image.open(path).convert("L").getextrema()[0] < 200  # something is drawn
-    page = assert_self_contained((folder / "report.html").read_text())
-    assert page.tags.count("img") == page.tags.count("source") == len(pictures)
+    tags = assert_self_contained((folder / "report.html").read_text()).tags
+    assert tags.count("img") == tags.count("source") == len(pictures)
 
 
 def test_numbers_are_those_of_the_evaluation(finished):
@@ -133,14 +143,15 @@ def test_the_page_tells_config_layers_and_commands(finished):
 def test_another_split_and_checkpoint(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "report" / "old.png").write_bytes(b"")
-    flags = ("--split=validation", "--checkpoint=best", "--batch_size=7")
+    flags = ("--split=validation", "--checkpoint=best", f"--data_dir={tmp_path}", "--batch_size=7")
     code, out, err = program.run_here("--mode=report", f"--workdir={tmp_path / 'run'}", *flags)
     assert (code, err) == (0, "")
     assert "validation accuracy" in out
     folder = tmp_path / "run" / "report"
     assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + 1117
     assert not (folder / "old.png").exists()
-    assert "--split=validation --checkpoint=best" in (folder / "report.html").read_text()
+    again = f"--mode=report --workdir={tmp_path / 'run'} {' '.join(flags)}"
+    assert any(x.endswith(again) for x in Links((folder / "report.html").read_text()).texts)
 
 
 def test_a_report_that_fails_costs_a_warning_and_not_the_run(tmp_path):
@@ -163,8 +174,8 @@ def test_names_with_html_in_them_and_a_run_without_a_log(tmp_path, monkeypatch):
     names = ("<script>alert(1)</script>", "a\"b' onload=x", "&amp; $x$", "日本")
     labels = np.arange(40) % 4
     logits = np.eye(4, dtype=np.float32)[(labels + (np.arange(40) < 3)) % 4] * 3
-    page = assert_self_contained(made_up(tmp_path, monkeypatch, names, logits, labels))
-    assert set(names) <= set(page.texts)
+    found = assert_self_contained(made_up(tmp_path, monkeypatch, names, logits, labels))
+    assert set(names) <= set(found.texts)
     assert {path.stem for path in (tmp_path / "report").glob("*.png")} == ANSWERS | {"filters"}
 
 
@@ -172,9 +183,21 @@ def test_a_hundred_classes_without_a_mistake(tmp_path, monkeypatch):
     labels = np.arange(300) % 90  # ten classes do not occur
     logits = np.eye(100, dtype=np.float32)[labels] * 9
     names = tuple(f"class {number}" for number in range(100))
-    page = assert_self_contained(made_up(tmp_path, monkeypatch, names, logits, labels))
-    assert {"100.00%", "300", "class 99", "\N{EN DASH}"} <= set(page.texts)
+    found = assert_self_contained(made_up(tmp_path, monkeypatch, names, logits, labels))
+    assert {"100.00%", "300", "class 99", "\N{EN DASH}"} <= set(found.texts)
     assert not (tmp_path / "report" / "mistakes.png").exists()
+
+
+def test_a_log_without_epochs_is_named(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: a line has no epoch"):
+        made_up(tmp_path, monkeypatch, ("a", "b"), np.eye(2, dtype=np.float32), np.array([0, 1]))
+
+
+def test_a_path_that_utf_8_cannot_hold_is_escaped():
+    path = os.fsdecode(b"run\xff")
+    text = page.page(path, "", [page.code(path)])
+    assert text.encode().count(rb"run\udcff") == 3
 
 
 BROWSER = next(
