@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cifar_jax import tables
+
 
 class LayerRow(NamedTuple):
     """One layer that has variables.
@@ -71,14 +73,8 @@ def format_table(rows: Sequence[LayerRow]) -> str:
     for row in rows:
         shape = ", ".join(map(str, row.output_shape[1:]))
         cells.append((f"{row.path} ({row.kind})", f"(batch, {shape})", f"{row.num_variables:,}"))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in cells]
-    rule = "-" * len(lines[0])
+    lines = tables.format_table(cells, right=(2,)).splitlines()
     total = sum(row.num_variables for row in rows)
     trainable = sum(row.num_trainable for row in rows)
-    return "\n".join(
-        [
-            *(lines[0], rule, *lines[1:], rule),
-            f"total: {total:,}  trainable: {trainable:,}  not trainable: {total - trainable:,}",
-        ]
-    )
+    words = f"total: {total:,}  trainable: {trainable:,}  not trainable: {total - trainable:,}"
+    return "\n".join([*lines, lines[1], words])
