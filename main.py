@@ -87,7 +87,7 @@ def train() -> int:
     if FLAGS.workdir == "":
         raise UserError("--workdir is empty: leave it out, or name a folder")
     name = default_name(config_flags.get_config_filename(FLAGS["config"]))
-    workdir = command.user_path(FLAGS.workdir or f"runs/{name}").absolute()
+    workdir = command.run_path(FLAGS.workdir or f"runs/{name}").absolute()
     with workdir_lib.lock(workdir), workdir_lib.Signals() as signals:
         _check_config()
         from cifar_jax import train as train_lib
@@ -125,7 +125,7 @@ def report() -> int:
 def _finished_workdir() -> Path:
     if FLAGS.workdir is None:
         raise UserError(f"--workdir is missing: the folder of the run to {FLAGS.mode}")
-    return command.user_path(FLAGS.workdir)
+    return command.run_path(FLAGS.workdir)
 
 
 def _answer_options() -> dict[str, Any]:

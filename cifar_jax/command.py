@@ -11,6 +11,7 @@ from absl import flags
 
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
+from cifar_jax.tables import printable
 
 FLAGS = flags.FLAGS
 
@@ -109,6 +110,17 @@ def user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UserError(f"{text}: {error}") from error
+
+
+def run_path(text: str) -> Path:
+    """Returns the path of a run's folder, whose checkpoints take UTF-8 only."""
+    path = user_path(text)
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        words = "a run's checkpoints cannot lie in a folder whose name is not UTF-8"
+        raise UserError(f"--workdir {printable(str(path))}: {words}") from error
+    return path
 
 
 def split_paths(texts: Sequence[str]) -> Iterator[Path]:

@@ -93,6 +93,8 @@ WRONG = [
     (("--mode=report", DIGITS, "--workdir=x"), ("--mode=report takes no --config",)),
     (("--mode=report", "--workdir=x", "--dataset=mnist"), ("takes no --dataset",)),
     (("--mode=report", "--workdir=no/such/run"), ("no/such/run/config.json does not exist",)),
+    (("--mode=report", "--workdir=\udcff"), (r"--workdir \udcff: a run's checkpoints cannot",)),
+    ((DIGITS, "--workdir=\udcff/x"), (r"--workdir \udcff/x: a run's checkpoints cannot",)),
     (("--mode=evaluate", "--workdir=~nobody_of_that_name/x"), ("~nobody_of_that_name",)),
 ]
 # Mistakes that only show against the data.
