@@ -71,7 +71,6 @@ def compare(workdirs: Sequence[Path], output: Path) -> None:
     names = tables.short_names(workdirs)
     rows = table(names, records)
     with command.output_folder(output):
-        print(tables.format_table(rows, right=range(1, len(rows[0]))))
         with (output / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(rows)
         from cifar_jax import plots  # only here: it brings matplotlib
@@ -81,6 +80,7 @@ def compare(workdirs: Sequence[Path], output: Path) -> None:
             labels = names
         histories = dict(zip(labels, (record.history for record in records), strict=True))
         plots.save(plots.plot_curves(histories), output / "comparison.png")
+    print(tables.format_table(rows, right=range(1, len(rows[0]))))
     print(f"comparison.csv and comparison.png are in {tables.printable(str(output))}")
 
 

@@ -67,7 +67,6 @@ def predict(
         size = batch_size or trained.config.eval_batch_size
         probabilities = trained.predict(np.stack(list(pictures.values())), size)
         paths, names = list(pictures), trained.class_names
-        print(format_top(paths, probabilities, names))
         _write_csv(output / "predictions.csv", paths, probabilities, names)
         described = {
             "workdir": str(workdir),
@@ -80,6 +79,7 @@ def predict(
         }
         workdir_lib.write_json(output / "predictions.json", described)
         _draw(output / "predictions.png", paths, drawn, probabilities, names)
+    print(format_top(paths, probabilities, names))
     words = f"{_count(len(paths))} predicted by the checkpoint of step {trained.step}"
     words += f", {len(failures)} could not be read" if failures else ""
     print(f"{words}; predictions.csv, .json and .png are in {tables.printable(str(output))}")

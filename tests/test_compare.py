@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -140,6 +142,14 @@ def test_each_workdir_that_cannot_be_used_is_named(here):
     code, _, err = start("--workdirs=result")
     assert (code, err.count("\n")) == (2, 1)
     assert not (here / "out").exists()
+
+
+def test_a_reader_that_leaves_early_costs_no_file(here, monkeypatch):
+    write_run(here / "a")
+    monkeypatch.setattr("builtins.print", mock.Mock(side_effect=BrokenPipeError))
+    with pytest.raises(BrokenPipeError):
+        compare.compare([Path("a")], Path("out"))
+    assert sorted(os.listdir("out")) == ["comparison.csv", "comparison.png"]
 
 
 def test_a_name_that_could_upset_the_table(here):
