@@ -9,6 +9,7 @@ A save that fails (a full disk) leaves the earlier ones. One line says so, the t
 the next save tries anew; a run whose last save failed ends with exit code 1.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -66,8 +67,7 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)
             self._clear()
             for step in self.steps():
-                if damage := manifest.find_damage(self.folder / str(step)):
-                    self._pass_over(step, damage)
+                self._is_sound(step)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Any = None) -> None:
         """Copies the state and begins to save it in the background, after any earlier save.
@@ -114,7 +114,7 @@ class Checkpoints:
         if not self.folder.is_dir():
             return []
         names = (path.name for path in self.folder.iterdir() if path.is_dir())
-        return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def find(self, which: str = "last") -> int | None:
         """Returns the step of a sound checkpoint, None if there is none.
@@ -129,11 +129,7 @@ class Checkpoints:
         """
         steps = self.steps()
         if which == "last":
-            for step in reversed(steps):
-                if not (damage := manifest.find_damage(self.folder / str(step))):
-                    return step
-                self._pass_over(step, damage)
-            return None
+            return next(filter(self._is_sound, reversed(steps)), None)
         if which == "best":
             wanted = steps
         elif which.isdecimal() and int(which) in steps:
@@ -208,22 +204,27 @@ class Checkpoints:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _best(self, steps: list[int]) -> int | None:
-        scores = {step: self.meta(step)["metrics"].get("eval_accuracy") for step in steps}
-        scored = [step for step in steps if scores[step] is not None]
-        return max(scored, key=lambda step: (scores[step], step), default=None)
+        scored = []
+        for step in steps:
+            with contextlib.suppress(UserError, KeyError):  # without one, or damaged since
+                scored.append((self.meta(step)["metrics"]["eval_accuracy"], step))
+        return max(scored)[1] if scored else None
 
-    def _pass_over(self, step: int, damage: str) -> None:
+    def _is_sound(self, step: int) -> bool:
+        """Checks a checkpoint; a damaged one is passed over or set aside, with a warning."""
         folder = self.folder / str(step)
-        if not folder.exists():  # deleted meanwhile by a run that still trains
-            return
+        if not (damage := manifest.find_damage(folder)):
+            return True
         if not self._writable:
-            _log.warning("passing over the damaged checkpoint %s: %s", folder, damage)
-            return
-        aside = self.folder.with_name("damaged_checkpoints")
-        aside.mkdir(exist_ok=True)
+            if folder.exists():  # else deleted meanwhile by the run, which still trains
+                _log.warning("passing over the damaged checkpoint %s: %s", folder, damage)
+            return False
+        (aside := self.folder.with_name("damaged_checkpoints")).mkdir(exist_ok=True)
         target = next(p for n in range(10**6) if not (p := aside / f"{step}-{n}").exists())
         folder.rename(target)
-        _log.warning("moved the damaged checkpoint %s to %s: %s", folder, target, damage)
+        left = "" if self.steps() else "; no other is left, the run begins anew"
+        _log.warning("moved the damaged checkpoint %s to %s: %s%s", folder, target, damage, left)
+        return False
 
 
 def _reason(error: BaseException) -> str:

@@ -27,7 +27,7 @@ def write(folder: Path) -> None:
             os.fsync(file.fileno())
     version = workdir_lib.versions().get("cifar_jax")
     content = {"format": FORMAT, "cifar_jax": version, "files": digests}
-    workdir_lib.write_json(folder / _MANIFEST, {"sha256": _digest(content), "content": content})
+    workdir_lib.write_json(folder / _MANIFEST, {"sha256": digest(content), "content": content})
     for path in folders:
         workdir_lib.sync_folder(path)
 
@@ -39,9 +39,13 @@ def find_damage(folder: Path) -> str:
       UserError: the folder is sound but of a newer format than this program knows.
     """
     try:
+        files, _ = _paths(folder)
+        if odd := [path for path in files.values() if not _is_plain(path)]:
+            kind = "a link" if odd[0].is_symlink() else "no plain file"
+            return f"{odd[0].relative_to(folder)} is {kind}"
         manifest = json.loads((folder / _MANIFEST).read_bytes())
         content = manifest["content"]
-        if manifest["sha256"] != _digest(content):
+        if manifest["sha256"] != digest(content):
             return f"{_MANIFEST} has changed"
         if content["format"] > FORMAT:
             raise UserError(
@@ -49,9 +53,6 @@ def find_damage(folder: Path) -> str:
                 f"{FORMAT}: use version {content.get('cifar_jax')}, which wrote it"
             )
         expected = content["files"]
-        files, folders = _paths(folder)
-        if links := [path for path in (*files.values(), *folders[1:]) if path.is_symlink()]:
-            return f"{links[0].relative_to(folder)} is a link"
         if missing := sorted(expected.keys() - files.keys()):
             return f"{missing[0]} is missing"
         if extra := sorted(files.keys() - expected.keys()):
@@ -64,21 +65,27 @@ def find_damage(folder: Path) -> str:
         return f"{_MANIFEST} is missing"
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{_MANIFEST} cannot be read ({type(error).__name__})"
     return ""
 
 
 def _paths(folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """Returns everything but the manifest by name, and the folders, itself first."""
+    """Returns everything but a plain manifest by name, and the folders, itself first."""
     files, folders = {}, [folder]
     for path in sorted(folder.rglob("*")):
         if path.is_dir() and not path.is_symlink():
             folders.append(path)
-        elif path != folder / _MANIFEST or path.is_symlink():
+        elif path != folder / _MANIFEST or not _is_plain(path):
             files[path.relative_to(folder).as_posix()] = path
     return files, folders
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _is_plain(path: Path) -> bool:
+    """Whether it is a file, and no link or pipe, at which a reader would wait for ever."""
+    return path.is_file() and not path.is_symlink()
+
+
+def digest(values: Any) -> str:
+    """Returns the SHA-256 of JSON values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -68,9 +68,11 @@ def test_nothing_saved_nothing_found(tmp_path):
 
 def test_a_step_that_is_there_is_left_alone(sound, tmp_path):
     shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "003").mkdir()  # not the name of a step
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(2, damages.small_state(9), {})
     checkpoints.close()
+    assert checkpoints.steps() == [1, 2]
     assert checkpoints.failure == ""
     assert_holds(checkpoints, 2)
 
@@ -152,6 +154,16 @@ def test_damage_is_told_in_one_line_and_set_aside(sound, tmp_path, caplog):
         (tmp_path / "checkpoints" / "2" / "meta.json").unlink()
 
 
+def test_that_no_checkpoint_is_left_is_told(sound, tmp_path, caplog):
+    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
+    for step in ("1", "2"):
+        (tmp_path / "checkpoints" / step / "meta.json").write_text("{}")
+    assert Checkpoints(tmp_path).find("last") is None
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0].endswith(": meta.json has changed")
+    assert told[1].endswith(": meta.json has changed; no other is left, the run begins anew")
+
+
 def test_a_damaged_best_does_not_stop_a_start(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step, accuracy in enumerate((0.9, 0.1, 0.2), start=1):
@@ -163,6 +175,20 @@ def test_a_damaged_best_does_not_stop_a_start(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.steps() == [2, 3]
     assert checkpoints.find("best") == 3
+
+
+def test_a_checkpoint_damaged_while_the_run_goes_on_stops_no_save(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for step, accuracy in enumerate((0.1, 0.9, 0.2, 0.3), start=1):
+        if step == 4:
+            (checkpoints.folder / "3" / "meta.json").write_bytes(b"")
+        metrics = {"eval_accuracy": accuracy}
+        checkpoints.save(step, damages.small_state(step), {}, metrics)
+        checkpoints.wait()
+    assert (checkpoints.failure, caplog.records) == ("", [])
+    checkpoints.save(5, damages.small_state(5), {}, metrics)
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 4, 5]
 
 
 def test_what_a_killed_process_left_is_cleared(sound, tmp_path):
@@ -183,7 +209,7 @@ def rewrite(folder, **content):
     """Gives a checkpoint a manifest with other content, its own digest included."""
     path = folder / "manifest.json"
     values = json.loads(path.read_text())["content"] | content
-    path.write_text(json.dumps({"sha256": manifest._digest(values), "content": values}))
+    path.write_text(json.dumps({"sha256": manifest.digest(values), "content": values}))
 
 
 def test_names_that_lead_outside_are_damage(sound, tmp_path):
@@ -203,6 +229,30 @@ def test_names_that_lead_outside_are_damage(sound, tmp_path):
         (folder / name).unlink()
         moved.rename(folder / name)
     assert manifest.find_damage(folder) == ""
+
+
+def test_pipes_and_manifests_without_end_are_damage(sound, tmp_path):
+    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "checkpoints" / "2"
+    for name in ("meta.json", "state/_METADATA", "manifest.json"):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        assert manifest.find_damage(folder) == f"{name} is no plain file"
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+    assert manifest.find_damage(folder) == ""
+    (folder / "manifest.json").write_text("[" * 100_000)
+    assert manifest.find_damage(folder) == "manifest.json cannot be read (RecursionError)"
+
+
+def test_a_link_is_not_even_opened(sound, tmp_path, monkeypatch):
+    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "checkpoints" / "2"
+    (folder / "manifest.json").rename(tmp_path / "elsewhere")
+    (folder / "manifest.json").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"opened {path}"))
+    assert manifest.find_damage(folder) == "manifest.json is a link"
 
 
 def test_a_newer_format_names_the_version_that_wrote_it(sound, tmp_path):
