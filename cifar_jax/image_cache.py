@@ -1,7 +1,8 @@
 """Decoded splits kept on disk: two memory-mapped arrays and a small JSON that vouches for them.
 
 A split is decoded once. Its images and labels lie in two `.npy` files named after their content,
-and `<split>.json` names the two, with their SHA-256, their origin and the split's statistics.
+and `<split>.json` names the two, with their SHA-256, their origin and the split's statistics, and
+holds a SHA-256 of its own.
 Writing the JSON is the commit: each file appears by an atomic rename, so a reader sees a whole
 split or none, and two processes that write at once write the same thing.
 """
@@ -19,7 +20,9 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-_FORMAT = 1
+from cifar_jax import manifest
+
+_FORMAT = 2
 _log = logging.getLogger(__name__)
 
 
@@ -147,6 +150,8 @@ def _read(folder: Path, split: str, identity: dict[str, Any]) -> CachedSplit | N
         record = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
         if record["identity"] != identity:
             return None
+        if record.pop("sha256") != manifest.digest(record):
+            raise ValueError(f"{split}.json has changed")
         images, labels = (_map(folder, record[kind]) for kind in ("images", "labels"))
         class_names = tuple(record["class_names"])
         return CachedSplit(images, labels, class_names, tuple(record["mean"]), tuple(record["std"]))
@@ -182,6 +187,7 @@ def _write(
             "dtype": array.dtype.name,
             "sha256": digest,
         }
+    record["sha256"] = manifest.digest(record)
     with _replacing(folder / f"{split}.json") as stream:
         stream.write(json.dumps(record, indent=1).encode())
     for kind in ("images", "labels"):

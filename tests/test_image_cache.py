@@ -1,6 +1,8 @@
 """The decoded cache: once decoded, always whole, never where writing is not granted."""
 
+import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import damages, stops
 from cifar_jax import datasets, image_cache, records
 from tests import tiny_cifar
 
@@ -61,10 +64,12 @@ def test_a_split_is_decoded_once_beside_the_data(root, no_decoding, tmp_path):
     np.testing.assert_array_equal(second.splits["train"].labels, first.splits["train"].labels)
 
 
-@pytest.mark.parametrize("damage", ["bit", "short", "empty", "gone", "json", "keys"])
+@pytest.mark.parametrize(
+    "damage", ["bit", "short", "empty", "gone", "json", "keys", "mean", "std", "class_names"]
+)
 def test_a_damaged_cache_is_rebuilt(root, damage, caplog):
-    before = datasets.load("cifar10", str(root)).splits["train"]
-    images, labels = np.array(before.images), np.array(before.labels)
+    before = datasets.load("cifar10", str(root))
+    images, labels = map(np.array, before.splits["train"])
     folder = root / "cifar10/3.0.2/decoded"
     names = cache_files(root)
     (file,) = folder.glob("train-images-*.npy")
@@ -78,11 +83,20 @@ def test_a_damaged_cache_is_rebuilt(root, damage, caplog):
         os.truncate(file, 0)
     elif damage == "gone":
         file.unlink()
+    elif damage in ("mean", "std", "class_names"):
+        record = json.loads((folder / "train.json").read_text())
+        record[damage][0] = "dog" if damage == "class_names" else record[damage][0] + 1e-9
+        (folder / "train.json").write_text(json.dumps(record))
     else:
         (folder / "train.json").write_text({"json": "{", "keys": "{}"}[damage])
-    after = datasets.load("cifar10", str(root)).splits["train"]
-    np.testing.assert_array_equal(after.images, images)
-    np.testing.assert_array_equal(after.labels, labels)
+    after = datasets.load("cifar10", str(root))
+    np.testing.assert_array_equal(after.splits["train"].images, images)
+    np.testing.assert_array_equal(after.splits["train"].labels, labels)
+    assert (after.mean, after.std, after.class_names) == (
+        before.mean,
+        before.std,
+        before.class_names,
+    )
     assert cache_files(root) == names
     warnings = [one for one in caplog.records if one.levelname == "WARNING"]
     assert len(warnings) == (0 if damage == "gone" else 1)
@@ -164,3 +178,9 @@ def test_two_processes_may_decode_at_once(root):
     expected = f"{int(rows[:, 1:].sum())} memmap\n"
     assert [process.communicate(timeout=120)[0] for process in started] == [expected] * 3
     assert len(cache_files(root)) == 6
+
+
+def test_random_damage_is_found_before_use(tmp_path):
+    for number in range(100):
+        outcome = damages.damage_cache(tmp_path / "set", random.Random(number))
+        assert outcome == stops.SURVIVED
