@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import platform
@@ -39,6 +40,9 @@ def lock(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it, or the folder cannot be written.
     """
+    if glob.has_magic(str(workdir)):
+        # Orbax looks for the parts of a checkpoint by a pattern and would leave the arrays out.
+        raise UserError(f"--workdir {workdir} has a *, ? or [ in its path: choose another folder")
     with take_back_empty(workdir):
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -72,7 +76,7 @@ def _claim(workdir: Path) -> BinaryIO | None:
     """Returns the locked file; None where its owner took it away in the meantime."""
     path = workdir / _LOCK
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(path.open("a+b", buffering=0))
+        file = stack.enter_context(open(path, "a+b", buffering=0, opener=_open_no_link))
         held = False
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,6 +96,10 @@ def _claim(workdir: Path) -> BinaryIO | None:
         file.write(json.dumps({"host": here, "pid": os.getpid()}).encode())
         stack.pop_all()
         return file
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _owner(file: BinaryIO) -> dict[str, Any] | None:

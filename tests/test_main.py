@@ -287,6 +287,19 @@ def test_a_file_or_a_dead_link_in_the_place_of_the_workdir(here):
     (here / "x").mkdir()
     (here / "x" / "lock.json").mkdir()
     assert_refused(program.run_here(DIGITS, "--workdir=x"), "cannot be written (Is a directory)")
+    # A lock that is a link would be written through.
+    (here / "file").write_text("precious")
+    (here / "x" / "lock.json").rmdir()
+    (here / "x" / "lock.json").symlink_to(here / "file")
+    assert_refused(program.run_here(DIGITS, "--workdir=x"), "x cannot be written (")
+    assert (here / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?/b"])
+def test_a_workdir_that_is_a_pattern_is_refused(here, name):
+    """Orbax would look for its own files by it, and save checkpoints without their arrays."""
+    assert_refused(program.run_here(DIGITS, f"--workdir={name}"), f"{name} has a *, ? or [ in")
+    assert not list(here.glob("a*"))
 
 
 @contextlib.contextmanager
