@@ -25,6 +25,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cifar_jax import allocator, command
+from cifar_jax import signals as signals_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
@@ -88,7 +89,7 @@ def train() -> int:
         raise UserError("--workdir is empty: leave it out, or name a folder")
     name = default_name(config_flags.get_config_filename(FLAGS["config"]))
     workdir = command.run_path(FLAGS.workdir or f"runs/{name}").absolute()
-    with workdir_lib.lock(workdir), workdir_lib.Signals() as signals:
+    with workdir_lib.lock(workdir), signals_lib.Signals() as signals:
         _check_config()
         from cifar_jax import train as train_lib
 

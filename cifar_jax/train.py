@@ -17,6 +17,7 @@ from cifar_jax import datasets, devices, sampling, steps, trained
 from cifar_jax import durations as durations_lib
 from cifar_jax import metrics as metrics_lib
 from cifar_jax import run as run_lib
+from cifar_jax import signals as signals_lib
 from cifar_jax import state as state_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.checkpoint import Checkpoints
@@ -28,7 +29,7 @@ from cifar_jax.run import Progress, Run
 _CPU_CALL_SECONDS = 1.0
 
 
-def train(config: ConfigDict, workdir: Path, signals: workdir_lib.Signals) -> int:
+def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> int:
     """Trains, going on from the workdir's last checkpoint; returns the exit code.
 
     Args:
@@ -128,7 +129,7 @@ def _loop(
     run: Run,
     state: state_lib.TrainState,
     progress: Progress,
-    signals: workdir_lib.Signals,
+    signals: signals_lib.Signals,
     trace: Callable[[int], None],
 ) -> int:
     durations = run.durations

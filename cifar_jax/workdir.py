@@ -1,4 +1,4 @@
-"""A run's folder: its lock, its records, its signals. Imports no JAX."""
+"""A run's folder: its lock and its records. Imports no JAX."""
 
 import contextlib
 import fcntl
@@ -6,11 +6,10 @@ import glob
 import json
 import os
 import platform
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -109,45 +108,6 @@ def _owner(file: BinaryIO) -> dict[str, Any] | None:
         if isinstance(owner, dict) and {"host", "pid"} <= owner.keys():
             return owner
     return None
-
-
-class Signals:
-    """Notes SIGINT and SIGTERM so that a run can end at the next good place.
-
-    While there is nothing to save, a signal raises SystemExit. Once `defer` has been called, the
-    first signal sets `received`. A second one always ends the process at once.
-    """
-
-    EXIT_CODES: Mapping[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._deferred = False
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        for number in self.EXIT_CODES:
-            self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def defer(self) -> None:
-        """From now on the run looks at `received` between its steps."""
-        self._deferred = True
-
-    def _note(self, number: int, _: object) -> None:
-        if self.received is not None:
-            os._exit(self.EXIT_CODES[number])
-        self.received = number
-        words = "saving, then stopping" if self._deferred else "stopped"
-        with contextlib.suppress(OSError):
-            # Not print: the signal may have come in the midst of one.
-            os.write(2, f"\n{signal.Signals(number).name}: {words}\n".encode())
-        if not self._deferred:
-            raise SystemExit(self.EXIT_CODES[number])
 
 
 def write_text(path: Path, text: str) -> None:

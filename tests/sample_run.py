@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import cifar_jax
+from cifar_jax import signals as signals_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.train import train
 from tests import tiny
@@ -39,7 +40,7 @@ def write(folder: Path) -> None:
     """Trains three steps of a very small network; keeps what reading it takes, and its logits."""
     with tempfile.TemporaryDirectory() as name:
         run = Path(name)
-        train(config(3), run, workdir_lib.Signals())
+        train(config(3), run, signals_lib.Signals())
         folder.mkdir(parents=True)
         shutil.copy(run / workdir_lib.CONFIG, folder)
         shutil.copytree(run / "checkpoints", folder / "checkpoints")

@@ -20,6 +20,7 @@ LAYERS = [
         "curves",
         "manifest",
         "quiet",
+        "signals",
         "image_ops",
         "download",
         "numpy_mlp",
@@ -93,9 +94,9 @@ def test_files_and_functions_stay_small():
 def test_training_and_evaluation_import_neither_tensorflow_nor_torch(tmp_path):
     program = (
         "import sys; from pathlib import Path\n"
-        "from cifar_jax import evaluate, train, workdir; from tests import tiny\n"
+        "from cifar_jax import evaluate, signals, train; from tests import tiny\n"
         f"folder = Path({str(tmp_path)!r})\n"
-        "train.train(tiny.config(num_steps=2, log__tensorboard=True), folder, workdir.Signals())\n"
+        "train.train(tiny.config(num_steps=2, log__tensorboard=True), folder, signals.Signals())\n"
         "evaluate.evaluate(folder)\n"
         "bad = {'tensorflow', 'torch', 'keras', 'matplotlib'} & set(sys.modules)\n"
         "assert not bad, bad"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cifar_jax
-from cifar_jax import augment, datasets, models, train, workdir
+from cifar_jax import augment, datasets, models, signals, train
 from cifar_jax import config as config_lib
 from tests import tiny
 
@@ -27,7 +27,7 @@ def run_block(name, folder, monkeypatch):
 
 def start(config, folder):
     config_lib.check(config)
-    assert train.train(config, folder, workdir.Signals()) == 0
+    assert train.train(config, folder, signals.Signals()) == 0
 
 
 def test_a_model_and_its_config(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 import cifar_jax
-from cifar_jax import config as config_lib, datasets, evaluate, train, workdir
+from cifar_jax import config as config_lib, datasets, evaluate, signals, train
 from tests import tiny
 
 folder = Path(sys.argv[1])
@@ -30,7 +30,7 @@ config = tiny.bn_config(
     optimizer__name="sgd", optimizer__learning_rate=0.01, optimizer__accumulation_steps=2,
 )
 config_lib.check(config)
-train.train(config, folder, workdir.Signals())
+train.train(config, folder, signals.Signals())
 trained = cifar_jax.load(folder)
 leaves = jax.tree.leaves(trained.variables)
 images = datasets.load("digits").splits["test"].images[:101]

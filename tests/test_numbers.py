@@ -9,7 +9,7 @@ import pytest
 
 import cifar_jax
 from cifar_jax import config as config_lib
-from cifar_jax import logs, train, workdir
+from cifar_jax import logs, signals, train, workdir
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.errors import UserError
 from tests import tiny
@@ -36,7 +36,7 @@ def stop(monkeypatch, folder, step, steps_per_call, every):
     )
     config_lib.check(config)
     with pytest.raises(UserError, match="not finite") as caught:
-        train.train(config, folder, workdir.Signals())
+        train.train(config, folder, signals.Signals())
     assert caught.value.exit_code == 1
     text = str(caught.value)
     assert "\n" not in text

@@ -12,12 +12,13 @@ import pytest
 import cifar_jax
 from cifar_jax import config as config_lib
 from cifar_jax import datasets, durations, evaluate, logs, metrics, train, trained, workdir
+from cifar_jax import signals as signals_lib
 from cifar_jax.errors import UserError
 from cifar_jax.run import Progress
 from tests import tiny
 
 
-class StopAt(workdir.Signals):
+class StopAt(signals_lib.Signals):
     """Stands for a user who presses Ctrl-C while a certain step is made."""
 
     def __init__(self, monkeypatch, step):
@@ -35,7 +36,7 @@ class StopAt(workdir.Signals):
 def start(config, folder, signals=None):
     config_lib.check(config)
     folder.mkdir(exist_ok=True)
-    return train.train(config, folder, signals or workdir.Signals())
+    return train.train(config, folder, signals or signals_lib.Signals())
 
 
 def assert_same_bits(one, other):

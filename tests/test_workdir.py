@@ -1,9 +1,8 @@
-"""A run's folder: its lock, its records, its signals."""
+"""A run's folder: its lock and its records."""
 
 import errno
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -124,31 +123,3 @@ def test_the_environment_names_versions_and_machine():
 def test_the_commit_is_none_outside_a_checkout(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert workdir_lib.commit() is None
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_preparation_and_is_noted_in_the_loop(number, code, capfd):
-    before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as caught, workdir_lib.Signals():
-        os.kill(os.getpid(), number)
-    assert caught.value.code == code
-    with workdir_lib.Signals() as signals:
-        signals.defer()
-        assert signals.received is None
-        os.kill(os.getpid(), number)
-        assert signals.received == number
-    assert signal.getsignal(number) is before
-    name = signal.Signals(number).name
-    assert capfd.readouterr().err == f"\n{name}: stopped\n\n{name}: saving, then stopping\n"
-
-
-def test_a_second_signal_ends_the_process_at_once():
-    program = (
-        "import os, signal; from cifar_jax import workdir\n"
-        "with workdir.Signals() as signals:\n"
-        "    signals.defer(); os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    os.kill(os.getpid(), signal.SIGINT); print('still here')\n"
-    )
-    folder = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True)
-    assert (done.returncode, done.stdout) == (130, b"")

@@ -1,0 +1,70 @@
+"""The signals that ask a run to stop. Imports no JAX."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+# `timeout` and some schedulers send a signal twice at once, to the process and to its group.
+_SAME_SIGNAL = 0.1  # seconds
+
+
+class Signals:
+    """Notes SIGINT and SIGTERM so that a run can end at the next good place.
+
+    While there is nothing to save, a signal raises SystemExit. Once `defer` has been called, the
+    first signal sets `received`. A second one always ends the process at once: a thread sees to it,
+    since Python's handlers wait until a call of a compiled program, or a compilation, is over.
+    """
+
+    EXIT_CODES: Mapping[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._deferred = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._old_writing = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, args=(reading,), daemon=True)
+        self._thread.start()
+        for number in self.EXIT_CODES:
+            self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_writing)
+        os.close(self._writing)
+        self._thread.join()
+
+    def defer(self) -> None:
+        """From now on the run looks at `received` between its steps."""
+        self._deferred = True
+
+    def _note(self, number: int, _: object) -> None:
+        if self.received is not None:
+            return
+        self.received = number
+        words = "saving, then stopping" if self._deferred else "stopped"
+        with contextlib.suppress(OSError):
+            # Not print: the signal may have come in the midst of one.
+            os.write(2, f"\n{signal.Signals(number).name}: {words}\n".encode())
+        if not self._deferred:
+            raise SystemExit(self.EXIT_CODES[number])
+
+    def _watch(self, reading: int) -> None:
+        """Reads the numbers of signals as they come, and ends the process at the second one."""
+        first = 0.0
+        with open(reading, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):
+                if code := self.EXIT_CODES.get(number[0]):
+                    first = first or time.monotonic()
+                    if time.monotonic() - first > _SAME_SIGNAL:
+                        os._exit(code)

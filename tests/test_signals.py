@@ -1,0 +1,63 @@
+"""The signals that ask a run to stop."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cifar_jax import signals as signals_lib
+
+
+def run(program):
+    """Runs a program that has noted its signals; returns the exit code and what it printed."""
+    beginning = (
+        "import hashlib, os, signal, threading, time\n"
+        "from cifar_jax import signals\n"
+        "def send(pause):\n"
+        "    for number in (signal.SIGTERM, signal.SIGINT):\n"
+        "        os.kill(os.getpid(), number); time.sleep(pause)\n"
+        "with signals.Signals() as noted:\n"
+        "    noted.defer()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", beginning + program],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_preparation_and_is_noted_in_the_loop(number, code, capfd):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as caught, signals_lib.Signals():
+        os.kill(os.getpid(), number)
+    assert caught.value.code == code
+    with signals_lib.Signals() as signals:
+        signals.defer()
+        assert signals.received is None
+        os.kill(os.getpid(), number)
+        assert signals.received == number
+    assert signal.getsignal(number) is before
+    name = signal.Signals(number).name
+    assert capfd.readouterr().err == f"\n{name}: stopped\n\n{name}: saving, then stopping\n"
+
+
+def test_a_second_signal_ends_a_call_that_does_not_return():
+    """Python's own handlers wait for such a call, as for a step or a compilation of XLA."""
+    program = (
+        "    threading.Thread(target=send, args=(1,), daemon=True).start()\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1); print('still here')\n"
+    )
+    assert run(program) == (130, "")
+
+
+def test_a_signal_sent_twice_at_once_is_one():
+    """`timeout` sends it to the process and to its group."""
+    program = "    send(0); time.sleep(0.5); print(noted.received)\n"
+    assert run(program) == (0, f"{int(signal.SIGTERM)}\n")
