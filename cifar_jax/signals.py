@@ -48,6 +48,12 @@ class Signals:
         """From now on the run looks at `received` between its steps."""
         self._deferred = True
 
+    def end(self) -> None:
+        """From now on there is nothing to save; a signal that has come already ends the program."""
+        self._deferred = False
+        if self.received is not None:
+            raise SystemExit(self.EXIT_CODES[self.received])
+
     def _note(self, number: int, _: object) -> None:
         if self.received is not None:
             return

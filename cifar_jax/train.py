@@ -70,6 +70,7 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
             feed.close()
             checkpoints.close()
     if code == 0 and config.log.report:
+        signals.end()  # the same command makes it another time
         from cifar_jax import report  # only here: it brings matplotlib
 
         report.try_report(workdir)

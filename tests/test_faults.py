@@ -11,6 +11,7 @@ import pytest
 
 import cifar_jax
 from benchmarks import damages, faults, stops
+from cifar_jax import report
 from cifar_jax import run as run_lib
 from cifar_jax.checkpoint import Checkpoints
 from tests import program
@@ -56,6 +57,27 @@ def test_stopped_by_a_signal_and_gone_on(
     assert (code, err) == (0, "")
     assert "going on from the checkpoint of step 7" in out
     assert program.difference(tmp_path / "run", workdir) == ""
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_signal_while_the_report_is_made_stops_it(monkeypatch, tmp_path, late):
+    flag = program.write_config(tmp_path / "short.py", num_steps=1, log__report=True)
+    with monkeypatch.context() as patch:
+        if late:
+
+            def raise_signal(*_):
+                signal.raise_signal(signal.SIGTERM)
+                pytest.fail("goes on")
+
+            patch.setattr(report, "report", raise_signal)
+        else:  # while the last step is made
+            during(patch, 1, lambda run: signal.raise_signal(signal.SIGTERM))
+            patch.setattr(report, "report", lambda *_: pytest.fail("goes on"))
+        stopped = program.run_here(flag, f"--workdir={tmp_path / 'run'}")
+    assert stopped[0] == 143
+    assert (tmp_path / "run" / "result.json").exists()
+    assert program.run_here(flag, f"--workdir={tmp_path / 'run'}")[0] == 0
+    assert (tmp_path / "run" / "report" / "report.html").exists()
 
 
 def test_killed_and_gone_on(undisturbed, tmp_path):
