@@ -118,7 +118,10 @@ def _begin(
         )
     if step is not None:
         abstract = devices.abstract(mesh, jax.eval_shape(create, jax.random.key(config.seed)))
-        progress.resume(checkpoints.meta(step)["progress"])
+        saved = checkpoints.meta(step).get("progress")
+        if not isinstance(saved, dict) or saved.get("step") != step:
+            raise UserError(f"the checkpoint of step {step} does not say how far its run had come")
+        progress.resume(saved)
         return checkpoints.restore(step, abstract)
     state = jax.jit(create)(jax.random.key(config.seed))
     if config.init_from:

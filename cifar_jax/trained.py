@@ -110,11 +110,17 @@ def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> Trained:
     if step is None:
         raise UserError(f"{workdir} has no checkpoint yet")
     meta = checkpoints.meta(step)
-    config = config_lib.from_json(meta["config"])
-    data = meta["data"]
-    model = state_lib.create_model(config, len(data["class_names"]))
-    shape = tuple(data["image_shape"])
-    abstract = jax.eval_shape(state_lib.make_variables(model, shape), jax.random.key(0))
+    try:
+        config = config_lib.from_json(meta["config"])
+        data = meta["data"]
+        model = state_lib.create_model(config, len(data["class_names"]))
+        shape = tuple(data["image_shape"])
+        abstract = jax.eval_shape(state_lib.make_variables(model, shape), jax.random.key(0))
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        words = f"{type(error).__name__} {error}".partition("\n")[0]
+        raise UserError(
+            f"the checkpoint of step {step} in {workdir} has no model: {words}"
+        ) from error
     abstract = devices.abstract(devices.make_mesh(), dict(abstract))
     wanted = {"ema": abstract} if config.ema_decay else abstract
     restored = checkpoints.restore(step, wanted)

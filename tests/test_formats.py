@@ -64,6 +64,23 @@ def test_a_changed_model_in_the_meta_is_named(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["config", "data", "progress"])
+@pytest.mark.parametrize("value", [None, [1], {}])
+def test_a_meta_without_what_it_must_say_is_named(tmp_path, name, value):
+    shutil.copytree(FORMATS[-1], tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "3"
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {name: value}))
+    manifest.write(folder)
+    (tmp_path / "more.py").write_text(
+        "from tests import sample_run\ndef get_config():\n    return sample_run.config(5)\n"
+    )
+    command = [f"--config={tmp_path / 'more.py'}"] if name == "progress" else ["--mode=evaluate"]
+    code, _, err = program.run_here(*command, f"--workdir={tmp_path / 'run'}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: the checkpoint of step 3 ")
+
+
 # What would run code that lies in a file, or might.
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 
