@@ -49,7 +49,7 @@ def measure(what: str, size: int, channels: int, features: int, repeats: int) ->
         padding="SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    functions = {
+    functions: dict[str, tuple[Callable[..., jax.Array], tuple]] = {
         "forward": (conv, (images, kernel)),
         "image gradient": (
             lambda g, k: jax.vjp(lambda x: conv(x, k), images)[1](g)[0],
