@@ -235,6 +235,14 @@ def main(argv: list[str]) -> int:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        print(
+            f"error: {' '.join(str(error).split())}: make the model or the batch smaller",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

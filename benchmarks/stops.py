@@ -149,6 +149,11 @@ def _moment(process: Process, folder: Path, rng: random.Random, seconds: float) 
             time.sleep(0.002)
 
 
+def _newest(workdir: Path) -> int:
+    """Returns the step of the newest checkpoint, 0 without one."""
+    return max((int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*")), default=0)
+
+
 class Disturbed:
     """Disturbs runs of a config and compares them with an undisturbed one."""
 
@@ -188,20 +193,29 @@ class Disturbed:
         kind: Callable[..., Process] = Command if number % 10 == 9 else Forked
         seconds = self._measure(kind)
         workdir, log = self._folder / f"run{number}-{signals[0]}", self._folder / "err"
-        arguments = (log, self._flag, f"--workdir={workdir}")
+        arguments = [log, self._flag, f"--workdir={workdir}"]
+        if signal.SIGKILL not in signals:
+            # Nothing but the signal makes it save.
+            arguments.append("--config.checkpoint.every_steps=1000")
         for _ in range(rng.randint(1, 3)):
+            before = _newest(workdir)
             one = rng.choice(signals)
             process = kind(*arguments)
             assert process.pid is not None
             _moment(process, workdir / "checkpoints", rng, seconds)
+            twice = one in EXIT_CODES and rng.random() < 0.3
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, one)
-                if one in EXIT_CODES and rng.random() < 0.3:
+                if twice:
                     time.sleep(rng.uniform(0, 0.1))
                     os.kill(process.pid, one)
             code = process.wait()
             if code not in (EXIT_CODES.get(one, -one), -one, 0):
                 return f"exit code {code} after {signal.Signals(one).name}: {process.err()}"
+            if "saving, then stopping" in process.err() and code and not twice:
+                if _newest(workdir) <= before:
+                    return f"{SILENT}it said that it saves, and did not"
+                self.seen["saved"] += 1
             self._note(code, workdir)
         process = kind(*arguments)
         if code := process.wait():

@@ -131,7 +131,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             if not isinstance(line["step"], int):
                 raise TypeError
             lines.append(line)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             if number < len(texts):
                 _log.warning("line %d of %s is damaged and left out", number, path)
     return lines

@@ -108,7 +108,7 @@ def check_run(workdir: Path) -> None:
 def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> Trained:
     step = checkpoints.find(which)
     if step is None:
-        raise UserError(f"{workdir} has no checkpoint yet")
+        raise UserError(f"{workdir} has no sound checkpoint")
     meta = checkpoints.meta(step)
     try:
         config = config_lib.from_json(meta["config"])

@@ -220,7 +220,6 @@ def test_a_cache_of_compiled_programs_that_is_cut_off(undisturbed, tmp_path):
 def test_disturbed_at_random_moments(disturbed, number, signals):
     outcome = disturbed.trial(number, random.Random(f"{number} {signals}"), signals)
     assert outcome == stops.SURVIVED
-    assert disturbed.seen["stops"] + disturbed.seen["after the end"] >= 1
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_a_changed_model_in_the_meta_is_named(tmp_path):
     meta = json.loads((folder / "meta.json").read_text())
     meta["config"]["model"]["conv_features"] = [2, 3]
     (folder / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(UserError, match=r"is damaged|has no checkpoint yet"):
+    with pytest.raises(UserError, match=r"is damaged|has no sound checkpoint"):
         cifar_jax.load(tmp_path / "run")
     manifest.write(folder)
     with pytest.raises(
@@ -144,7 +144,7 @@ def test_a_pickle_in_a_checkpoint_is_damage(tmp_path):
     folder = tmp_path / "run" / "checkpoints" / "3"
     np.save(folder / "state" / "x.npy", np.array([Bomb()], object), allow_pickle=True)
     assert manifest.find_damage(folder) == "state/x.npy does not belong to it"
-    with pytest.raises(UserError, match="has no checkpoint yet"):
+    with pytest.raises(UserError, match="has no sound checkpoint"):
         cifar_jax.load(tmp_path / "run")
 
 

@@ -391,3 +391,13 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(here, trained)
         err = process.stderr.read()
     assert process.returncode == 1
     assert err == "error: Broken pipe\n"
+
+
+def test_too_little_memory_is_told(monkeypatch, tmp_path):
+    def train(*_):
+        raise RuntimeError("INTERNAL: Out of memory allocating\n99 bytes.")
+
+    monkeypatch.setattr("cifar_jax.train.train", train)
+    code, _, err = program.run_here(DIGITS, f"--workdir={tmp_path / 'run'}")
+    words = "INTERNAL: Out of memory allocating 99 bytes.: make the model or the batch smaller"
+    assert (code, err) == (1, f"error: {words}\n")
