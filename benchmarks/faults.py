@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks import damages, stops, wrong_configs
 from benchmarks.stops import SILENT, SURVIVED
+from benchmarks.workers import describe_machine
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
@@ -127,8 +128,7 @@ def main() -> int:
             go_on(record, fault, trials[fault], options.trials, stop)
             record["seen"] = dict(seen[fault])
             missing += max(0, options.trials - record["trials"])
-            environment = workdir_lib.environment()
-            content = {"name": "bench_faults", "faults": records, "environment": environment}
+            content = {"name": "bench_faults", "faults": records, **describe_machine()}
             workdir_lib.write_json(file, content)
             line = "{:>8} {trials:>6} trials {survived:>6} survived {silent:>3} silent"
             print(line.format(fault, **record), f"{record['seconds']:.0f} s", dict(seen[fault]))

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.workers import describe_machine
 from cifar_jax import logs
 from cifar_jax import workdir as workdir_lib
 
@@ -116,7 +117,6 @@ def soak(minutes: float, arguments: Sequence[str], workdir: Path) -> dict[str, A
     looks = watch(command, 60 * minutes, workdir)
     trends = fit(looks)
     lines = logs.read(workdir / workdir_lib.METRICS)
-    environment = workdir_lib.environment()
     return {
         "name": "bench_soak",
         "arguments": list(arguments),
@@ -127,8 +127,7 @@ def soak(minutes: float, arguments: Sequence[str], workdir: Path) -> dict[str, A
         "passed": all(one["passed"] for one in trends.values()),
         "trends": trends,
         "series": looks[:: -(-len(looks) // MOST_POINTS)],
-        "hardware": f"{environment['cores']} cores of {environment['processor']}",
-        "environment": environment,
+        **describe_machine(),
     }
 
 

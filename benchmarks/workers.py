@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_jax import allocator
+from cifar_jax import workdir as workdir_lib
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -138,6 +139,13 @@ def environment(old: Mapping[str, str]) -> dict[str, str]:
     """Returns the environment of a worker: this project importable, processors only."""
     new = {name: value for name, value in old.items() if name not in _FORGOTTEN}
     return new | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def describe_machine() -> dict[str, Any]:
+    """Returns what a result says of where it was measured, which is not the machine's name."""
+    found = workdir_lib.environment()
+    hardware = f"{found['cores']} cores of {found['processor']}"
+    return {"hardware": hardware, "commit": found["commit"], "versions": found["versions"]}
 
 
 def resident_bytes(usage: Any) -> int:
