@@ -115,8 +115,9 @@ def _run(log: Path, arguments: tuple[str, ...]) -> None:
     """What the forked process does."""
     for number, path in ((1, os.devnull), (2, log)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = ["main.py", *arguments]  # ml_collections looks for overrides there
     try:
-        code = program_main.main(["main.py", *arguments])
+        code = program_main.main(sys.argv)
         for one in EXIT_CODES:  # what is left is the end of the interpreter
             signal.signal(one, signal.SIG_IGN)
     except KeyboardInterrupt:
