@@ -25,7 +25,6 @@ from benchmarks import damages, stops, wrong_configs
 from benchmarks.stops import SILENT, SURVIVED
 from benchmarks.workers import describe_machine
 from cifar_jax import workdir as workdir_lib
-from cifar_jax.errors import UserError
 
 # A function (number, rng) -> outcome.
 Trial = Callable[[int, random.Random], str]
@@ -39,11 +38,13 @@ def trials_of(folder: Path, seen: dict[str, Counter[str]]) -> dict[str, Trial]:
       folder: for all that the trials write.
       seen: is given what the trials of a fault met with.
     """
-    undisturbed, flag = stops.reference(folder)
+    saving = stops.reference(folder / "kill", **stops.SAVING)
+    long = stops.reference(folder / "signal", **stops.LONG)
+    flag = saving[1]
     damages.save_small(folder / "sound", 1, 2)
     stopped = {
-        "kill": stops.Disturbed(folder, undisturbed, flag, seen["kill"]),
-        "signal": stops.Disturbed(folder, undisturbed, flag, seen["signal"]),
+        "kill": stops.Disturbed(folder / "kill", *saving, seen["kill"]),
+        "signal": stops.Disturbed(folder / "signal", *long, seen["signal"]),
     }
     signals = (signal.SIGTERM, signal.SIGINT)
 
@@ -74,7 +75,7 @@ def guard(trial: Trial, number: int, rng: random.Random) -> str:
     """Returns the trial's outcome, an exception included."""
     try:
         return trial(number, rng)
-    except (Exception, UserError) as error:
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 

@@ -28,19 +28,25 @@ EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 TRACES = {".saving-": "during a save", ".deleting-": "during a deletion"}
 
 
-def run_fields(num_steps: int = 20) -> dict[str, Any]:
-    """The run that is disturbed: it saves after every step."""
-    return {
-        "num_steps": num_steps,
-        "steps_per_call": 1,
-        "eval_every_steps": 4,
-        "checkpoint__every_steps": 1,
-    }
+# The runs that are disturbed. One saves after every step, the other only when a signal tells it to.
+SAVING = {
+    "num_steps": 20,
+    "steps_per_call": 1,
+    "eval_every_steps": 4,
+    "checkpoint__every_steps": 1,
+}
+LONG = SAVING | {"num_steps": 400, "eval_every_steps": 100, "checkpoint__every_steps": 1000}
 
 
-def reference(folder: Path, **changes: Any) -> tuple[Path, str]:
-    """Makes the undisturbed run; returns its workdir and the flag of its config."""
-    flag = program.write_config(folder / "disturbed.py", **(run_fields() | changes))
+def reference(folder: Path, **fields: Any) -> tuple[Path, str]:
+    """Makes the undisturbed run; returns its workdir and the flag of its config.
+
+    Args:
+      folder: for both.
+      **fields: of its config.
+    """
+    folder.mkdir(exist_ok=True)
+    flag = program.write_config(folder / "disturbed.py", **fields)
     code, _, err = program.run_here(flag, f"--workdir={folder / 'undisturbed'}")
     assert (code, err) == (0, ""), err
     return folder / "undisturbed", flag
@@ -116,25 +122,22 @@ def _run(log: Path, arguments: tuple[str, ...]) -> None:
     for number, path in ((1, os.devnull), (2, log)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = ["main.py", *arguments]  # ml_collections looks for overrides there
-    try:
-        code = program_main.main(sys.argv)
-        for one in EXIT_CODES:  # what is left is the end of the interpreter
-            signal.signal(one, signal.SIG_IGN)
-    except KeyboardInterrupt:
-        os._exit(EXIT_CODES[signal.SIGINT])
+    code = program_main.main(sys.argv)
+    for one in EXIT_CODES:  # what is left is the end of the interpreter
+        signal.signal(one, signal.SIG_IGN)
     sys.exit(code)
 
 
-def _moment(process: Process, folder: Path, rng: random.Random, seconds: float) -> None:
-    """Returns somewhere in the run: at any time, in the midst of a save or of a deletion.
+def _moment(kind: str, folder: Path, rng: random.Random, seconds: float) -> None:
+    """Returns somewhere in the run.
 
     Args:
-      process: the run.
+      kind: "time" for any time, else one of TRACES: in the midst of a save or of a deletion.
       folder: its checkpoints.
       rng: chooses.
       seconds: that an undisturbed run takes.
     """
-    begin, kind = time.monotonic(), rng.choice(("time", ".saving-", ".deleting-"))
+    begin = time.monotonic()
     wait = rng.uniform(0, seconds if kind == "time" else 0.8 * seconds)
     later = rng.uniform(0, 0.02) if kind == ".saving-" else 0
     while time.monotonic() - begin < 2 * seconds:
@@ -193,17 +196,15 @@ class Disturbed:
         """
         kind: Callable[..., Process] = Command if number % 10 == 9 else Forked
         seconds = self._measure(kind)
-        workdir, log = self._folder / f"run{number}-{signals[0]}", self._folder / "err"
+        workdir, log = self._folder / f"run{number}", self._folder / "err"
         arguments = [log, self._flag, f"--workdir={workdir}"]
-        if signal.SIGKILL not in signals:
-            # Nothing but the signal makes it save.
-            arguments.append("--config.checkpoint.every_steps=1000")
+        kinds = ("time", *TRACES) if signal.SIGKILL in signals else ("time",)
         for _ in range(rng.randint(1, 3)):
             before = _newest(workdir)
             one = rng.choice(signals)
             process = kind(*arguments)
             assert process.pid is not None
-            _moment(process, workdir / "checkpoints", rng, seconds)
+            _moment(rng.choice(kinds), workdir / "checkpoints", rng, seconds)
             twice = one in EXIT_CODES and rng.random() < 0.3
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, one)

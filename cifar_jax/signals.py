@@ -17,7 +17,8 @@ class Signals:
 
     While there is nothing to save, a signal raises SystemExit. Once `defer` has been called, the
     first signal sets `received`. A second one always ends the process at once: a thread sees to it,
-    since Python's handlers wait until a call of a compiled program, or a compilation, is over.
+    since Python's handlers wait until a call of a compiled program, or a compilation, is over; and
+    after the `with` of a run that a signal has ended, the system does.
     """
 
     EXIT_CODES: Mapping[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -39,7 +40,8 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            # Python's own handler would show a traceback of the interpreter's end.
+            signal.signal(number, handler if self.received is None else signal.SIG_DFL)
         signal.set_wakeup_fd(self._old_writing)
         os.close(self._writing)
         self._thread.join()

@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -23,3 +24,12 @@ def _the_log_as_it_was():
     yield
     log.handlers, log.propagate, level = before
     log.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _the_signals_as_they_were():
+    """Takes back what a run that a signal has ended leaves."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -20,7 +20,9 @@ from tests import program
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A finished run and the flag of its config."""
-    return stops.reference(tmp_path_factory.mktemp("undisturbed"), num_steps=12)
+    return stops.reference(
+        tmp_path_factory.mktemp("undisturbed"), **(stops.SAVING | {"num_steps": 12})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -216,10 +218,18 @@ def test_a_cache_of_compiled_programs_that_is_cut_off(undisturbed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(5, 10))
-@pytest.mark.parametrize("signals", [(signal.SIGKILL,), (signal.SIGTERM, signal.SIGINT)])
-def test_disturbed_at_random_moments(disturbed, number, signals):
-    outcome = disturbed.trial(number, random.Random(f"{number} {signals}"), signals)
-    assert outcome == stops.SURVIVED
+def test_killed_at_random_moments(disturbed, number):
+    assert disturbed.trial(number, random.Random(number), (signal.SIGKILL,)) == stops.SURVIVED
+
+
+@pytest.mark.slow
+def test_signals_at_random_moments(tmp_path):
+    seen: Counter[str] = Counter()
+    disturbed = stops.Disturbed(tmp_path, *stops.reference(tmp_path, **stops.LONG), seen)
+    for number in range(5, 10):
+        outcome = disturbed.trial(number, random.Random(number), (signal.SIGTERM, signal.SIGINT))
+        assert outcome == stops.SURVIVED
+    assert seen["saved"] > 0
 
 
 @pytest.mark.slow

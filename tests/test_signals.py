@@ -34,7 +34,6 @@ def run(program):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_preparation_and_is_noted_in_the_loop(number, code, capfd):
-    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as caught, signals_lib.Signals():
         os.kill(os.getpid(), number)
     assert caught.value.code == code
@@ -43,7 +42,7 @@ def test_a_signal_ends_the_preparation_and_is_noted_in_the_loop(number, code, ca
         assert signals.received is None
         os.kill(os.getpid(), number)
         assert signals.received == number
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) == signal.SIG_DFL
     name = signal.Signals(number).name
     assert capfd.readouterr().err == f"\n{name}: stopped\n\n{name}: saving, then stopping\n"
 
@@ -61,3 +60,13 @@ def test_a_signal_sent_twice_at_once_is_one():
     """`timeout` sends it to the process and to its group."""
     program = "    send(0); time.sleep(0.5); print(noted.received)\n"
     assert run(program) == (0, f"{int(signal.SIGTERM)}\n")
+
+
+def test_a_signal_while_the_interpreter_ends_shows_no_traceback():
+    """The handlers are the system's then, and those of before where no signal came."""
+    program = "    send(0)\nos.kill(os.getpid(), signal.SIGINT); print('still here')\n"
+    assert run(program) == (-signal.SIGINT, "")
+    before = signal.getsignal(signal.SIGINT)
+    with signals_lib.Signals():
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
