@@ -12,6 +12,7 @@ from cifar_jax.fields import flatten, unknown
 
 SCHEDULES = ("constant", "step", "cosine", "linear", "one_cycle")
 DTYPES = ("float32", "bfloat16")
+SCALINGS = ("none", "linear", "sqrt")
 PLACEMENTS = ("auto", "device", "host")
 
 # What a field's value must satisfy: (fields, words, test). Unset fields are passed over.
@@ -20,7 +21,7 @@ _RULES = (
         (
             *("num_epochs", "num_steps", "batch_size", "eval_batch_size", "num_cpu_devices"),
             *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
-            "schedule.factor",
+            *("optimizer.base_batch_size", "schedule.factor"),
         ),
         "must be greater than 0",
         lambda value: value > 0,
@@ -58,6 +59,7 @@ _RULES = (
 _MOST_FLOAT, _MOST_INT = 3.4e38, 2**31 - 1
 
 _CHOICES = {"dtype": DTYPES, "data.placement": PLACEMENTS, "schedule.name": SCHEDULES}
+_CHOICES["optimizer.learning_rate_scaling"] = SCALINGS
 
 # Fields that may change between two starts of one run: they leave what is learned as it is.
 _HARMLESS = (

@@ -1,6 +1,7 @@
 """Optimizers and learning rate schedules, by optax."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,22 @@ from cifar_jax.durations import Durations
 from cifar_jax.fields import unknown
 
 Schedule = Callable[[Any], Any]
+
+
+def scale_learning_rate(optimizer: ConfigDict, batch_size: int) -> float:
+    """Returns the peak learning rate for a batch size.
+
+    "linear": Goyal et al., "Accurate, Large Minibatch SGD", 2017, for SGD, with a warm-up; "sqrt":
+    Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022, for Adam
+    and RMSprop.
+
+    Args:
+      optimizer: the config's `optimizer`; its rate is that for `base_batch_size` images.
+      batch_size: images of a step, over all devices and all parts of an accumulation.
+    """
+    ratio = batch_size / optimizer.base_batch_size
+    factors = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}
+    return optimizer.learning_rate * factors[optimizer.learning_rate_scaling]
 
 
 def create_schedule(schedule: ConfigDict, learning_rate: float, durations: Durations) -> Schedule:

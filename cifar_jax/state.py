@@ -46,7 +46,8 @@ def create_model(config: Any, num_classes: int) -> nn.Module:
 
 def create_schedule(config: Any, durations: Durations) -> optim.Schedule:
     """Returns the learning rate schedule of a config, a function of the step from 0."""
-    return optim.create_schedule(config.schedule, config.optimizer.learning_rate, durations)
+    peak = optim.scale_learning_rate(config.optimizer, config.batch_size)
+    return optim.create_schedule(config.schedule, peak, durations)
 
 
 def create_optimizer(config: Any, durations: Durations) -> optax.GradientTransformation:

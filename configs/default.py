@@ -77,6 +77,10 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "adam"
     # The peak of the schedule.
     config.optimizer.learning_rate = 1e-3
+    # What the peak is multiplied by where batch_size is not base_batch_size, for which it is given:
+    # "none": 1; "linear": their ratio; "sqrt": the root of their ratio.
+    config.optimizer.learning_rate_scaling = "none"
+    config.optimizer.base_batch_size = 128
     # Passed on to the optax function where set; an error if it does not know them.
     config.optimizer.momentum = placeholder(float)
     config.optimizer.nesterov = placeholder(bool)
@@ -89,7 +93,9 @@ def get_config() -> ConfigDict:
     config.optimizer.decay_norm_and_bias = False
     # Largest global norm of the gradient. 0: off.
     config.optimizer.clip_norm = 0.0
-    # Parts that a batch is computed in, one after another, to save memory.
+    # Parts that a batch is computed in, one after another, to save memory. The gradient is that of
+    # the whole batch; but BatchNorm takes the statistics of each part, and what is random is drawn
+    # for each part.
     config.optimizer.accumulation_steps = 1
 
     config.schedule = ConfigDict()

@@ -18,7 +18,7 @@ from tests import program, tiny
 POSITIVE = [
     *("num_epochs", "num_steps", "batch_size", "eval_batch_size", "num_cpu_devices"),
     *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
-    "schedule.factor",
+    *("optimizer.base_batch_size", "schedule.factor"),
 ]
 NOT_NEGATIVE = [
     *("seed", "data.validation_examples", "augment.crop_padding", "augment.cutout"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import optim
+from cifar_jax import state as state_lib
 from cifar_jax.durations import Durations
 from configs import default
 
@@ -48,6 +49,19 @@ def test_one_cycle():
     np.testing.assert_allclose(rate(20), 0.4, rtol=1e-5)
     np.testing.assert_allclose(rate(60), (0.4 + 0.004) / 2, rtol=1e-5)
     np.testing.assert_allclose(rate(100), 0.004, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1), ("linear", 4), ("sqrt", 2)])
+def test_the_learning_rate_for_another_batch_size(rule, factor):
+    config = default.get_config()
+    config.batch_size = 1024
+    config.optimizer.update(
+        {"learning_rate": 0.1, "learning_rate_scaling": rule, "base_batch_size": 256}
+    )
+    assert optim.scale_learning_rate(config.optimizer, 1024) == 0.1 * factor
+    assert optim.scale_learning_rate(config.optimizer, 256) == 0.1
+    rate = state_lib.create_schedule(config, DURATIONS._replace(warmup=0))
+    np.testing.assert_allclose(rate(5), 0.1 * factor, rtol=1e-6)
 
 
 PARAMS = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}

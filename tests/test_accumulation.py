@@ -1,0 +1,102 @@
+"""A batch computed in parts is the whole batch, in float64; BatchNorm sees the parts."""
+
+import dataclasses
+import functools
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from cifar_jax import steps
+from cifar_jax.metrics import Metrics, to_sums
+from cifar_jax.models import layers
+from cifar_jax.state import TrainState
+from tests import tiny
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+LABELS = RNG.integers(0, 10, 24).astype(np.int32)
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+RATE = 0.1
+
+
+class Float64(nn.Module):
+    """Two layers in float64, with the package's BatchNorm in between or without."""
+
+    norm: bool
+    num_classes: int = 10
+    dtype: Any = np.float64
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        options = {"dtype": np.float64, "param_dtype": np.float64}
+        x = nn.Dense(6, **options)(images.reshape(len(images), -1))
+        if self.norm:
+            x = layers.BatchNorm(use_running_average=not train, dtype=np.float64)(x)
+        return nn.Dense(self.num_classes, **options)(nn.tanh(x))
+
+
+def empty_metrics():
+    """What the metrics of no images are under `jax.enable_x64`."""
+    empty, zero = Metrics.empty(), jnp.zeros((), jnp.int64)
+    loss = empty.loss.replace(total=jnp.zeros((), jnp.float64), count=zero)
+    return empty.replace(loss=loss, accuracy=empty.accuracy.replace(count=zero))
+
+
+@functools.cache
+def make(norm, parts):
+    """Returns the state before the first step of plain SGD, in float64, and the step."""
+    config = tiny.config(optimizer__accumulation_steps=parts, loss__label_smoothing=0.1)
+    model = Float64(norm)
+    variables = dict(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3))))
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+    optimizer = optax.sgd(RATE)
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    state = TrainState(np.int32(0), params, stats, optimizer.init(params), {})
+    return state, jax.jit(steps.make_train_step(model, optimizer, config, MEAN, STD))
+
+
+def step(norm, parts, images=IMAGES, labels=LABELS, stats=None):
+    """Returns the state after one step, and its metrics."""
+    empty = mock.Mock(
+        empty=empty_metrics, single_from_model_output=Metrics.single_from_model_output
+    )
+    with jax.enable_x64(True), mock.patch.object(steps, "Metrics", empty):
+        state, train_step = make(norm, parts)
+        if stats is not None:
+            state = dataclasses.replace(state, batch_stats=stats)
+        new, metrics = train_step(state, (images, labels), jax.random.key(1))
+        return jax.device_get(new), to_sums(metrics)
+
+
+def assert_equal(tree, other):
+    for one, another in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        assert np.asarray(one).dtype == np.float64
+        np.testing.assert_allclose(one, another, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_the_parts_give_the_whole_batch(parts):
+    whole, metrics = step(False, 1)
+    computed, more = step(False, parts)
+    assert_equal(computed.params, whole.params)
+    np.testing.assert_allclose(more["loss"], metrics["loss"], rtol=1e-6)
+    assert more["accuracy"] == metrics["accuracy"]
+
+
+def test_batch_norm_takes_the_statistics_of_each_part():
+    """The gradient is the mean of the parts' own; the running statistics go through them."""
+    first, _ = step(True, 1, IMAGES[::2], LABELS[::2])
+    second, _ = step(True, 1, IMAGES[1::2], LABELS[1::2], first.batch_stats)
+    computed, _ = step(True, 2)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, first.params, second.params)
+    assert_equal(computed.params, mean)
+    assert_equal(computed.batch_stats, second.batch_stats)
+    whole, _ = step(True, 1)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), whole.params, computed.params)
+    assert 1e-6 < max(jax.tree.leaves(moved)) < RATE
