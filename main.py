@@ -31,9 +31,11 @@ from cifar_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
+# What `--distributed` takes where JAX does not find it out.
+JOB = ("coordinator", "num_processes", "process_id")
 # The flags that each mode takes.
 MODE_FLAGS = {
-    "train": ("config", "workdir"),
+    "train": ("config", "workdir", "distributed", *JOB),
     "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size"),
     "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size"),
     "explore": ("config", "dataset", "data_dir", "seed", "output"),
@@ -78,6 +80,10 @@ flags.DEFINE_multi_string("workdirs", [], "compare: the folders of the runs, lik
 flags.DEFINE_integer(
     "seed", 0, "explore: of the images shown", lower_bound=0, upper_bound=2**32 - 1
 )
+flags.DEFINE_bool("distributed", False, "train: together with the job's other processes")
+flags.DEFINE_string("coordinator", None, "... HOST:PORT of the first process, if not found by JAX")
+flags.DEFINE_integer("num_processes", None, "... how many there are, likewise", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "... which one this is, from 0, likewise", lower_bound=0)
 flags.DEFINE_string("output", None, "explore, predict, compare: the folder to write to")
 
 
@@ -89,11 +95,30 @@ def train() -> int:
         raise UserError("--workdir is empty: leave it out, or name a folder")
     name = default_name(config_flags.get_config_filename(FLAGS["config"]))
     workdir = command.run_path(FLAGS.workdir or f"runs/{name}").absolute()
+    if FLAGS.distributed:
+        return _train_together(workdir)
+    if found := [name for name in JOB if FLAGS[name].present]:
+        raise UserError(f"--{found[0]} has a meaning with --distributed only")
     with workdir_lib.lock(workdir), signals_lib.Signals() as signals:
         _check_config()
         from cifar_jax import train as train_lib
 
         return train_lib.train(FLAGS.config, workdir, signals)
+
+
+def _train_together(workdir: Path) -> int:
+    _check_config()  # before the others are waited for
+    from cifar_jax import config as config_lib
+    from cifar_jax import devices, fields, hosts
+    from cifar_jax import train as train_lib
+
+    config = FLAGS.config
+    part = config.batch_size // config.optimizer.accumulation_steps // (FLAGS.num_processes or 1)
+    devices.configure(part or None, config.num_cpu_devices, config.deterministic)
+    with hosts.job(workdir, *(FLAGS[name].value for name in JOB)) as signals:
+        values = dict(fields.flatten(config_lib.to_json(config)))
+        hosts.check_same({name: values[name] for name in values if name != "data.data_dir"})
+        return train_lib.train(config, workdir, signals)
 
 
 def _check_config() -> None:

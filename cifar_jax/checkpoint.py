@@ -159,7 +159,7 @@ class Checkpoints:
           UserError: the checkpoint is of another model.
         """
         path = self.folder / str(step) / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with _checkpointer() as reader:
             if differences := _compare(reader.metadata(path).item_metadata, abstract_state):
                 words = "; ".join(differences[:3])
                 more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
@@ -184,7 +184,7 @@ class Checkpoints:
             if shutil.disk_usage(self.folder).free < size:
                 raise OSError(errno.ENOSPC, "")
             temporary.mkdir()
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+            with _checkpointer() as writer:
                 writer.save(temporary / "state", args=ocp.args.PyTreeSave(state))
             workdir_lib.write_json(temporary / _META, meta)
             manifest.write(temporary)
@@ -225,6 +225,15 @@ class Checkpoints:
         left = "" if self.steps() else "; no other is left, the run begins anew"
         _log.warning("moved the damaged checkpoint %s to %s: %s%s", folder, target, damage, left)
         return False
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Returns Orbax's reader and writer; one that waits for no other process of the job."""
+    options, own = ocp.options.MultiprocessingOptions(), jax.process_index()
+    if jax.process_count() > 1:
+        options = ocp.options.MultiprocessingOptions(own, {own}, f"process_{own}")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _reason(error: BaseException) -> str:

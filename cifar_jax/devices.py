@@ -84,27 +84,30 @@ def _processor() -> str:
 
 
 def make_mesh(batch_size: int | None = None) -> Mesh:
-    """Returns the mesh of all devices, with the axes "seed" and "data".
+    """Returns a mesh with the axes "seed" and "data".
 
     Args:
-      batch_size: of training; where given, the devices must divide it.
+      batch_size: of training, in which the devices of all processes share each batch. None: the
+        mesh of the devices of this process, for what it does alone.
 
     Raises:
       UserError: there is no device, or the devices do not divide the batch.
     """
     try:
-        num_devices = jax.device_count()
+        members = jax.local_devices() if batch_size is None else jax.devices()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0] or "there are none"
         raise UserError(
             f"JAX cannot use its devices ({reason}): look at JAX_PLATFORMS and at the installation"
         ) from error
+    num_devices = len(members)
     if batch_size is not None and batch_size % num_devices:
         raise UserError(
             f"a batch of {batch_size} images cannot be shared evenly by {num_devices} devices: "
             f"set --config.batch_size to a multiple of {num_devices}, or use fewer devices"
         )
-    return jax.make_mesh((1, num_devices), ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
+    axes, kinds = ("seed", "data"), (AxisType.Auto,) * 2
+    return jax.make_mesh((1, num_devices), axes, axis_types=kinds, devices=members)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
@@ -117,7 +120,9 @@ def put(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
     sharding = NamedSharding(mesh, spec)
 
     def place(array: Any) -> jax.Array:
-        if jax.process_count() == 1:
+        if mesh.is_multi_process and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(array)))
+        if not mesh.is_multi_process:
             return jax.device_put(array, sharding)
         host = np.asarray(array)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
@@ -134,7 +139,8 @@ def abstract(mesh: Mesh, shapes: Any, spec: PartitionSpec | None = None) -> Any:
 
 
 def describe() -> str:
-    """Returns words for the devices, such as "2 CPU devices"."""
+    """Returns words for the devices, such as "2 CPU devices" or "8 ... in 4 processes"."""
     kinds = {device.device_kind for device in jax.devices()}
     count = jax.device_count()
-    return f"{count} {'/'.join(sorted(kinds)).upper()} device{'s' if count > 1 else ''}"
+    words = f"{count} {'/'.join(sorted(kinds)).upper()} device{'s' if count > 1 else ''}"
+    return words + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")

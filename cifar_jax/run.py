@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 from flax import linen as nn
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, sampling, steps, summary
+from cifar_jax import datasets, devices, hosts, sampling, steps, summary
 from cifar_jax import metrics as metrics_lib
 from cifar_jax import scores as scores_lib
 from cifar_jax import state as state_lib
@@ -155,7 +155,7 @@ def save(
       UserError: a weight is not finite; nothing is written then.
     """
     if not bool(steps.all_finite(state)):
-        raise not_finite(run, f"a weight is not finite at step {progress.step}")
+        not_finite(run, f"a weight is not finite at step {progress.step}")
     metrics = None
     if scores and "validation" in run.dataset.splits:
         metrics = {"eval_accuracy": scores.accuracy, "eval_loss": scores.loss}
@@ -171,15 +171,21 @@ def save(
         },
         "versions": workdir_lib.versions(),
     }
-    run.checkpoints.save(progress.step, state, meta, metrics)
+    if hosts.is_first():
+        run.checkpoints.save(progress.step, state, meta, metrics)
 
 
-def not_finite(run: Run, what: str) -> UserError:
-    """Returns the error that tells what is not finite and which checkpoint is kept."""
-    run.checkpoints.wait()
-    step = run.checkpoints.find("last")
-    kept = f"the checkpoint of step {step} is kept" if step else "there is no checkpoint yet"
-    return UserError(f"{what}: {kept}; try a lower optimizer.learning_rate", exit_code=1)
+def not_finite(run: Run, what: str) -> NoReturn:
+    """Raises the error that tells what is not finite and which checkpoint is kept."""
+
+    def stop() -> None:
+        run.checkpoints.wait()
+        step = run.checkpoints.find("last")
+        kept = f"the checkpoint of step {step} is kept" if step else "there is no checkpoint yet"
+        raise UserError(f"{what}: {kept}; try a lower optimizer.learning_rate", exit_code=1)
+
+    hosts.ask_first(stop)
+    raise AssertionError
 
 
 def check_saved(run: Run) -> None:
@@ -188,13 +194,17 @@ def check_saved(run: Run) -> None:
     Raises:
       UserError: it failed.
     """
-    run.checkpoints.wait()
-    if run.checkpoints.failure:
-        raise UserError(
-            "the last checkpoint could not be saved: make room, then start the same command again; "
-            "it goes on from the one that is kept",
-            exit_code=1,
-        )
+
+    def check() -> None:
+        run.checkpoints.wait()
+        if run.checkpoints.failure:
+            raise UserError(
+                "the last checkpoint could not be saved: make room, then start the same command "
+                "again; it goes on from the one that is kept",
+                exit_code=1,
+            )
+
+    hosts.ask_first(check)
 
 
 def finish(run: Run, progress: Progress, scores: scores_lib.Scores) -> None:
@@ -215,5 +225,5 @@ def finish(run: Run, progress: Progress, scores: scores_lib.Scores) -> None:
         "devices": devices.describe(),
         "environment": environment,
     }
-    workdir_lib.write_json(run.workdir / workdir_lib.RESULT, result)
+    hosts.ask_first(lambda: workdir_lib.write_json(run.workdir / workdir_lib.RESULT, result))
     run.logs.say(scores_lib.describe("test", scores) + f"  in {duration(progress.seconds)}")

@@ -1,9 +1,8 @@
 """The loop: restore, step, log, evaluate, save."""
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, sampling, steps, trained
+from cifar_jax import datasets, devices, hosts, sampling, steps, trained
 from cifar_jax import durations as durations_lib
 from cifar_jax import metrics as metrics_lib
 from cifar_jax import run as run_lib
@@ -24,6 +23,7 @@ from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.errors import UserError
 from cifar_jax.logs import Logs
 from cifar_jax.run import Progress, Run
+from cifar_jax.trace import tracer
 
 # A call of the compiled program takes about that long on a CPU, so that a signal is soon heard.
 _CPU_CALL_SECONDS = 1.0
@@ -42,34 +42,34 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
         is not finite, or the last checkpoint could not be saved.
     """
     progress = Progress()
-    _check_config(config, workdir)
     part = config.batch_size // config.optimizer.accumulation_steps
     devices.configure(part, config.num_cpu_devices, config.deterministic)
+    hosts.ask_first(lambda: _check_config(config, workdir))
     mesh = devices.make_mesh(part)
-    dataset = datasets.load(config.data.name, config.data.data_dir)
+    dataset = hosts.first_then_others(lambda: datasets.load(config.data.name, config.data.data_dir))
     if config.data.validation_examples:
         dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
     split = dataset.splits["train"]
     durations = durations_lib.resolve(config, len(split.labels))
     resident = config.data.placement == "device" or (
-        config.data.placement == "auto" and sampling.fits_on_device(split)
+        config.data.placement == "auto" and hosts.ask_first(lambda: sampling.fits_on_device(split))
     )
     model = state_lib.create_model(config, len(dataset.class_names))
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, writable=hosts.is_first())
     with jax.set_mesh(mesh):
         state = _begin(config, dataset, durations, mesh, model, checkpoints, progress)
-        _record_config(config, workdir)
+        hosts.ask_first(lambda: _record_config(config, workdir))
         feed = sampling.Feed(split, mesh, config.seed, config.batch_size, resident)
-        logs = Logs(workdir, progress.step, config.log.tensorboard)
+        logs = Logs(workdir, progress.step, config.log.tensorboard, hosts.is_first())
         run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs)
         try:
-            with _tracer(run) as trace:
+            with tracer(run) as trace:
                 code = _loop(run, state, progress, signals, trace)
         finally:
             logs.close()
             feed.close()
             checkpoints.close()
-    if code == 0 and config.log.report:
+    if code == 0 and config.log.report and hosts.is_first():
         signals.end()  # the same command makes it another time
         from cifar_jax import report  # only here: it brings matplotlib
 
@@ -110,23 +110,40 @@ def _begin(
     """Returns the state to go on from: the last checkpoint's, another run's weights, or new."""
     shape = dataset.splits["train"].images.shape[1:]
     create = state_lib.make_init(config, durations, model, shape)
+    shapes = jax.eval_shape(create, jax.random.key(config.seed))
+    saved = hosts.ask_first(lambda: _find_saved(checkpoints, durations))
+
+    def make() -> state_lib.TrainState:
+        own = devices.make_mesh()
+        with jax.set_mesh(own):
+            if saved:
+                return checkpoints.restore(saved["step"], devices.abstract(own, shapes))
+            state = jax.jit(create)(jax.random.key(config.seed))
+            if config.init_from:
+                state = trained.transplant(Path(config.init_from), state)
+            return state
+
+    if saved:
+        progress.resume(saved)
+    return devices.replicate(mesh, hosts.share(make, shapes))
+
+
+def _find_saved(
+    checkpoints: Checkpoints, durations: durations_lib.Durations
+) -> dict[str, Any] | None:
+    """Returns the progress of the last checkpoint, if there is one."""
     step = checkpoints.find("last")
-    if step is not None and step > durations.total:
+    if step is None:
+        return None
+    if step > durations.total:
         raise UserError(
             f"the run has made {step} steps already, more than the {durations.total} asked for: "
             "raise num_epochs or num_steps, or choose another --workdir"
         )
-    if step is not None:
-        abstract = devices.abstract(mesh, jax.eval_shape(create, jax.random.key(config.seed)))
-        saved = checkpoints.meta(step).get("progress")
-        if not isinstance(saved, dict) or saved.get("step") != step:
-            raise UserError(f"the checkpoint of step {step} does not say how far its run had come")
-        progress.resume(saved)
-        return checkpoints.restore(step, abstract)
-    state = jax.jit(create)(jax.random.key(config.seed))
-    if config.init_from:
-        state = trained.transplant(Path(config.init_from), state)
-    return devices.replicate(mesh, state)
+    saved = checkpoints.meta(step).get("progress")
+    if not isinstance(saved, dict) or saved.get("step") != step:
+        raise UserError(f"the checkpoint of step {step} does not say how far its run had come")
+    return saved
 
 
 def _loop(
@@ -152,11 +169,9 @@ def _loop(
         trace(first)
         state, metrics, seconds = call(state, metrics, first, num_steps)
         progress.add(num_steps, seconds, metrics)
-        if on_cpu and not run.config.steps_per_call:
-            most = max(1, round(_CPU_CALL_SECONDS * num_steps / seconds))
         if not math.isfinite(progress.sums["loss"][0]):
             what = f"the loss is not finite in steps {first + 1} to {progress.step}"
-            raise run_lib.not_finite(run, what)
+            run_lib.not_finite(run, what)
         run_lib.show(run, progress)
         run.checkpoints.poll()
         scores = None
@@ -164,16 +179,19 @@ def _loop(
             scores = run_lib.score_split(run, state, predict, "validation")
             if not math.isfinite(scores.loss):
                 what = f"the evaluation after step {progress.step} gives a loss that is not finite"
-                raise run_lib.not_finite(run, what)
+                run_lib.not_finite(run, what)
         if scores or progress.step % durations.steps_per_epoch == 0:
             run_lib.report(run, progress, scores)
             metrics = devices.replicate(run.mesh, metrics_lib.from_sums(progress.sums))
-        if signals.received or _due(progress.step, durations.checkpoint_every, durations.total):
+        received, seconds = hosts.agree(signals.received, seconds)
+        if on_cpu and not run.config.steps_per_call:
+            most = max(1, round(_CPU_CALL_SECONDS * num_steps / seconds))
+        if received or _due(progress.step, durations.checkpoint_every, durations.total):
             run_lib.save(run, state, progress, scores)
-        if signals.received and progress.step < durations.total:
+        if received and progress.step < durations.total:
             run_lib.check_saved(run)
             run.logs.say(f"saved at step {progress.step}; the same command goes on from there")
-            return signals.EXIT_CODES[signals.received]
+            return signals.EXIT_CODES[received]
     if scores is None or "validation" in run.dataset.splits:
         scores = run_lib.score_split(run, state, predict, "test")
     run_lib.finish(run, progress, scores)
@@ -224,25 +242,3 @@ def _next_stop(run: Run, step: int) -> int:
 
 def _due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
-
-
-@contextlib.contextmanager
-def _tracer(run: Run) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call before each call of the program: it traces the config's steps."""
-    first = run.config.log.profile_start
-    last = first + run.config.log.profile_steps
-    active = False
-
-    def trace(step: int) -> None:
-        nonlocal active
-        if not active and first <= step < last:
-            jax.profiler.start_trace(str(run.workdir / "profile"))
-            active = True
-        elif active and step >= last:
-            jax.profiler.stop_trace()
-            active = False
-
-    try:
-        yield trace
-    finally:
-        trace(last)

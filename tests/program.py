@@ -66,10 +66,10 @@ def run_apart(*arguments: str, **options: Any) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def write_config(path: Path, **fields: Any) -> str:
-    """Writes a config file that gives `tiny.config(**fields)`; returns the flag for it."""
+def write_config(path: Path, kind: str = "config", /, **fields: Any) -> str:
+    """Writes a config file that gives `tiny.KIND(**fields)`; returns the flag for it."""
     path.write_text(
-        f"from tests import tiny\n\n\ndef get_config():\n    return tiny.config(**{fields!r})\n"
+        f"from tests import tiny\n\n\ndef get_config():\n    return tiny.{kind}(**{fields!r})\n"
     )
     return f"--config={path}"
 

@@ -33,9 +33,9 @@ LAYERS = [
         "page",
     ],
     ["auto_augment", "augment", "image_cache", "records", "prepare", "datasets", "models"],
-    ["summary", "optim", "config", "devices", "logs", "checkpoint", "compare", "explore"],
+    ["summary", "optim", "config", "devices", "hosts", "logs", "checkpoint", "compare", "explore"],
     ["sampling", "state", "steps", "scores"],
-    ["trained", "run"],
+    ["trained", "run", "trace"],
     ["evaluate", "predict", "report", "train", "numpy_mlp_command"],
 ]
 # The command of `python -m cifar_jax.numpy_mlp`, imported when that is run.

@@ -1,0 +1,55 @@
+"""Runs the program in several processes that train together on this machine."""
+
+import contextlib
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests import program
+from tests.loopback import unanswered_port
+
+# Of a job on a machine that others use too.
+SECONDS = 240
+
+
+@contextlib.contextmanager
+def started(
+    num_processes: int, devices_each: int, *arguments: str, folder: Path | None = None
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Starts `python main.py --distributed ARGUMENTS` that many times; yields the processes."""
+    port = unanswered_port()
+    environment = {"JAX_NUM_CPU_DEVICES": str(devices_each), "XLA_FLAGS": ""}
+    processes = [
+        program.start(
+            *arguments,
+            "--distributed",
+            f"--coordinator=127.0.0.1:{port}",
+            f"--num_processes={num_processes}",
+            f"--process_id={number}",
+            environment=environment,
+            cwd=folder,
+        )
+        for number in range(num_processes)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def ends(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Returns (exit code, stdout, stderr) of each; what Gloo prints is left out."""
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=SECONDS)
+        lines = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
+        found.append((process.returncode, "\n".join(lines), err))
+    return found
+
+
+def run(num_processes: int, devices_each: int, *arguments: str) -> list[tuple[int, str, str]]:
+    """Returns (exit code, stdout, stderr) of each process of a job."""
+    with started(num_processes, devices_each, *arguments) as processes:
+        return ends(processes)

@@ -1,0 +1,160 @@
+"""Several processes on this machine train what one does, stop together, and end together."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import cifar_jax
+from cifar_jax import datasets, hosts
+from tests import job, program
+
+# With what depends on the whole batch (BatchNorm, mixup) and on each image's place (dropout, flip).
+FIELDS = {
+    "num_steps": 10,
+    "steps_per_call": 1,
+    "eval_every_steps": 5,
+    "checkpoint__every_steps": 4,
+    "augment__flip": True,
+    "augment__mixup_alpha": 0.5,
+    "ema_decay": 0.9,
+    "optimizer__name": "sgd",
+    "optimizer__learning_rate": 0.01,
+}
+
+
+def write_config(path, **fields):
+    return program.write_config(path, "bn_config", **(FIELDS | fields))
+
+
+def run_alone(num_devices, *arguments):
+    environment = {"JAX_NUM_CPU_DEVICES": str(num_devices), "XLA_FLAGS": ""}
+    code, _, err = program.run_apart(*arguments, environment=environment)
+    assert code == 0, err
+
+
+def newest(workdir):
+    return max((int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*")), default=0)
+
+
+def wait_for_step(workdir, step, processes):
+    until = time.monotonic() + job.SECONDS
+    while newest(workdir) < step:
+        assert time.monotonic() < until
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+def assert_close(workdir, other, tolerance):
+    """Compares the last checkpoints, the logs and the results."""
+    for (name, ours), (_, theirs) in zip(
+        program.last_state(workdir), program.last_state(other), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=0, err_msg=name)
+    for line, expected in zip(
+        program.exact_lines(workdir), program.exact_lines(other), strict=True
+    ):
+        assert line == pytest.approx(expected, rel=1e-5)
+    results = [json.loads((path / "result.json").read_text()) for path in (workdir, other)]
+    for name in ("step", "num_correct", "num_images"):
+        assert results[0][name] == results[1][name]
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    flag = write_config(tmp_path / "small.py", num_steps=4, checkpoint__every_steps=2)
+    code, _, err = program.run_here(flag, f"--workdir={tmp_path / 'one'}")
+    assert (code, err) == (0, "")
+    first, second = job.run(2, 1, flag, f"--workdir={tmp_path / 'two'}")
+    assert first[::2] == (0, "")
+    assert "2 CPU devices in 2 processes" in first[1]
+    assert second == (0, "", "")  # one process speaks
+    assert_close(tmp_path / "two", tmp_path / "one", 1e-6)
+    images = datasets.load("digits").splits["test"].images[:9]
+    answers = [cifar_jax.load(tmp_path / name).predict(images) for name in ("one", "two")]
+    np.testing.assert_allclose(*answers, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["device", "host"])
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_training_equals_one_process_with_as_many_devices(tmp_path, num_processes, placement):
+    flag = write_config(tmp_path / "small.py", data__placement=placement)
+    run_alone(2 * num_processes, flag, f"--workdir={tmp_path / 'one'}")
+    for code, _, err in job.run(num_processes, 2, flag, f"--workdir={tmp_path / 'many'}"):
+        assert (code, err) == (0, "")
+    assert_close(tmp_path / "many", tmp_path / "one", 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_signal_to_one_process_saves_all_at_one_step(tmp_path, number):
+    flag = write_config(tmp_path / "small.py", num_steps=60, checkpoint__every_steps=1000)
+    workdir, other = tmp_path / "two", tmp_path / "undisturbed"
+    run_alone(4, flag, f"--workdir={other}")
+    with job.started(2, 2, flag, f"--workdir={workdir}") as processes:
+        until = time.monotonic() + job.SECONDS
+        while not (workdir / "metrics.jsonl").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        processes[number].send_signal(signal.SIGTERM)
+        found = job.ends(processes)
+    assert [code for code, _, _ in found] == [143, 143]
+    assert "SIGTERM: saving, then stopping" in found[number][2]
+    step = newest(workdir)
+    assert 0 < step < 60
+    assert f"saved at step {step}" in found[0][1]
+    run_alone(1, flag, f"--workdir={workdir}")  # saved by 2 x 2 devices, restored on one
+    assert_close(workdir, other, 2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_killed_process_ends_the_others_and_the_job_goes_on(tmp_path, number):
+    flag = write_config(tmp_path / "small.py", num_steps=40)
+    workdir, other = tmp_path / "two", tmp_path / "undisturbed"
+    for code, _, err in job.run(2, 2, flag, f"--workdir={other}"):
+        assert code == 0, err
+    with job.started(2, 2, flag, f"--workdir={workdir}") as processes:
+        wait_for_step(workdir, 8, processes)
+        os.kill(processes[number].pid, signal.SIGKILL)
+        begin = time.monotonic()
+        found = job.ends(processes)
+        assert time.monotonic() - begin < hosts.HEARTBEAT_TIMEOUT + 30
+    code, _, err = found[1 - number]
+    assert code != 0
+    assert "error: another process of the job has ended" in err or "another task died" in err
+    assert newest(workdir) < 40
+    for code, _, err in job.run(2, 2, flag, f"--workdir={workdir}"):
+        assert code == 0, err
+    assert program.difference(workdir, other) == ""
+
+
+@pytest.mark.slow
+def test_what_is_wrong_on_the_first_process_ends_all(tmp_path):
+    flag = write_config(tmp_path / "small.py", num_steps=2)
+    workdir = tmp_path / "two"
+    run_alone(2, flag, f"--workdir={workdir}")
+    changed = write_config(tmp_path / "changed.py", num_steps=2, seed=5)
+    first, second = job.run(2, 1, changed, f"--workdir={workdir}")
+    assert first[0] == second[0] == 2
+    assert "seed was 0 and is now 5" in first[2]
+    assert second[1:] == ("", "")
+
+
+def test_flags_of_a_job_need_the_word(tmp_path):
+    flag = write_config(tmp_path / "small.py")
+    code, _, err = program.run_here(flag, f"--workdir={tmp_path / 'run'}", "--process_id=1")
+    assert (code, err) == (2, "error: --process_id has a meaning with --distributed only\n")
+    code, _, err = program.run_here("--mode=evaluate", "--distributed")
+    assert code == 2
+    assert "--mode=evaluate takes no --distributed" in err
+
+
+def test_one_process_asks_itself():
+    assert hosts.is_first()
+    assert hosts.ask_first(lambda: 3) == 3
+    assert hosts.first_then_others(lambda: 4) == 4
+    assert hosts.share(lambda: "state", None) == "state"
+    assert hosts.agree(None, 0.1) == (None, 0.1)
