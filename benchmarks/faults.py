@@ -9,6 +9,7 @@ where that is the right answer. It is a silent error if it went on with wrong va
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -21,14 +22,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import damages, stops, wrong_configs
+from benchmarks import damages, jobs, stops, wrong_configs
 from benchmarks.stops import SILENT, SURVIVED
 from benchmarks.workers import describe_machine
 from cifar_jax import workdir as workdir_lib
+from tests import program
 
 # A function (number, rng) -> outcome.
 Trial = Callable[[int, random.Random], str]
-FAULTS = ("kill", "signal", "damage", "cache", "disk", "config", "training", "command")
+FAULTS = ("kill", "signal", "damage", "cache", "disk", "config", "training", "command", "process")
 
 
 def trials_of(folder: Path, seen: dict[str, Counter[str]]) -> dict[str, Trial]:
@@ -38,15 +40,16 @@ def trials_of(folder: Path, seen: dict[str, Counter[str]]) -> dict[str, Trial]:
       folder: for all that the trials write.
       seen: is given what the trials of a fault met with.
     """
-    saving = stops.reference(folder / "kill", **stops.SAVING)
-    long = stops.reference(folder / "signal", **stops.LONG)
-    flag = saving[1]
+    flag = program.write_config(folder / "small.py", **stops.SAVING)
     damages.save_small(folder / "sound", 1, 2)
-    stopped = {
-        "kill": stops.Disturbed(folder / "kill", *saving, seen["kill"]),
-        "signal": stops.Disturbed(folder / "signal", *long, seen["signal"]),
-    }
+
+    @functools.cache
+    def stopped(fault: str) -> stops.Disturbed:
+        place, fields = folder / fault, stops.SAVING if fault == "kill" else stops.LONG
+        return stops.Disturbed(place, *stops.reference(place, **fields), seen[fault])
+
     signals = (signal.SIGTERM, signal.SIGINT)
+    killed = functools.cache(lambda: jobs.Killed(folder / "process", seen["process"]))
 
     def config(number: int, rng: random.Random) -> str:
         code, outcome = wrong_configs.try_config(flag, wrong_configs.random_overrides(rng))
@@ -54,8 +57,8 @@ def trials_of(folder: Path, seen: dict[str, Counter[str]]) -> dict[str, Trial]:
         return outcome
 
     return {
-        "kill": lambda n, rng: stopped["kill"].trial(n, rng, (signal.SIGKILL,)),
-        "signal": lambda n, rng: stopped["signal"].trial(n, rng, signals),
+        "kill": lambda n, rng: stopped("kill").trial(n, rng, (signal.SIGKILL,)),
+        "signal": lambda n, rng: stopped("signal").trial(n, rng, signals),
         "damage": lambda n, rng: damages.damage_checkpoint(
             folder / "sound", folder / f"damage{n}", rng
         ),
@@ -68,6 +71,7 @@ def trials_of(folder: Path, seen: dict[str, Counter[str]]) -> dict[str, Trial]:
         "command": lambda n, rng: wrong_configs.try_command(
             flag, folder / f"command{n}", rng, seen["command"]
         ),
+        "process": lambda n, rng: killed().trial(n, rng),
     }
 
 

@@ -113,6 +113,10 @@ class Forked:
             raise TimeoutError("the program does not end")
         return self._process.exitcode
 
+    def code(self) -> int | None:
+        """Returns the exit code, None while it runs."""
+        return self._process.exitcode
+
     def err(self) -> str:
         return self._log.read_text()
 

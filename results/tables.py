@@ -146,6 +146,7 @@ FAULTS = {
     "config": "a random config",
     "training": "an accepted config, one step",
     "command": "a random config, the real command",
+    "process": "kill -9 of one of two processes",
 }
 
 
@@ -179,6 +180,64 @@ def soak(result: dict[str, Any]) -> str:
     )
 
 
+def scaling(result: dict[str, Any]) -> str:
+    """What a training gives on devices and processes, exchanges, and would take elsewhere."""
+    text = ""
+    if rows := result.get("correctness"):
+        header = ["devices", "processes", "largest difference of a parameter", "right images"]
+        text += markdown(
+            header,
+            [
+                [
+                    str(row["devices"]),
+                    str(row["processes"]),
+                    f"{row['difference']:.1e}" if row["difference"] else "0",
+                    f"{row['num_correct']} of {row['num_images']}",
+                ]
+                for row in rows
+            ],
+        )
+    if rows := result.get("exchanges"):
+        header = ["config", "gradients", "BatchNorm's sums", "in the program", "all-reduces"]
+        text += f"\nBytes that a step exchanges on {rows[0]['devices']} devices:\n\n" + markdown(
+            header,
+            [
+                [
+                    f"`{row['config']}`",
+                    *(f"{row['expected'][name]:,}" for name in ("gradients", "batch_norm")),
+                    f"{row['bytes']:,}",
+                    ", ".join(f"{n} {kind}" for kind, n in row["exchanges"].items()),
+                ]
+                for row in rows
+            ],
+        )
+    if rows := result.get("speed"):
+        header = ["speed", "devices", "processes", "batch", "images per second"]
+        rates: dict[tuple[str, ...], list[float]] = {}
+        for row in rows:
+            cell = (row["kind"], *(str(row[k]) for k in ("devices", "processes", "batch_size")))
+            rates.setdefault(cell, []).append(row["images_per_second"])
+        text += "\n" + markdown(
+            header, [[*cell, f"{statistics.median(each):,.0f}"] for cell, each in rates.items()]
+        )
+    if rows := result.get("model"):
+        header = ["modelled", "machine", "computation", "exchange", "efficiency", "least batch"]
+        text += "\n" + markdown(
+            header,
+            [
+                [
+                    f"`{row['config']}`",
+                    row["machine"],
+                    *(f"{1e3 * row[f'{part}_seconds']:.2f} ms" for part in ("compute", "exchange")),
+                    f"{row['efficiency']:.0%}",
+                    str(row["least_batch_of_a_device"]),
+                ]
+                for row in rows
+            ],
+        )
+    return text + f"\n{result['hardware']}; the machines of the model are not ours.\n"
+
+
 def training(results: Iterable[dict[str, Any]]) -> str:
     """Test accuracy and loss of the last checkpoints, and what they took."""
 
@@ -207,6 +266,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_startup": startup,
     "bench_faults": faults,
     "bench_soak": soak,
+    "bench_scaling": scaling,
 }
 
 
