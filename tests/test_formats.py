@@ -81,6 +81,19 @@ def test_a_meta_without_what_it_must_say_is_named(tmp_path, name, value):
     assert err.startswith("error: the checkpoint of step 3 ")
 
 
+@pytest.mark.parametrize("mean", [[], [0.5, 0.5], 0.5, ["x"]])
+def test_a_mean_that_does_not_fit_the_images_is_named(tmp_path, mean):
+    shutil.copytree(FORMATS[-1], tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "3"
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["data"]["mean"] = mean
+    (folder / "meta.json").write_text(json.dumps(meta))
+    manifest.write(folder)
+    with pytest.raises(UserError, match=r"the checkpoint of step 3 in .* has no model: ") as caught:
+        cifar_jax.load(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
 # What would run code that lies in a file, or might.
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 
