@@ -210,8 +210,9 @@ class Checkpoints:
     def _best(self, steps: list[int]) -> int | None:
         scored = []
         for step in steps:
-            with contextlib.suppress(UserError, KeyError):  # without one, or damaged since
-                scored.append((self.meta(step)["metrics"]["eval_accuracy"], step))
+            # Without one, or damaged since.
+            with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+                scored.append((float(self.meta(step)["metrics"]["eval_accuracy"]), step))
         return max(scored)[1] if scored else None
 
     def _is_sound(self, step: int) -> bool:

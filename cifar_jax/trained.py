@@ -148,13 +148,13 @@ def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> Trained:
         if not len(mean) == len(std) == shape[-1]:
             raise ValueError("mean and std are not one for each channel")
         abstract = jax.eval_shape(state_lib.make_variables(model, shape), jax.random.key(0))
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         words = f"{type(error).__name__} {error}".partition("\n")[0]
         raise UserError(
             f"the checkpoint of step {step} in {workdir} has no model: {words}"
         ) from error
     abstract = devices.abstract(devices.make_mesh(), dict(abstract))
-    wanted = {"ema": abstract} if config.ema_decay else abstract
+    wanted = {"ema": abstract} if config.get("ema_decay") else abstract
     restored = checkpoints.restore(step, wanted)
     return Trained(
         config=config,

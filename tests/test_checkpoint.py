@@ -177,6 +177,15 @@ def test_a_damaged_best_does_not_stop_a_start(tmp_path):
     assert checkpoints.find("best") == 3
 
 
+def test_an_accuracy_that_is_no_number_is_passed_over(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step, accuracy in enumerate(("x", 0.5, None, 0.4), start=1):
+        checkpoints.save(step, damages.small_state(step), {}, {"eval_accuracy": accuracy})
+    checkpoints.close()
+    assert (checkpoints.failure, checkpoints.steps()) == ("", [2, 3, 4])
+    assert checkpoints.find("best") == 2
+
+
 def test_a_checkpoint_damaged_while_the_run_goes_on_stops_no_save(tmp_path, caplog):
     checkpoints = Checkpoints(tmp_path)
     for step, accuracy in enumerate((0.1, 0.9, 0.2, 0.3), start=1):
