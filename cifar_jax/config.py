@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,14 +13,16 @@ from cifar_jax.fields import flatten, unknown
 SCHEDULES = ("constant", "step", "cosine", "linear", "one_cycle")
 DTYPES = ("float32", "bfloat16")
 PLACEMENTS = ("auto", "device", "host")
+VIEWS = ("plain", "mirror", "mirror_shift")
 
-# What a field's value must satisfy: (fields, words, test). Unset fields are passed over.
+# What a field's value must satisfy: (fields, words, test). Unset fields are passed over. What is
+# said of a field of `optimizer` holds for its groups too; only these have optimizer.num_epochs.
 _RULES = (
     (
         (
             *("num_epochs", "num_steps", "batch_size", "eval_batch_size", "num_cpu_devices"),
             *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
-            "schedule.factor",
+            *("schedule.factor", "optimizer.num_epochs", "test_time.certainty"),
         ),
         "must be greater than 0",
         lambda value: value > 0,
@@ -47,7 +49,11 @@ _RULES = (
         "must be at least 0 and less than 1",
         lambda value: 0 <= value < 1,
     ),
-    (("schedule.final_fraction",), "must be at most 1", lambda value: value <= 1),
+    (
+        ("schedule.final_fraction", "test_time.certainty"),
+        "must be at most 1",
+        lambda value: value <= 1,
+    ),
     (("augment.hue",), "must be at most 0.5", lambda value: value <= 0.5),
     (("augment.rand_augment_magnitude",), "must be at most 30", lambda value: value <= 30),
     (("augment.rand_augment_ops",), "must be at most 16", lambda value: value <= 16),
@@ -57,12 +63,17 @@ _RULES = (
 # What a float32 and the step's int32 can hold.
 _MOST_FLOAT, _MOST_INT = 3.4e38, 2**31 - 1
 
-_CHOICES = {"dtype": DTYPES, "data.placement": PLACEMENTS, "schedule.name": SCHEDULES}
+_CHOICES = {
+    "dtype": DTYPES,
+    "data.placement": PLACEMENTS,
+    "schedule.name": SCHEDULES,
+    "test_time.views": VIEWS,
+}
 
 # Fields that may change between two starts of one run: they leave what is learned as it is.
 _HARMLESS = (
     *("log.", "data.data_dir", "data.placement", "num_cpu_devices", "steps_per_call"),
-    *("eval_batch_size", "eval_every_", "checkpoint.", "deterministic"),
+    *("eval_batch_size", "eval_every_", "test_time.", "checkpoint.", "deterministic"),
 )
 
 
@@ -72,7 +83,7 @@ def check(config: ConfigDict) -> None:
     outside = dict(_out_of_range(fields))
     problems = [f"{name} is {words}" for name, words in outside.items()]
     for names, words, holds in _RULES:
-        for name in names:
+        for name in _with_groups(names, fields):
             value = fields[name]
             if value is not None and name not in outside and not holds(value):
                 problems.append(f"{name} is {value} but {words}")
@@ -80,6 +91,8 @@ def check(config: ConfigDict) -> None:
         if fields[name] not in known:
             problems.append(f"{name} is {unknown(fields[name], known)}")
     problems += _check_milestones(fields["schedule.milestones"])
+    if fields["augment.flip"] and fields["augment.alternating_flip"]:
+        problems.append("augment.flip and augment.alternating_flip are both on: choose one")
     rest = fields["batch_size"]
     for name in ("optimizer.accumulation_steps", "num_cpu_devices"):
         if (parts := fields[name]) and parts > 0 and rest > 0 and name not in outside:
@@ -89,6 +102,15 @@ def check(config: ConfigDict) -> None:
     problems += _check_parts(config)
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _with_groups(names: Iterable[str], fields: Mapping[str, Any]) -> list[str]:
+    """Returns the fields of these names, and for those of `optimizer` the groups' fields too."""
+    found = [name for name in names if name in fields]
+    for name in fields:
+        if name.startswith("optimizer.groups."):
+            found += [name] if f"optimizer.{name.rpartition('.')[2]}" in names else []
+    return found
 
 
 def _out_of_range(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

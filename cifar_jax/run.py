@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, sampling, steps, summary
+from cifar_jax import datasets, devices, sampling, steps, summary, views
 from cifar_jax import metrics as metrics_lib
 from cifar_jax import scores as scores_lib
 from cifar_jax import state as state_lib
@@ -107,15 +107,18 @@ def show(run: Run, progress: Progress) -> None:
     )
 
 
+def make_predict(run: Run, test_time: Any = None) -> views.Predict:
+    """Returns the function that `score_split` takes, with test-time augmentation if given."""
+    return views.make_predict(run.model, run.mesh, run.dataset.mean, run.dataset.std, test_time)
+
+
 def score_split(
-    run: Run, state: state_lib.TrainState, program: Any, split_name: str
+    run: Run, state: state_lib.TrainState, predict: views.Predict, split_name: str
 ) -> scores_lib.Scores:
     """Scores a split, or the test split where that one was not carved."""
     splits = run.dataset.splits
     split = splits.get(split_name, splits["test"])
-    logits = scores_lib.predict_logits(
-        program, state.variables(), split.images, run.config.eval_batch_size, run.mesh
-    )
+    logits = predict(state.variables(), split.images, run.config.eval_batch_size)
     return scores_lib.score(logits, split.labels)
 
 

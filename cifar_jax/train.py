@@ -109,8 +109,9 @@ def _begin(
 ) -> state_lib.TrainState:
     """Returns the state to go on from: the last checkpoint's, another run's weights, or new."""
     shape = dataset.splits["train"].images.shape[1:]
-    create = state_lib.make_init(config, durations, model, shape)
     step = checkpoints.find("last")
+    given = state_lib.params_from_data(model, dataset) if step is None else None
+    create = state_lib.make_init(config, durations, model, shape, given)
     if step is not None and step > durations.total:
         raise UserError(
             f"the run has made {step} steps already, more than the {durations.total} asked for: "
@@ -141,8 +142,7 @@ def _loop(
     run_lib.introduce(run, progress)
     # A signal during the compilation, which may be long, stops the program at once.
     call = _make_call(run, signals.defer)
-    mean, std = run.dataset.mean, run.dataset.std
-    predict = steps.compile_predict(run.model, run.mesh, mean, std)
+    predict = run_lib.make_predict(run)
     most = run.config.steps_per_call or (1 if on_cpu else run.feed.capacity)
     metrics = devices.replicate(run.mesh, metrics_lib.from_sums(progress.sums))
     scores = None
@@ -174,7 +174,9 @@ def _loop(
             run_lib.check_saved(run)
             run.logs.say(f"saved at step {progress.step}; the same command goes on from there")
             return signals.EXIT_CODES[signals.received]
-    if scores is None or "validation" in run.dataset.splits:
+    test_time = run.config.test_time
+    if scores is None or "validation" in run.dataset.splits or test_time.views != "plain":
+        predict = run_lib.make_predict(run, test_time)
         scores = run_lib.score_split(run, state, predict, "test")
     run_lib.finish(run, progress, scores)
     return 0
@@ -189,7 +191,9 @@ def _make_call(
     """
     optimizer = state_lib.create_optimizer(run.config, run.durations)
     mean, std = run.dataset.mean, run.dataset.std
-    train_step = steps.make_train_step(run.model, optimizer, run.config, mean, std)
+    train_step = steps.make_train_step(
+        run.model, optimizer, run.config, mean, std, run.durations.steps_per_epoch
+    )
     jitted = steps.compile_train(train_step, run.mesh, run.feed.resident)
     key = devices.replicate(run.mesh, jax.random.key(run.config.seed))
     compiled = None

@@ -10,7 +10,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import devices, scores, steps
+from cifar_jax import devices, scores, views
 from cifar_jax import state as state_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.checkpoint import Checkpoints
@@ -44,14 +44,17 @@ class Trained(NamedTuple):
     def predict_logits(self, images: np.ndarray, batch_size: int) -> np.ndarray:
         """Returns the logits, float32 [images, classes], computed on all devices.
 
+        Where the run's config asks for test-time augmentation, they are the mean over the views.
+
         Args:
           images: uint8 [images, height, width, channels] of the training images' shape.
           batch_size: images that are computed at a time.
         """
         mesh = devices.make_mesh()
+        test_time = self.config.get("test_time")  # runs of before have none
         with jax.set_mesh(mesh):
-            program = steps.compile_predict(self.model, mesh, self.mean, self.std)
-            return scores.predict_logits(program, self.variables, images, batch_size, mesh)
+            predict = views.make_predict(self.model, mesh, self.mean, self.std, test_time)
+            return predict(self.variables, images, batch_size)
 
     def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Returns the class probabilities, float64 [images, classes].

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "cifar_jax"
 
 # A module may import from its own layer's earlier lines and from the layers above it in this list.
 LAYERS = [
-    ["errors", "fields", "durations", "tables", "allocator"],
+    ["errors", "fields", "durations", "tables", "allocator", "groups", "muon"],
     [
         "workdir",
         "command",
@@ -32,9 +32,19 @@ LAYERS = [
         "diagnostics",
         "page",
     ],
-    ["auto_augment", "augment", "image_cache", "records", "prepare", "datasets", "models"],
+    [
+        "auto_augment",
+        "augment",
+        "mixing",
+        "mixing",
+        "image_cache",
+        "records",
+        "prepare",
+        "datasets",
+        "models",
+    ],
     ["summary", "optim", "config", "devices", "logs", "checkpoint", "compare", "explore"],
-    ["sampling", "state", "steps", "scores"],
+    ["sampling", "state", "steps", "scores", "views"],
     ["trained", "run"],
     ["evaluate", "predict", "report", "train", "numpy_mlp_command"],
 ]

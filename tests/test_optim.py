@@ -97,3 +97,15 @@ def test_adamw_decays_decoupled():
 @pytest.mark.parametrize("name", ["adam", "lion", "rmsprop", "lamb"])
 def test_other_rules_by_their_names(name):
     assert np.isfinite(updates(name=name, weight_decay=0.01)["kernel"]).all()
+
+
+def test_a_decay_can_be_decoupled_where_the_rule_has_none_and_coupled_where_it_has():
+    plain = updates(momentum=0.9)
+    decayed = updates(momentum=0.9, weight_decay=0.5, decoupled_decay=True)
+    change = decayed["kernel"] - plain["kernel"]
+    np.testing.assert_allclose(change, -0.1 * 0.5 * PARAMS["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(decayed["bias"], plain["bias"])
+    coupled = updates(name="adamw", weight_decay=0.5, decoupled_decay=False)
+    plain = updates(name="adamw")
+    np.testing.assert_allclose(plain["kernel"], [[-0.1, 0]], rtol=1e-4)
+    np.testing.assert_allclose(coupled["kernel"], [[-0.1, 0.1]], rtol=1e-4)

@@ -56,7 +56,9 @@ class Training:
             self.state = devices.replicate(self.mesh, jax.jit(create)(jax.random.key(0)))
             self.feed = sampling.Feed(self.split, self.mesh, 0, config.batch_size, resident=True)
             optimizer = state.create_optimizer(config, durations)
-            step = steps.make_train_step(self.model, optimizer, config, self.mean, self.std)
+            step = steps.make_train_step(
+                self.model, optimizer, config, self.mean, self.std, durations.steps_per_epoch
+            )
             self.program = steps.compile_train(step, self.mesh, resident=True)
 
     def train(self, num_steps: int) -> dict[str, float]:
