@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
 # A device of its own needs memory for the training set and the activations: leave many-core hosts
@@ -65,12 +66,13 @@ def _num_cores() -> int:
 def compilation_cache() -> Path | None:
     """Returns the user's folder for compiled programs, made if needed; None without a home."""
     try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        if (home := workdir_lib.cache_folder()) is None:
+            return None
         # Programs compiled for one processor may not run on another: one folder for each kind.
         processor = hashlib.sha256(_processor().encode()).hexdigest()[:8]
-        folder = Path(home) / "cifar_jax" / f"xla-{processor}"
+        folder = home / f"xla-{processor}"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
+    except OSError:
         return None
     return folder if os.access(folder, os.W_OK) else None
 

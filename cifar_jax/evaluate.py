@@ -5,10 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, scores
+from cifar_jax import datasets, scores
 from cifar_jax import trained as trained_lib
-from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
 
@@ -64,24 +62,14 @@ def answer(
     Raises:
       UserError: the run, the checkpoint or the data cannot be had, or do not fit together.
     """
-    path = workdir / workdir_lib.CONFIG
-    try:
-        settings = config_lib.from_json(workdir_lib.read_json(path))
-        batch_size = batch_size or settings.eval_batch_size
-        data_dir = data_dir or settings.data.data_dir
-        devices.configure(
-            num_cpu_devices=settings.num_cpu_devices,
-            deterministic=settings.get("deterministic", False),
-        )
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not the config of a run: {error}") from error
+    settings = trained_lib.configure(workdir)
     run = trained_lib.load(workdir, checkpoint)
     config = run.config
     name = dataset_name or config.data.name
     carved = config.data.validation_examples and name == config.data.name
     own = split in ("train", "validation") and carved
     wanted = ("train", "test") if own else (split,)
-    dataset = datasets.load(name, data_dir, wanted)
+    dataset = datasets.load(name, data_dir or settings.get("data.data_dir"), wanted)
     if own:
         dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
     # TFDS gives numbers for names to a set that does not name its classes, such as cifar10_1.
@@ -96,4 +84,5 @@ def answer(
         raise UserError(
             f"{name} has images of {images.shape[1:]}, the model takes {run.image_shape}"
         )
-    return Answers(run, images, labels, run.predict_logits(images, batch_size))
+    logits = run.predict_logits(images, batch_size or settings["eval_batch_size"])
+    return Answers(run, images, labels, logits)

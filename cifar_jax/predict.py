@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def predict(
     Raises:
       UserError: there is no picture or no model, or the folder cannot be written.
     """
-    config = workdir_lib.read_json(workdir / workdir_lib.CONFIG)
+    workdir_lib.read_json(workdir / workdir_lib.CONFIG)
     files, failures = photos.find(given)
     if not files:
         raise UserError("no picture to predict: " + "; ".join(failures[:3] or ["none is named"]))
@@ -55,7 +55,10 @@ def predict(
         _log.warning("%s", failure)
     output = output or workdir / "predictions"
     with command.output_folder(output):
-        trained = _load(workdir, checkpoint, config)
+        from cifar_jax import trained as trained_lib  # only here: it brings JAX
+
+        settings = trained_lib.configure(workdir)
+        trained = trained_lib.load(workdir, checkpoint)
         pictures: dict[str, np.ndarray] = {}
         drawn: list[np.ndarray] = []
         for path, image, view in _read(files, trained.image_shape, resize, failures):
@@ -64,7 +67,7 @@ def predict(
                 drawn.append(view)
         if not pictures:
             raise UserError("no picture could be read", exit_code=1)
-        size = batch_size or trained.config.eval_batch_size
+        size = batch_size or settings["eval_batch_size"]
         probabilities = trained.predict(np.stack(list(pictures.values())), size)
         paths, names = list(pictures), trained.class_names
         _write_csv(output / "predictions.csv", paths, probabilities, names)
@@ -90,17 +93,6 @@ def predict(
 
 def _count(number: int) -> str:
     return f"{number} picture{'s' if number > 1 else ''}"
-
-
-def _load(workdir: Path, checkpoint: str, config: Mapping[str, Any]) -> Any:
-    from cifar_jax import devices, trained  # only here: they bring JAX
-
-    try:
-        devices.configure(num_cpu_devices=config.get("num_cpu_devices"))
-    except (TypeError, ValueError, AttributeError) as error:
-        path = workdir / workdir_lib.CONFIG
-        raise UserError(f"{path} is not the config of a run: {error}") from error
-    return trained.load(workdir, checkpoint)
 
 
 def _read(

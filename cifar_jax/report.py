@@ -225,9 +225,12 @@ def _origin(workdir: Path, options: Mapping[str, Any]) -> Iterator[str]:
     path = workdir / workdir_lib.ENVIRONMENT
     commands = []
     if path.exists():
-        environment = dict(flatten(workdir_lib.read_json(path)))
-        commands.append(["python", *map(str, environment.pop("command", []))])
-        yield page.fold("Environment", page.table(("what", "value"), environment.items()))
+        try:
+            environment = dict(flatten(workdir_lib.read_json(path)))
+            commands.append(["python", *map(str, environment.pop("command", []))])
+            yield page.fold("Environment", page.table(("what", "value"), environment.items()))
+        except (UserError, TypeError) as error:
+            _log.warning("the page goes without %s: %s", path.name, error)
     again = ["python", "main.py", "--mode=report", f"--workdir={workdir}"]
     plain = {"split": "test", "checkpoint": "last"}
     given = {name: value for name, value in options.items() if value != plain.get(name)}

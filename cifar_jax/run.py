@@ -1,6 +1,8 @@
 """What a run is made of, and what it does between the calls of its compiled program."""
 
 import dataclasses
+import errno
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -190,8 +192,10 @@ def check_saved(run: Run) -> None:
     """
     run.checkpoints.wait()
     if run.checkpoints.failure:
+        full = run.checkpoints.failure in map(os.strerror, (errno.ENOSPC, errno.EDQUOT))
+        advice = "make room" if full else f"mend this ({run.checkpoints.failure})"
         raise UserError(
-            "the last checkpoint could not be saved: make room, then start the same command again; "
+            f"the last checkpoint could not be saved: {advice}, then start the same command again; "
             "it goes on from the one that is kept",
             exit_code=1,
         )

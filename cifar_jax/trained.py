@@ -15,6 +15,7 @@ from cifar_jax import state as state_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.errors import UserError
+from cifar_jax.fields import flatten
 
 
 class Trained(NamedTuple):
@@ -71,6 +72,34 @@ class Trained(NamedTuple):
         return scores.softmax(self.predict_logits(images, batch_size))
 
 
+# What evaluating and predicting take from a workdir's config.json, which anyone may edit.
+_SETTINGS: dict[str, Any] = {
+    "eval_batch_size": int,
+    "num_cpu_devices": int | None,
+    "deterministic": bool | None,
+    "data.data_dir": str | None,
+}
+
+
+def configure(workdir: Path) -> dict[str, Any]:
+    """Sets JAX up as a run did; returns the fields of its config.json by their dotted names.
+
+    Raises:
+      UserError: there is no run, or a field that is needed here has a wrong value.
+    """
+    path = workdir / workdir_lib.CONFIG
+    fields = dict(flatten(workdir_lib.read_json(path)))
+    for name, kind in _SETTINGS.items():
+        value = fields.get(name)
+        if not isinstance(value, kind) or (type(value) is int and value < 1):
+            raise UserError(f"{path} is not the config of a run: {name} is {value!r}")
+    devices.configure(
+        num_cpu_devices=fields.get("num_cpu_devices"),
+        deterministic=bool(fields.get("deterministic")),
+    )
+    return fields
+
+
 def load(workdir: str | Path, checkpoint: str = "last") -> Trained:
     """Returns the model that a run trained; needs neither its config file nor its data.
 
@@ -115,22 +144,25 @@ def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> Trained:
         data = meta["data"]
         model = state_lib.create_model(config, len(data["class_names"]))
         shape = tuple(data["image_shape"])
+        mean, std = (tuple(map(float, data[name])) for name in ("mean", "std"))
+        if not len(mean) == len(std) == shape[-1]:
+            raise ValueError("mean and std are not one for each channel")
         abstract = jax.eval_shape(state_lib.make_variables(model, shape), jax.random.key(0))
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         words = f"{type(error).__name__} {error}".partition("\n")[0]
         raise UserError(
             f"the checkpoint of step {step} in {workdir} has no model: {words}"
         ) from error
     abstract = devices.abstract(devices.make_mesh(), dict(abstract))
-    wanted = {"ema": abstract} if config.ema_decay else abstract
+    wanted = {"ema": abstract} if config.get("ema_decay") else abstract
     restored = checkpoints.restore(step, wanted)
     return Trained(
         config=config,
         model=model,
         variables=restored.get("ema", restored),
         class_names=tuple(data["class_names"]),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        mean=mean,
+        std=std,
         image_shape=shape,
         step=step,
     )
