@@ -16,15 +16,22 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cifar_jax import allocator
+
+if __name__ == "__main__":
+    allocator.restart()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
+
 from absl import flags
 from ml_collections import config_flags
 
-from cifar_jax import allocator, command
+from cifar_jax import command
 from cifar_jax import signals as signals_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
@@ -249,5 +256,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    allocator.restart()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv))

@@ -76,7 +76,7 @@ class Trained(NamedTuple):
 
 
 # What evaluating and predicting take from a workdir's config.json, which anyone may edit.
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     "eval_batch_size": int,
     "num_cpu_devices": int | None,
     "deterministic": bool | None,

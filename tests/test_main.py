@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -424,3 +425,11 @@ def test_too_little_memory_is_told(monkeypatch, tmp_path):
     code, _, err = program.run_here(DIGITS, f"--workdir={tmp_path / 'run'}")
     words = "INTERNAL: Out of memory allocating 99 bytes.: make the model or the batch smaller"
     assert (code, err) == (1, f"error: {words}\n")
+
+
+def test_ctrl_c_while_the_program_is_imported_shows_no_traceback(tmp_path):
+    """In the midst of the first of the larger imports, which a package of that name stands for."""
+    (tmp_path / "absl.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = f"{tmp_path}{os.pathsep}{program.ROOT}"
+    code, out, err = program.run_apart("--help", environment={"PYTHONPATH": path})
+    assert (code, out, err) == (-signal.SIGINT, "", "")
