@@ -122,6 +122,7 @@ def test_the_deterministic_setting_reaches_xla_which_knows_it(tmp_path):
     words, result = done.stdout.splitlines()
     assert result == "2"
     assert words.startswith("before the backend: --xla_dump_max_hlo_modules=1 ")
+    assert " --xla_cpu_collective_call_terminate_timeout_seconds=" in words
     assert words.endswith(" --xla_gpu_deterministic_ops=true")
 
 
