@@ -42,8 +42,8 @@ def configure(
             jax.config.update("jax_num_cpu_devices", num_cpu_devices)
     if config.jax_num_cpu_devices > 1:
         _add_xla_flag("xla_cpu_multi_thread_eigen=false")
-        # Else XLA ends the process when one device waits 40 seconds for another, which happens where
-        # many programs share the cores or this one was paused.
+        # Else XLA ends the process when one device waits 40 seconds for another, which happens
+        # where many programs share the cores or this one was paused.
         _add_xla_flag("xla_cpu_collective_call_terminate_timeout_seconds=1000000")
     if deterministic:
         _add_xla_flag("xla_gpu_deterministic_ops=true")
