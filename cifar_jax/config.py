@@ -18,7 +18,8 @@ PLACEMENTS = ("auto", "device", "host")
 _RULES = (
     (
         (
-            *("num_epochs", "num_steps", "batch_size", "eval_batch_size", "num_cpu_devices"),
+            *("num_epochs", "num_steps", "num_seeds", "batch_size", "eval_batch_size"),
+            "num_cpu_devices",
             *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
             "schedule.factor",
         ),
@@ -52,6 +53,7 @@ _RULES = (
     (("augment.rand_augment_magnitude",), "must be at most 30", lambda value: value <= 30),
     (("augment.rand_augment_ops",), "must be at most 16", lambda value: value <= 16),
     (("num_cpu_devices",), "must be at most 256", lambda value: value <= 256),
+    (("num_seeds",), "must be at most 1024", lambda value: value <= 1024),
     (("seed",), "must be less than 2**32", lambda value: value < 2**32),
 )
 # What a float32 and the step's int32 can hold.
@@ -62,8 +64,11 @@ _CHOICES = {"dtype": DTYPES, "data.placement": PLACEMENTS, "schedule.name": SCHE
 # Fields that may change between two starts of one run: they leave what is learned as it is.
 _HARMLESS = (
     *("log.", "data.data_dir", "data.placement", "num_cpu_devices", "steps_per_call"),
-    *("eval_batch_size", "eval_every_", "checkpoint.", "deterministic"),
+    *("eval_batch_size", "eval_every_", "checkpoint.", "deterministic", "seeds_at_once"),
 )
+
+# Fields that runs of earlier versions lack, with the values that say what these did.
+_ADDED = {"num_seeds": 1, "seeds_at_once": None}
 
 
 def check(config: ConfigDict) -> None:
@@ -86,6 +91,7 @@ def check(config: ConfigDict) -> None:
             if rest % parts:
                 problems.append(f"batch_size {rest} is not a multiple of {name} {parts}")
             rest //= parts
+    problems += _check_seeds(fields)
     problems += _check_parts(config)
     if problems:
         raise UserError("\n".join(problems))
@@ -108,6 +114,17 @@ def _check_milestones(milestones: Any) -> list[str]:
     if any(epoch <= 0 for epoch in milestones) or list(milestones) != sorted(set(milestones)):
         return [f"schedule.milestones is {milestones} but must rise, from above 0"]
     return []
+
+
+def _check_seeds(fields: Mapping[str, Any]) -> list[str]:
+    seed, count, aside = (fields[x] for x in ("seed", "num_seeds", "data.validation_examples"))
+    problems = []
+    if count > 1 and aside:
+        words = "each seed would set other images aside; leave one of them out"
+        problems.append(f"num_seeds is {count} and data.validation_examples {aside}: {words}")
+    if 1 < count <= 1024 and 0 <= seed < 2**32 < seed + count:
+        problems.append(f"seed is {seed} but the last of {count} must be less than 2**32")
+    return problems
 
 
 def _check_parts(config: ConfigDict) -> list[str]:
@@ -133,8 +150,8 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
-    """Returns the locked config that `to_json` gave these values."""
-    return ConfigDict(dict(values)).lock()
+    """Returns the locked config that `to_json` gave these values, in this version or before."""
+    return ConfigDict({**_ADDED, **values}).lock()
 
 
 def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -146,7 +163,7 @@ def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
       old: the config with which the run began, as `to_json` returns it.
       new: the config with which it is to go on, likewise.
     """
-    before, after = dict(flatten(old)), dict(flatten(new))
+    before, after = ({**_ADDED, **dict(flatten(config))} for config in (old, new))
     harmless: tuple[str, ...] = _HARMLESS
     if after.get("schedule.name") in ("constant", "step"):
         harmless += ("num_epochs", "num_steps")

@@ -27,6 +27,7 @@ def predict(
     checkpoint: str = "last",
     resize: str = "crop",
     batch_size: int | None = None,
+    seed: int | None = None,
 ) -> int:
     """Predicts pictures; prints a table and writes predictions.csv, .json and .png.
 
@@ -40,6 +41,7 @@ def predict(
       checkpoint: "last", "best" or a step.
       resize: "crop" or "squeeze", as for `photos.fit`.
       batch_size: pictures of a step; None: the run's own.
+      seed: which of several seeds that were trained together; None: the first.
 
     Returns:
       The exit code: 0, or 1 if some of the files could not be predicted.
@@ -55,7 +57,7 @@ def predict(
         _log.warning("%s", failure)
     output = output or workdir / "predictions"
     with command.output_folder(output):
-        trained = _load(workdir, checkpoint, config)
+        trained = _load(workdir, checkpoint, config, seed)
         pictures: dict[str, np.ndarray] = {}
         drawn: list[np.ndarray] = []
         for path, image, view in _read(files, trained.image_shape, resize, failures):
@@ -71,6 +73,7 @@ def predict(
         described = {
             "workdir": str(workdir),
             "step": trained.step,
+            "seed": trained.seed,
             "resize": resize,
             "pictures": [
                 _describe(*pair, names) for pair in zip(paths, probabilities, strict=True)
@@ -92,7 +95,7 @@ def _count(number: int) -> str:
     return f"{number} picture{'s' if number > 1 else ''}"
 
 
-def _load(workdir: Path, checkpoint: str, config: Mapping[str, Any]) -> Any:
+def _load(workdir: Path, checkpoint: str, config: Mapping[str, Any], seed: int | None) -> Any:
     from cifar_jax import devices, trained  # only here: they bring JAX
 
     try:
@@ -100,7 +103,7 @@ def _load(workdir: Path, checkpoint: str, config: Mapping[str, Any]) -> Any:
     except (TypeError, ValueError, AttributeError) as error:
         path = workdir / workdir_lib.CONFIG
         raise UserError(f"{path} is not the config of a run: {error}") from error
-    return trained.load(workdir, checkpoint)
+    return trained.load(workdir, checkpoint, seed)
 
 
 def _read(

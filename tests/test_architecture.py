@@ -34,7 +34,7 @@ LAYERS = [
     ],
     ["auto_augment", "augment", "image_cache", "records", "prepare", "datasets", "models"],
     ["summary", "optim", "config", "devices", "logs", "checkpoint", "compare", "explore"],
-    ["sampling", "state", "steps", "scores"],
+    ["seeds", "sampling", "state", "steps", "scores"],
     ["trained", "run"],
     ["evaluate", "predict", "report", "train", "numpy_mlp_command"],
 ]
