@@ -41,10 +41,10 @@ FLAGS = flags.FLAGS
 # The flags that each mode takes.
 MODE_FLAGS = {
     "train": ("config", "workdir"),
-    "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size"),
-    "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size"),
+    "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size", "seed"),
+    "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size", "seed"),
     "explore": ("config", "dataset", "data_dir", "seed", "output"),
-    "predict": ("workdir", "images", "checkpoint", "resize", "batch_size", "output"),
+    "predict": ("workdir", "images", "checkpoint", "resize", "batch_size", "seed", "output"),
     "compare": ("workdirs", "output"),
 }
 # What a shell makes of `--images photos/*`: one value of the flag, then arguments without one.
@@ -83,7 +83,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_multi_string("workdirs", [], "compare: the folders of the runs, likewise")
 flags.DEFINE_integer(
-    "seed", 0, "explore: of the images shown", lower_bound=0, upper_bound=2**32 - 1
+    "seed",
+    None,
+    "explore: of the images shown (0); evaluate, report, predict: of several seeds that were "
+    "trained together this one, not all of them (evaluate) or the first",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
 )
 flags.DEFINE_string("output", None, "explore, predict, compare: the folder to write to")
 
@@ -137,7 +142,8 @@ def _finished_workdir() -> Path:
 
 
 def _answer_options() -> dict[str, Any]:
-    return {name: FLAGS[name].value for name in ("split", "checkpoint", "data_dir", "batch_size")}
+    names = ("split", "checkpoint", "data_dir", "batch_size", "seed")
+    return {name: FLAGS[name].value for name in names}
 
 
 def explore() -> int:
@@ -153,7 +159,8 @@ def explore() -> int:
         place = FLAGS.data_dir or data.data_dir
         explore_lib.explore(data.name, place, _output(), seed, data.validation_examples)
     else:
-        explore_lib.explore(FLAGS.dataset or "cifar10", FLAGS.data_dir, _output(), FLAGS.seed)
+        name = FLAGS.dataset or "cifar10"
+        explore_lib.explore(name, FLAGS.data_dir, _output(), FLAGS.seed or 0)
     return 0
 
 
@@ -169,6 +176,7 @@ def predict(*images: str) -> int:
         checkpoint=FLAGS.checkpoint,
         resize=FLAGS.resize,
         batch_size=FLAGS.batch_size,
+        seed=FLAGS.seed,
     )
 
 
@@ -203,13 +211,6 @@ def default_name(config: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", Path(file).stem + (f"_{option}" if option else ""))
 
 
-def _check_environment() -> None:
-    """Checks what JAX would answer with a traceback when it is imported."""
-    value = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
-    if not value.removeprefix("-").isdecimal():
-        raise UserError(f"JAX_NUM_CPU_DEVICES is {value!r}: unset it or make it a number")
-
-
 def _show_log() -> None:
     """Lets the package's own messages through to the console."""
     handler = logging.StreamHandler()
@@ -230,7 +231,7 @@ def main(argv: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
     try:
         rest = command.parse(argv, MODE_FLAGS, WITH_REST)
-        _check_environment()
+        command.check_environment()
         return MODES[FLAGS.mode](*rest)
     except UserError as error:
         for line in str(error).splitlines():

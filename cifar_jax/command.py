@@ -159,3 +159,10 @@ def output_folder(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be written ({error.strerror}): choose another with --output"
             ) from error
         yield
+
+
+def check_environment() -> None:
+    """Checks what JAX would answer with a traceback when it is imported."""
+    value = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if not value.removeprefix("-").isdecimal():
+        raise UserError(f"JAX_NUM_CPU_DEVICES is {value!r}: unset it or make it a number")

@@ -1,5 +1,6 @@
 """Checks a config once, and names what differs between two."""
 
+import copy
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,8 @@ VIEWS = ("plain", "mirror", "mirror_shift")
 _RULES = (
     (
         (
-            *("num_epochs", "num_steps", "batch_size", "eval_batch_size", "num_cpu_devices"),
+            *("num_epochs", "num_steps", "num_seeds", "batch_size", "eval_batch_size"),
+            "num_cpu_devices",
             *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
             *("schedule.factor", "optimizer.num_epochs", "test_time.certainty"),
         ),
@@ -58,6 +60,7 @@ _RULES = (
     (("augment.rand_augment_magnitude",), "must be at most 30", lambda value: value <= 30),
     (("augment.rand_augment_ops",), "must be at most 16", lambda value: value <= 16),
     (("num_cpu_devices",), "must be at most 256", lambda value: value <= 256),
+    (("num_seeds",), "must be at most 1024", lambda value: value <= 1024),
     (("seed",), "must be less than 2**32", lambda value: value < 2**32),
 )
 # What a float32 and the step's int32 can hold.
@@ -74,7 +77,18 @@ _CHOICES = {
 _HARMLESS = (
     *("log.", "data.data_dir", "data.placement", "num_cpu_devices", "steps_per_call"),
     *("eval_batch_size", "eval_every_", "test_time.", "checkpoint.", "deterministic"),
+    "seeds_at_once",
 )
+
+# Fields that runs of earlier versions lack, with the values that say what these did.
+_ADDED = {
+    "num_seeds": 1,
+    "seeds_at_once": None,
+    "augment.alternating_flip": False,
+    "optimizer.decoupled_decay": None,
+    "test_time.views": "plain",
+    "test_time.certainty": None,
+}
 
 
 def check(config: ConfigDict) -> None:
@@ -99,6 +113,7 @@ def check(config: ConfigDict) -> None:
             if rest % parts:
                 problems.append(f"batch_size {rest} is not a multiple of {name} {parts}")
             rest //= parts
+    problems += _check_seeds(fields)
     problems += _check_parts(config)
     if problems:
         raise UserError("\n".join(problems))
@@ -132,6 +147,17 @@ def _check_milestones(milestones: Any) -> list[str]:
     return []
 
 
+def _check_seeds(fields: Mapping[str, Any]) -> list[str]:
+    seed, count, aside = (fields[x] for x in ("seed", "num_seeds", "data.validation_examples"))
+    problems = []
+    if count > 1 and aside:
+        words = "each seed would set other images aside; leave one of them out"
+        problems.append(f"num_seeds is {count} and data.validation_examples {aside}: {words}")
+    if 1 < count <= 1024 and 0 <= seed < 2**32 < seed + count:
+        problems.append(f"seed is {seed} but the last of {count} must be less than 2**32")
+    return problems
+
+
 def _check_parts(config: ConfigDict) -> list[str]:
     """Asks the optimizers, the model registry and the data sets whether they know the names."""
     from cifar_jax import datasets, models, optim  # only here: they bring JAX
@@ -155,8 +181,15 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
-    """Returns the locked config that `to_json` gave these values."""
-    return ConfigDict(dict(values)).lock()
+    """Returns the locked config that `to_json` gave these values, in this version or before."""
+    whole = copy.deepcopy(dict(values))
+    for name, value in _ADDED.items():
+        part = whole
+        *parts, field = name.split(".")
+        for each in parts:
+            part = part.setdefault(each, {})
+        part.setdefault(field, value)
+    return ConfigDict(whole).lock()
 
 
 def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -168,7 +201,7 @@ def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
       old: the config with which the run began, as `to_json` returns it.
       new: the config with which it is to go on, likewise.
     """
-    before, after = dict(flatten(old)), dict(flatten(new))
+    before, after = ({**_ADDED, **dict(flatten(config))} for config in (old, new))
     harmless: tuple[str, ...] = _HARMLESS
     if after.get("schedule.name") in ("constant", "step"):
         harmless += ("num_epochs", "num_steps")

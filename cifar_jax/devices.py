@@ -88,11 +88,15 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def make_mesh(batch_size: int | None = None) -> Mesh:
+def make_mesh(batch_size: int | None = None, num_seeds: int = 1) -> Mesh:
     """Returns the mesh of all devices, with the axes "seed" and "data".
 
+    Where the devices divide the seeds, each has seeds of its own and exchanges nothing with the
+    others; else all of them share the batch of each seed.
+
     Args:
-      batch_size: of training; where given, the devices must divide it.
+      batch_size: of training; where given, the devices that share a batch must divide it.
+      num_seeds: runs that are trained in one program.
 
     Raises:
       UserError: there is no device, or the devices do not divide the batch.
@@ -104,12 +108,14 @@ def make_mesh(batch_size: int | None = None) -> Mesh:
         raise UserError(
             f"JAX cannot use its devices ({reason}): look at JAX_PLATFORMS and at the installation"
         ) from error
-    if batch_size is not None and batch_size % num_devices:
+    rows = num_devices if num_seeds % num_devices == 0 else 1
+    if batch_size is not None and batch_size % (num_devices // rows):
         raise UserError(
             f"a batch of {batch_size} images cannot be shared evenly by {num_devices} devices: "
             f"set --config.batch_size to a multiple of {num_devices}, or use fewer devices"
         )
-    return jax.make_mesh((1, num_devices), ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
+    shape = (rows, num_devices // rows)
+    return jax.make_mesh(shape, ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

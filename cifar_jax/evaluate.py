@@ -1,5 +1,6 @@
 """`--mode=evaluate`: a trained model on a split of a data set."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,27 +30,43 @@ class Answers(NamedTuple):
 def evaluate(workdir: Path, split: str = "test", **options: Any) -> scores.Scores:
     """Scores a trained model on a split; prints the scores and returns them.
 
+    Of several seeds that were trained together it prints each one's and their mean, and returns
+    the scores over all of them.
+
     Args:
       workdir: of the run.
-      split: as for `answer`.
-      **options: as for `answer`.
+      split: as for `answer_seeds`.
+      **options: as for `answer_seeds`.
     """
-    answers = answer(workdir, split, **options)
-    result = scores.score(answers.logits, answers.labels)
-    step = answers.trained.step
-    print(f"{workdir}, checkpoint of step {step}: {scores.describe(split, result)}")
-    return result
+    seeds, every, step = [], [], 0
+    for answers in answer_seeds(workdir, split, **options):
+        seeds.append(answers.trained.seed)
+        every.append(scores.score(answers.logits, answers.labels))
+        step = answers.trained.step
+    gap = "\n" if len(seeds) > 1 else " "
+    words = scores.describe_seeds(split, seeds, every)
+    print(f"{workdir}, checkpoint of step {step}:{gap}{words}")
+    return scores.pool(every)
 
 
-def answer(
+def answer(workdir: Path, *arguments: Any, **options: Any) -> Answers:
+    """Applies a trained model, of several seeds the first or the given one, to a split.
+
+    Arguments and errors are those of `answer_seeds`.
+    """
+    return next(answer_seeds(workdir, *arguments, **options))
+
+
+def answer_seeds(
     workdir: Path,
     split: str = "test",
     checkpoint: str = "last",
     dataset_name: str | None = None,
     data_dir: str | None = None,
     batch_size: int | None = None,
-) -> Answers:
-    """Applies a trained model to a split.
+    seed: int | None = None,
+) -> Iterator[Answers]:
+    """Applies a trained model to a split; yields an answer for each seed that it was trained with.
 
     Args:
       workdir: of the run.
@@ -58,13 +75,14 @@ def answer(
       dataset_name: another set with the same classes; None: the run's own.
       data_dir: where the data lie; None: as for the run.
       batch_size: images of a step; None: the run's own.
+      seed: the only one of several seeds; None: all of them.
 
     Raises:
       UserError: the run, the checkpoint or the data cannot be had, or do not fit together.
     """
     settings = trained_lib.configure(workdir)
-    run = trained_lib.load(workdir, checkpoint)
-    config = run.config
+    runs = trained_lib.load_seeds(workdir, checkpoint, seed)
+    run, config = runs[0], runs[0].config
     name = dataset_name or config.data.name
     carved = config.data.validation_examples and name == config.data.name
     own = split in ("train", "validation") and carved
@@ -84,5 +102,6 @@ def answer(
         raise UserError(
             f"{name} has images of {images.shape[1:]}, the model takes {run.image_shape}"
         )
-    logits = run.predict_logits(images, batch_size or settings["eval_batch_size"])
-    return Answers(run, images, labels, logits)
+    size = batch_size or settings["eval_batch_size"]
+    for run in runs:
+        yield Answers(run, images, labels, run.predict_logits(images, size))

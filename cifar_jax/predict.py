@@ -27,6 +27,7 @@ def predict(
     checkpoint: str = "last",
     resize: str = "crop",
     batch_size: int | None = None,
+    seed: int | None = None,
 ) -> int:
     """Predicts pictures; prints a table and writes predictions.csv, .json and .png.
 
@@ -40,6 +41,7 @@ def predict(
       checkpoint: "last", "best" or a step.
       resize: "crop" or "squeeze", as for `photos.fit`.
       batch_size: pictures of a step; None: the run's own.
+      seed: which of several seeds that were trained together; None: the first.
 
     Returns:
       The exit code: 0, or 1 if some of the files could not be predicted.
@@ -57,8 +59,8 @@ def predict(
     with command.output_folder(output):
         from cifar_jax import trained as trained_lib  # only here: it brings JAX
 
-        settings = trained_lib.configure(workdir)
-        trained = trained_lib.load(workdir, checkpoint)
+        own_size = trained_lib.configure(workdir)["eval_batch_size"]
+        trained = trained_lib.load(workdir, checkpoint, seed)
         pictures: dict[str, np.ndarray] = {}
         drawn: list[np.ndarray] = []
         for path, image, view in _read(files, trained.image_shape, resize, failures):
@@ -67,13 +69,14 @@ def predict(
                 drawn.append(view)
         if not pictures:
             raise UserError("no picture could be read", exit_code=1)
-        size = batch_size or settings["eval_batch_size"]
-        probabilities = trained.predict(np.stack(list(pictures.values())), size)
+        images = np.stack(list(pictures.values()))
+        probabilities = trained.predict(images, batch_size or own_size)
         paths, names = list(pictures), trained.class_names
         _write_csv(output / "predictions.csv", paths, probabilities, names)
         described = {
             "workdir": str(workdir),
             "step": trained.step,
+            "seed": trained.seed,
             "resize": resize,
             "pictures": [
                 _describe(*pair, names) for pair in zip(paths, probabilities, strict=True)

@@ -5,6 +5,7 @@ divided over the axis "data", and the compiler puts in the all-reduces. The mean
 the whole batch, so BatchNorm, dropout and mixup do not know how many devices there are.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cifar_jax import augment, losses, mixing
+from cifar_jax import augment, losses, mixing, seeds
 from cifar_jax.metrics import Metrics
 from cifar_jax.state import TrainState
 
@@ -119,7 +120,9 @@ def _in_parts(compute_gradient: Callable[..., Any], parts: int) -> Callable[...,
     return compute
 
 
-def compile_train(step: Step, mesh: Mesh, resident: bool) -> jax.stages.Wrapped:
+def compile_train(
+    step: Step, mesh: Mesh, resident: bool, num_seeds: int = 1, at_once: bool = False
+) -> jax.stages.Wrapped:
     """Returns the compiled program
     (state, metrics, data, indices, num_steps, key) -> (state, metrics).
 
@@ -130,6 +133,9 @@ def compile_train(step: Step, mesh: Mesh, resident: bool) -> jax.stages.Wrapped:
     With `resident`, `data` holds the whole training set on every device and `indices` int32
     [steps, batch] says which images form each step. Without, `data` holds the very images of the
     call, [steps, batch, ...].
+
+    With more than one of `num_seeds`, state, metrics, indices, key and the images of the call have
+    one axis more, their first, along which the runs lie; `at_once` is that of `seeds.spread`.
     """
 
     def run(state, metrics, data, indices, num_steps, key):
@@ -141,29 +147,36 @@ def compile_train(step: Step, mesh: Mesh, resident: bool) -> jax.stages.Wrapped:
 
         return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 
-    whole, rows = (
-        NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(None, "data"))
+    if num_seeds > 1:
+        run = seeds.spread(run, mesh, (0, 0, None if resident else 0, 0, None, 0), at_once)
+    whole, own, rows = (
+        NamedSharding(mesh, spec)
+        for spec in (PartitionSpec(), seeds.spec(num_seeds), seeds.spec(num_seeds, None, "data"))
     )
     return jax.jit(
         run,
-        in_shardings=(whole, whole, whole if resident else rows, rows, whole, whole),
-        out_shardings=whole,
+        in_shardings=(own, own, whole if resident else rows, rows, whole, own),
+        out_shardings=own,
         donate_argnums=0,
     )
 
 
+@functools.lru_cache(maxsize=8)
 def compile_predict(
     model: nn.Module,
     mesh: Mesh,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     views: Sequence[Callable[[jax.Array], jax.Array]] = (lambda images: images,),
+    num_seeds: int = 1,
+    at_once: bool = False,
 ) -> Callable[..., jax.Array]:
     """Returns the compiled program (variables, images) -> logits.
 
     Images are uint8 [batches, batch, height, width, channels], logits float32 [batches, batch,
     classes]; each image's logits depend on that image alone. They are the mean over the `views`,
-    functions from a batch of images to as many others.
+    functions from a batch of images to as many others. With more than one of `num_seeds`, variables
+    and logits have the axis of the runs, as in `compile_train`.
     """
 
     def predict(variables, images):
@@ -174,10 +187,12 @@ def compile_predict(
 
         return jax.lax.map(one, images)
 
-    whole, rows = (
-        NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(None, "data"))
+    if num_seeds > 1:
+        predict = seeds.spread(predict, mesh, (0, None), at_once)
+    own, rows = (
+        NamedSharding(mesh, spec) for spec in (seeds.spec(num_seeds), PartitionSpec(None, "data"))
     )
-    return jax.jit(predict, in_shardings=(whole, rows), out_shardings=whole)
+    return jax.jit(predict, in_shardings=(own, rows), out_shardings=own)
 
 
 @jax.jit

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
 from cifar_jax import devices, scores, views
+from cifar_jax import seeds as seeds_lib
 from cifar_jax import state as state_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.checkpoint import Checkpoints
@@ -30,6 +31,7 @@ class Trained(NamedTuple):
       std: likewise.
       image_shape: (height, width, channels) of the training images.
       step: of the checkpoint.
+      seed: of its run.
     """
 
     config: ConfigDict
@@ -40,6 +42,7 @@ class Trained(NamedTuple):
     std: tuple[float, ...]
     image_shape: tuple[int, ...]
     step: int
+    seed: int
 
     def predict_logits(self, images: np.ndarray, batch_size: int) -> np.ndarray:
         """Returns the logits, float32 [images, classes], computed on all devices.
@@ -51,9 +54,10 @@ class Trained(NamedTuple):
           batch_size: images that are computed at a time.
         """
         mesh = devices.make_mesh()
-        test_time = self.config.get("test_time")  # runs of before have none
         with jax.set_mesh(mesh):
-            predict = views.make_predict(self.model, mesh, self.mean, self.std, test_time)
+            predict = views.make_predict(
+                self.model, mesh, self.mean, self.std, self.config.test_time
+            )
             return predict(self.variables, images, batch_size)
 
     def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
@@ -103,16 +107,24 @@ def configure(workdir: Path) -> dict[str, Any]:
     return fields
 
 
-def load(workdir: str | Path, checkpoint: str = "last") -> Trained:
+def load(workdir: str | Path, checkpoint: str = "last", seed: int | None = None) -> Trained:
     """Returns the model that a run trained; needs neither its config file nor its data.
 
     Args:
       workdir: of the run.
       checkpoint: "last", "best" (on the validation split) or a step.
+      seed: which of several seeds that were trained together; None: the first.
 
     Raises:
-      UserError: there is no run or no such checkpoint, or it is damaged.
+      UserError: there is no run or no such checkpoint or seed, or it is damaged.
     """
+    return load_seeds(workdir, checkpoint, seed)[0]
+
+
+def load_seeds(
+    workdir: str | Path, checkpoint: str = "last", seed: int | None = None
+) -> list[Trained]:
+    """Returns the model of every seed of a run, or of the one given; the rest is as in `load`."""
     workdir = Path(workdir)
     check_run(workdir)
     checkpoints = Checkpoints(workdir, writable=False)
@@ -120,14 +132,21 @@ def load(workdir: str | Path, checkpoint: str = "last") -> Trained:
         for _ in range(10):
             steps = checkpoints.steps()
             try:
-                return _restore(workdir, checkpoints, checkpoint)
+                every = _restore(workdir, checkpoints, checkpoint)
+                break
             except Exception:
                 if checkpoints.steps() == steps:
                     raise
                 # The run still trains, and has deleted the checkpoint while it was read.
-        raise UserError(f"{workdir} deletes its checkpoints faster than they can be read")
+        else:
+            raise UserError(f"{workdir} deletes its checkpoints faster than they can be read")
     finally:
         checkpoints.close()
+    known = [trained.seed for trained in every]
+    if seed is not None and seed not in known:
+        words = ", ".join(map(str, known))
+        raise UserError(f"{workdir} has no seed {seed}: --seed can be {words}")
+    return [trained for trained in every if seed in (trained.seed, None)]
 
 
 def check_run(workdir: Path) -> None:
@@ -137,7 +156,7 @@ def check_run(workdir: Path) -> None:
         raise UserError(f"{workdir} has no checkpoint yet")
 
 
-def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> Trained:
+def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> list[Trained]:
     step = checkpoints.find(which)
     if step is None:
         raise UserError(f"{workdir} has no sound checkpoint")
@@ -150,25 +169,31 @@ def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> Trained:
         mean, std = (tuple(map(float, data[name])) for name in ("mean", "std"))
         if not len(mean) == len(std) == shape[-1]:
             raise ValueError("mean and std are not one for each channel")
+        seeds = seeds_lib.of(config)
         abstract = jax.eval_shape(state_lib.make_variables(model, shape), jax.random.key(0))
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         words = f"{type(error).__name__} {error}".partition("\n")[0]
         raise UserError(
             f"the checkpoint of step {step} in {workdir} has no model: {words}"
         ) from error
-    abstract = devices.abstract(devices.make_mesh(), dict(abstract))
+    abstract = seeds_lib.abstract(devices.make_mesh(), dict(abstract), len(seeds))
     wanted = {"ema": abstract} if config.get("ema_decay") else abstract
     restored = checkpoints.restore(step, wanted)
-    return Trained(
-        config=config,
-        model=model,
-        variables=restored.get("ema", restored),
-        class_names=tuple(data["class_names"]),
-        mean=mean,
-        std=std,
-        image_shape=shape,
-        step=step,
-    )
+    variables = seeds_lib.unstack(restored.get("ema", restored), len(seeds))
+    return [
+        Trained(
+            config=config,
+            model=model,
+            variables=own,
+            class_names=tuple(data["class_names"]),
+            mean=mean,
+            std=std,
+            image_shape=shape,
+            step=step,
+            seed=seed,
+        )
+        for seed, own in zip(seeds, variables, strict=True)
+    ]
 
 
 def transplant(workdir: Path, state: state_lib.TrainState) -> state_lib.TrainState:

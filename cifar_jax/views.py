@@ -1,5 +1,6 @@
 """Test-time augmentation: the mean of a model's logits over several views of each image."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,12 +41,23 @@ def shift(images: jax.Array, pixels: int) -> jax.Array:
     return padded[:, first : first + height, first : first + width]
 
 
+# By a pixel each, and each mirrored, too.
+_SHIFTED = (
+    functools.partial(shift, pixels=1),
+    functools.partial(shift, pixels=-1),
+    lambda images: mirror(shift(images, 1)),
+    lambda images: mirror(shift(images, -1)),
+)
+
+
 def make_predict(
     model: nn.Module,
     mesh: Mesh,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     test_time: Any = None,
+    num_seeds: int = 1,
+    at_once: bool = False,
 ) -> Predict:
     """Returns the function (variables, images, batch size) -> logits.
 
@@ -61,10 +73,13 @@ def make_predict(
       mean: of each channel in units of pixel / 255.
       std: likewise.
       test_time: the config's `test_time`; None: the images as they are.
+      num_seeds: of several runs the logits are [runs, images, classes], as in
+        `steps.compile_predict`.
+      at_once: see there.
     """
 
     def compile_views(*views: Callable[[jax.Array], jax.Array]) -> Predict:
-        program = steps.compile_predict(model, mesh, mean, std, views)
+        program = steps.compile_predict(model, mesh, mean, std, views, num_seeds, at_once)
         return lambda variables, images, batch_size: scores.predict_logits(
             program, variables, images, batch_size, mesh
         )
@@ -74,21 +89,23 @@ def make_predict(
     predict_mirrored = compile_views(same, mirror)
     if test_time.views == "mirror":
         return predict_mirrored
-    shifted = [lambda images, pixels=pixels: shift(images, pixels) for pixels in (1, -1)]
-    mirrored = [lambda images, view=view: mirror(view(images)) for view in shifted]
-    predict_shifted = compile_views(*shifted, *mirrored)
+    predict_shifted = compile_views(*_SHIFTED)
 
     def predict(variables: Any, images: np.ndarray, batch_size: int) -> np.ndarray:
         logits = predict_mirrored(variables, images, batch_size)
         if test_time.certainty is None:
             return (logits + predict_shifted(variables, images, batch_size)) / 2
-        chosen = np.flatnonzero(scores.softmax(logits).max(axis=1) < test_time.certainty)
+        uncertain = scores.softmax(logits).max(axis=-1) < test_time.certainty
+        chosen = np.flatnonzero(uncertain.reshape(-1, len(images)).any(axis=0))
         size = min(batch_size, len(images))
         for first in range(0, len(chosen), size):
             part = chosen[first : first + size]
             # Filled up by repetition: one shape, one program.
             more = predict_shifted(variables, images[np.resize(part, size)], size)
-            logits[part] = (logits[part] + more[: len(part)]) / 2
+            mean_logits = (logits[..., part, :] + more[..., : len(part), :]) / 2
+            logits[..., part, :] = np.where(
+                uncertain[..., part, None], mean_logits, logits[..., part, :]
+            )
         return logits
 
     return predict

@@ -14,6 +14,11 @@ def get_config() -> ConfigDict:
 
     # Everything random (initial weights, order, augmentation, dropout) follows from the seed.
     config.seed = 0
+    # Independent runs, of the seeds `seed`, `seed` + 1 and so on, that one program trains.
+    config.num_seeds = 1
+    # Whether a device computes its seeds at once, by jax.vmap, or else one after another. Unset:
+    # one after another on a CPU, at once elsewhere.
+    config.seeds_at_once = placeholder(bool)
     # The length of the training.
     config.num_epochs = 10.0
     config.num_steps = placeholder(int)

@@ -189,6 +189,47 @@ def soak(result: dict[str, Any]) -> str:
     )
 
 
+def seeds(result: dict[str, Any]) -> str:
+    """Several runs in one program beside one alone; calls of many steps beside step by step."""
+
+    def rate(values: list[float]) -> str:
+        return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+
+    rows = []
+    for row in result["seeds"]:
+        rates = row["images_per_second"]
+        alone = max((x for way, x in rates.items() if "alone" in way), key=statistics.median)
+        cells = [rate(alone)]
+        for way in ("one after another", "at once"):
+            times = row["num_seeds"] * statistics.median(alone) / statistics.median(rates[way])
+            cells.append(f"{rate(rates[way])}: **{times:.2f}**")
+        rows.append([row["model"], str(row["num_seeds"]), *cells])
+    header = ["model", "seeds", "one run alone", "seeds one after another", "seeds at once"]
+    text = markdown(header, rows) + (
+        "\nImages per second over all seeds, the middle of several turns, in brackets the lowest "
+        "and the highest; bold: the time of all seeds over that of one run alone, with the number "
+        "of devices that is best for it.\n\n"
+    )
+    rows = []
+    for row in result["calls"]:
+        rates = row["images_per_second"]
+        scan, cells = statistics.median(rates["scan"]), []
+        for way in ("calls", "steps"):
+            times = scan / statistics.median(rates[way])
+            cells.append(f"{rate(rates[way])}: **{times:.2f}x**, {row['difference'][way]:.1e}")
+        rows.append([row["model"], str(row["steps"]), rate(rates["scan"]), *cells])
+    header = ["model", "steps", "many steps a call", "one step a call", "a step without the loop"]
+    return (
+        text
+        + markdown(header, rows)
+        + (
+            "\nImages per second; bold: how many times faster the call of many steps is; then the "
+            "norm of the difference of the parameters at the end, over the norm of the parameters. "
+            f"{result['devices']}; {result['hardware']}.\n"
+        )
+    )
+
+
 def training(results: Iterable[dict[str, Any]]) -> str:
     """Test accuracy and loss of the last checkpoints, and what they took."""
 
@@ -217,6 +258,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_startup": startup,
     "bench_faults": faults,
     "bench_soak": soak,
+    "bench_seeds": seeds,
 }
 
 

@@ -36,7 +36,6 @@ LAYERS = [
         "auto_augment",
         "augment",
         "mixing",
-        "mixing",
         "image_cache",
         "records",
         "prepare",
@@ -44,7 +43,7 @@ LAYERS = [
         "models",
     ],
     ["summary", "optim", "config", "devices", "logs", "checkpoint", "compare", "explore"],
-    ["sampling", "state", "steps", "scores", "views"],
+    ["seeds", "sampling", "state", "steps", "scores", "views"],
     ["trained", "run"],
     ["evaluate", "predict", "report", "train", "numpy_mlp_command"],
 ]

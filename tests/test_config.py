@@ -16,7 +16,7 @@ from configs import default
 from tests import program, tiny
 
 POSITIVE = [
-    *("num_epochs", "num_steps", "batch_size", "eval_batch_size", "num_cpu_devices"),
+    *("num_epochs", "num_steps", "num_seeds", "batch_size", "eval_batch_size", "num_cpu_devices"),
     *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
     *("schedule.factor", "test_time.certainty"),
 ]
@@ -37,6 +37,7 @@ AT_MOST = {
     "augment.rand_augment_magnitude": 30,
     "augment.rand_augment_ops": 16,
     "num_cpu_devices": 256,
+    "num_seeds": 1024,
     "seed": 2**32 - 1,
 }
 
@@ -97,10 +98,11 @@ def test_what_must_be_less_than_1(name):
 @pytest.mark.parametrize("name", AT_MOST)
 def test_what_has_a_greatest_value(name):
     most = AT_MOST[name]
-    batch = {"batch_size": 2 * 256} if name == "num_cpu_devices" else {}
-    assert problems(**batch, **{name: most}) == []
+    others = {"batch_size": 2 * 256} if name == "num_cpu_devices" else {}
+    others |= {"data.validation_examples": 0}
+    assert problems(**others, **{name: most}) == []
     more = kind(name)(most + 1)
-    (line,) = problems(**{"batch_size": 257 * 2, name: more})
+    (line,) = problems(**others | {"batch_size": 257 * 2, name: more})
     assert line.startswith(f"{name} is {more} but must be ")
 
 

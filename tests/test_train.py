@@ -202,7 +202,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
 def test_another_set_needs_no_training_images_and_no_names_for_its_classes(finished, monkeypatch):
     own = evaluate.evaluate(finished)
     load, run = datasets.load, cifar_jax.load(finished)
-    monkeypatch.setattr(trained, "load", lambda *_: run._replace(class_names=tuple("abcdefghij")))
+    run = run._replace(class_names=tuple("abcdefghij"))
+    monkeypatch.setattr(trained, "load_seeds", lambda *_: [run])
 
     def score_other(names):
         def load_other(name, data_dir, splits):
