@@ -246,10 +246,8 @@ def main(argv: list[str]) -> int:
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
-        print(
-            f"error: {' '.join(str(error).split())}: make the model or the batch smaller",
-            file=sys.stderr,
-        )
+        words = " ".join(str(error).split())
+        print(f"error: {words}: make the model or the batch smaller", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -149,11 +149,13 @@ def _check_milestones(milestones: Any) -> list[str]:
 
 def _check_seeds(fields: Mapping[str, Any]) -> list[str]:
     seed, count, aside = (fields[x] for x in ("seed", "num_seeds", "data.validation_examples"))
-    problems = []
-    if count > 1 and aside:
+    problems: list[str] = []
+    if not 1 < count <= 1024:
+        return problems
+    if aside:
         words = "each seed would set other images aside; leave one of them out"
         problems.append(f"num_seeds is {count} and data.validation_examples {aside}: {words}")
-    if 1 < count <= 1024 and 0 <= seed < 2**32 < seed + count:
+    if 0 <= seed < 2**32 < seed + count:
         problems.append(f"seed is {seed} but the last of {count} must be less than 2**32")
     return problems
 

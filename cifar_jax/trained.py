@@ -42,7 +42,7 @@ class Trained(NamedTuple):
     std: tuple[float, ...]
     image_shape: tuple[int, ...]
     step: int
-    seed: int
+    seed: int = 0
 
     def predict_logits(self, images: np.ndarray, batch_size: int) -> np.ndarray:
         """Returns the logits, float32 [images, classes], computed on all devices.
