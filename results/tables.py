@@ -67,6 +67,16 @@ def step_time(result: dict[str, Any]) -> str:
         )
         if name in result["versions"]
     )
+    shares = [
+        100 * row["share_of_step"]
+        for row in result.get("input_and_augmentation", ())
+        if row["batch_size"] == shown
+    ]
+    if shares:
+        text += (
+            f"Taking a batch from the images, mirroring, cropping and normalizing it is "
+            f"{min(shares):.1f} to {max(shares):.1f} % of a step. "
+        )
     return text + (
         "The middle of several turns, in brackets the lowest and the highest; "
         "x: how many times the other's speed is ours. "

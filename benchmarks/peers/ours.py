@@ -9,12 +9,13 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from benchmarks.peers import protocol
+from cifar_jax import augment, datasets, devices, metrics, sampling, scores, state, steps, summary
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, metrics, sampling, scores, state, steps, summary
 from cifar_jax import durations as durations_lib
 from cifar_jax import workdir as workdir_lib
 from configs import default
@@ -98,6 +99,32 @@ def prepare(model: str, batch_size: int) -> protocol.Runner:
     return protocol.Runner(train, infer)
 
 
+def time_input(model: str, batch_size: int, num_steps: int = 40) -> float:
+    """Returns the seconds that input and augmentation of a batch take by themselves: taken from the
+    resident images, mirrored, cropped, normalized. The sum, so that it is made, is counted too."""
+    config = make_config(model, batch_size)
+    config.augment.flip, config.augment.crop_padding = True, 4
+    training = Training(config, *protocol.make_data(model))
+    mean, std = training.mean, training.std
+
+    def run(data, indices, key):
+        def body(i, total):
+            images = augment.apply(
+                jax.random.fold_in(key, i), data[0][indices[i % len(indices)]], config.augment, (0,)
+            )
+            return total + augment.normalize(images, mean, std, jnp.float32).sum()
+
+        return jax.lax.fori_loop(0, num_steps, body, jnp.zeros(()))
+
+    with jax.set_mesh(training.mesh):
+        program = jax.jit(run)
+        arguments = (*training.feed(0, training.feed.capacity), training.key)
+        program(*arguments).block_until_ready()
+        begun = time.perf_counter()
+        program(*arguments).block_until_ready()
+    return (time.perf_counter() - begun) / num_steps
+
+
 def get_layer(tree: Any, path: str) -> Any:
     for name in path.split("/"):
         tree = tree.get(name, {})
@@ -148,6 +175,7 @@ if __name__ == "__main__":
     found = workdir_lib.versions()
     versions = {name: found[name] for name in ("python", "jax", "jaxlib", "flax")}
     protocol.serve(
-        protocol.timing_handlers(prepare, compute_losses) | {"describe": describe},
+        protocol.timing_handlers(prepare, compute_losses)
+        | {"describe": describe, "input": time_input},
         versions | {"devices": devices.describe()},
     )

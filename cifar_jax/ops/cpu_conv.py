@@ -4,7 +4,9 @@
 - Few channels: pairs of neighbouring pixels become one pixel with twice the channels.
 - The gradient by the images is itself a convolution, of the output gradient with the turned kernel;
   with a stride, one for each place in a block of pixels as large as the strides.
-- The gradient by the kernel is a sum of matrix products over chunks of images.
+- The gradient by the kernel is a convolution too, of the images with the output gradient as its
+  kernel, channels in place of images; with a stride, a sum of matrix products. Both take a chunk of
+  images at a time.
 - What remains is XLA's convolution.
 """
 
@@ -23,8 +25,8 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 _NARROW = 16
 # From here on Winograd's transforms cost less than the products they save.
 _WINOGRAD_NARROWER, _WINOGRAD_WIDER = 24, 64
-# How many output pixels are gathered at a time, so that their patches stay in the cache.
-_CHUNK = 1024
+# How many output pixels are taken at a time, so that what is made of them stays in the cache.
+_PATCHES_CHUNK, _TURNED_CHUNK = 1024, 2048
 
 
 def convolve(images: jax.Array, kernel: jax.Array, strides: Strides, padding: Padding) -> jax.Array:
@@ -74,6 +76,8 @@ def kernel_gradient(
     shape = (*size, images.shape[-1], gradient.shape[-1])
     if strides == (1, 1) and _suits_winograd(shape) and min(shape[2:]) >= _WINOGRAD_WIDER:
         return winograd.kernel_gradient(images, gradient, padding)
+    if strides == (1, 1) and size != (1, 1):
+        return _convolve_turned(images, gradient, padding)
     return _sum_patches(images, gradient, size, strides, padding)
 
 
@@ -106,6 +110,26 @@ def _convolve_any_padding(images, kernel, padding):
     return convolve(images, kernel, (1, 1), padding)
 
 
+def _convolve_turned(images, gradient, padding):
+    """The kernel's gradient for stride 1: a convolution that sums over the examples."""
+    _, height, width, features = gradient.shape
+    dtype = images.dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def convolve(images, gradient):
+        edges = padding
+        if features <= _NARROW:  # XLA's own padding costs more there
+            images, edges = _pad(images, (0, 0), *padding, (0, 0)), ((0, 0), (0, 0))
+        images, gradient = images.astype(wide), gradient.astype(wide)
+        return _xla_convolve(
+            images.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), (1, 1), edges
+        )
+
+    size = max(4, _TURNED_CHUNK // (height * width))
+    total = sum_chunks(convolve, images, gradient, size=size)
+    return total.transpose(1, 2, 0, 3).astype(dtype)
+
+
 def _sum_patches(images, gradient, size, strides, padding):
     """The kernel's gradient: the sum, over chunks, of products of gradient and image patches."""
     _, height, width, features = gradient.shape
@@ -126,7 +150,7 @@ def _sum_patches(images, gradient, size, strides, padding):
         # The narrow operand on the left: there a matrix is transposed first, element by element.
         return gradient.astype(wide).reshape(-1, features).T @ patches
 
-    total = sum_chunks(multiply, images, gradient, size=max(1, _CHUNK // (height * width)))
+    total = sum_chunks(multiply, images, gradient, size=max(1, _PATCHES_CHUNK // (height * width)))
     return total.T.reshape(*size, channels, features).astype(dtype)
 
 
