@@ -60,7 +60,7 @@ def rows(results: Iterable[Mapping[str, Any]]) -> list[list[str]]:
 def command(config: Mapping[str, Any]) -> str:
     """Returns what was run, without `python main.py --config=` where that was it."""
     if "module" in config:
-        return f"-m {config['module']} --dataset={config['dataset']}"
+        return f"python -m {config['module']} --dataset={config['dataset']}"
     overrides = (f" --config.{field}={value}" for field, value in config["overrides"].items())
     return config["file"] + "".join(overrides)
 

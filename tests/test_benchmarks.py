@@ -299,7 +299,12 @@ def test_a_system_stands_beside_what_it_reported():
         "`configs/resnet.py:20 --config.num_epochs=5.0`",
         *("**91.00 ± 1.00 %**", "0.3000 ± 0.0000", "5", "3", "1.5 min", "2 cores"),
     ]
-    assert numpy_mlp[:4] == ["NumPy network", "", "", "`-m cifar_jax.numpy_mlp --dataset=mnist`"]
+    assert numpy_mlp[:4] == [
+        "NumPy network",
+        "",
+        "",
+        "`python -m cifar_jax.numpy_mlp --dataset=mnist`",
+    ]
     assert unknown[:3] == ["", "", ""]
     assert unknown[4:6] == ["**90.00 %**", "0.3000"]
 
