@@ -11,7 +11,7 @@ import pytest
 from benchmarks import seeds, startup, step_time, workers
 from benchmarks.peers import protocol
 from cifar_jax.errors import UserError
-from results import collect, tables
+from results import collect, systems, tables
 
 
 def test_a_case_survives_the_file(tmp_path):
@@ -289,10 +289,39 @@ def test_the_readme_gets_its_tables(tmp_path, capsys):
         "| vgg_bn | 128 | 220 (210 to 230) | not run | not run "
         "| 200 (190 to 210): **1.10x** |\n" in text
     )
-    assert "| `configs/resnet.py:20` | 90.00 % | 0.3000 | 1 | 2 | 0.2 min |" in text
+    assert "|  |  |  | `configs/resnet.py:20 --config.num_epochs=2.0" in text
+    assert "| **90.00 %** | 0.3000 | 2 | 1 | 0.2 min | 2 CPU devices, 2 cores of Abacus" in text
     assert "old" not in text
     assert "\nbetween\n" in text
     assert "<!-- table: bench_startup -->\nkept\n<!-- end -->\n" in text
+
+
+def test_a_system_stands_beside_what_it_reported():
+    names = ("unknown", "resnet_20", "numpy_mlp")
+    config = {"file": "configs/resnet.py:20", "overrides": {"num_epochs": 5.0}}
+    module = {"module": "cifar_jax.numpy_mlp", "dataset": "mnist"}
+    seeds = [{"test_accuracy": a, "test_loss": 0.3} for a in (0.90, 0.91, 0.92)]
+    rest = {"num_epochs": 5.0, "wall_seconds": 90, "hardware": "2 cores"}
+    numpy_mlp, resnet, unknown = systems.rows(
+        {
+            **{"name": name, "seeds": seeds[:1] if name == "unknown" else seeds},
+            **{"config": module if name == "numpy_mlp" else config, **rest},
+        }
+        for name in names
+    )
+    assert resnet == [
+        *("ResNet (Keras)", "90.35 % (0.3836)", "130"),
+        "`configs/resnet.py:20 --config.num_epochs=5.0`",
+        *("**91.00 ± 1.00 %**", "0.3000 ± 0.0000", "5", "3", "1.5 min", "2 cores"),
+    ]
+    assert numpy_mlp[:4] == [
+        "NumPy network",
+        "",
+        "",
+        "`python -m cifar_jax.numpy_mlp --dataset=mnist`",
+    ]
+    assert unknown[:3] == ["", "", ""]
+    assert unknown[4:6] == ["**90.00 %**", "0.3000"]
 
 
 def test_compiled_pytorch_counts_where_it_is_the_best():
