@@ -29,10 +29,8 @@ def predict(
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> int:
-    """Predicts pictures; prints a table and writes predictions.csv, .json and .png.
-
-    Needs the workdir alone, neither the config file nor the data set. A file that cannot be
-    predicted is named in a line; the others are.
+    """Predicts pictures from the workdir alone; prints a table and writes predictions.csv, .json
+    and .png. A file that cannot be predicted is named in a line; the others are.
 
     Args:
       workdir: of the run.
