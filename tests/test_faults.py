@@ -174,13 +174,17 @@ def test_the_disk_fills_up_and_has_room_again(undisturbed, monkeypatch, tmp_path
         run.checkpoints.wait()
         full["file"] = damages.fill(disk, left=0)
 
+    def free(run):
+        run.checkpoints.wait()  # the save of step 8 is to fail, too
+        full["file"].unlink()
+
     try:
         with damages.small_disk(tmp_path / "disk", "4m") as disk:
             arguments = (flag, f"--workdir={disk / 'run'}", "--config.log.tensorboard=True")
             with monkeypatch.context() as patch:
                 during(patch, 5, fill)
                 if freed:
-                    during(patch, 9, lambda run: full["file"].unlink())
+                    during(patch, 9, free)
                 code, out, err = program.run_here(*arguments)
             warnings = [line for line in err.splitlines() if "could not be saved" in line]
             assert "the checkpoint of step 5 could not be saved, that of step 4 is kept" in err
