@@ -54,7 +54,8 @@ def step_by_step(training: ours.Training) -> Callable[[int], None]:
     """Returns the function that makes steps of a run without a loop on the device."""
 
     def step(state: Any, data: Any, rows: jax.Array, key: jax.Array) -> Any:
-        return training.train_step(state, jax.tree.map(lambda x: x[rows], data), key)
+        images, labels = jax.tree.map(lambda x: x[rows], data)
+        return training.train_step(state, (images, labels, rows), key)
 
     compiled = jax.jit(step, donate_argnums=0)
 
