@@ -15,7 +15,6 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="about the length of a turn")
     parser.add_argument("--steps", type=int, default=protocol.NUM_EXAMPLES // BATCH_SIZE)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=ROOT / "results" / "bench_seeds.json",
-        help="models measured now replace theirs in it",
-    )
+    words = "the rows of models that are measured again are replaced in it"
+    output = ROOT / "results" / "bench_seeds.json"
+    parser.add_argument("--output", type=Path, default=output, help=words)
     options = parser.parse_args(argv)
     options.models = [name for name in options.models.split(",") if name not in ("", "none")]
     options.calls = [name for name in options.calls.split(",") if name not in ("", "none")]
@@ -103,40 +99,33 @@ def merge(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str
     return list(({row["model"]: row for row in old} | {row["model"]: row for row in new}).values())
 
 
+def save(output: Path, devices: str, **new: list[dict[str, Any]]) -> None:
+    """Adds rows to the file; those of a model that is measured again are replaced."""
+    old = workdir_lib.read_json(output) if output.exists() else {}
+    rows = {kind: merge(old.get(kind, []), new.get(kind, [])) for kind in ("seeds", "calls")}
+    result = {"name": output.stem, **describe_machine(), "devices": devices, **rows}
+    workdir_lib.write_json(output, result)
+
+
 def main(argv: list[str]) -> int:
     """Runs the benchmark; returns the exit code."""
     options = parse(argv)
-    begun = time.monotonic()
     workers: dict[str, Worker] = {}
     try:
         for name, arguments in (("one", ["many_seeds", "1"]), ("all", ["many_seeds"])):
             workers[name] = Worker(name, sys.executable, arguments, keep_memory=True)
-        seeds = [
-            measure_seeds(workers, model, options.num_seeds, options.rounds, options.seconds)
-            for model in options.models
-        ]
-        calls = [
-            measure_calls(workers["all"], model, options.steps, options.rounds)
-            for model in options.calls
-        ]
-        versions = workers["all"].versions
+        for model in options.models:
+            row = measure_seeds(workers, model, options.num_seeds, options.rounds, options.seconds)
+            save(options.output, workers["all"].versions["devices"], seeds=[row])
+        for model in options.calls:
+            row = measure_calls(workers["all"], model, options.steps, options.rounds)
+            save(options.output, workers["all"].versions["devices"], calls=[row])
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
         for worker in workers.values():
             worker.close()
-    old = workdir_lib.read_json(options.output) if options.output.exists() else {}
-    result = {
-        "name": options.output.stem,
-        **describe_machine(),
-        "devices": versions["devices"],
-        "seeds": merge(old.get("seeds", []), seeds),
-        "calls": merge(old.get("calls", []), calls),
-        "wall_seconds": round(time.monotonic() - begun, 1),
-    }
-    workdir_lib.write_json(options.output, result)
-    print(f"wrote {options.output}")
     if options.output.parent == ROOT / "results":
         subprocess.run([sys.executable, str(ROOT / "results" / "tables.py")], check=True)
     return 0
