@@ -13,18 +13,23 @@ after Ctrl-C, 143 saved after SIGTERM (the same command goes on).
 """
 
 import io
-import logging
 import os
-import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cifar_jax import allocator
+
+if __name__ == "__main__":
+    allocator.restart()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
+
 from absl import flags
 from ml_collections import config_flags
 
-from cifar_jax import allocator, command
+from cifar_jax import command
 from cifar_jax import signals as signals_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
@@ -36,10 +41,10 @@ JOB = ("coordinator", "num_processes", "process_id")
 # The flags that each mode takes.
 MODE_FLAGS = {
     "train": ("config", "workdir", "distributed", *JOB),
-    "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size"),
-    "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size"),
+    "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size", "seed"),
+    "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size", "seed"),
     "explore": ("config", "dataset", "data_dir", "seed", "output"),
-    "predict": ("workdir", "images", "checkpoint", "resize", "batch_size", "output"),
+    "predict": ("workdir", "images", "checkpoint", "resize", "batch_size", "seed", "output"),
     "compare": ("workdirs", "output"),
 }
 # What a shell makes of `--images photos/*`: one value of the flag, then arguments without one.
@@ -78,7 +83,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_multi_string("workdirs", [], "compare: the folders of the runs, likewise")
 flags.DEFINE_integer(
-    "seed", 0, "explore: of the images shown", lower_bound=0, upper_bound=2**32 - 1
+    "seed",
+    None,
+    "explore: of the images shown (0); evaluate, report, predict: of several seeds that were "
+    "trained together this one, not all of them (evaluate) or the first",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
 )
 flags.DEFINE_bool("distributed", False, "train: together with the job's other processes")
 flags.DEFINE_string("coordinator", None, "... HOST:PORT of the first process, if not found by JAX")
@@ -93,10 +103,13 @@ def train() -> int:
         raise UserError("--config is missing: for example --config=configs/digits.py")
     if FLAGS.workdir == "":
         raise UserError("--workdir is empty: leave it out, or name a folder")
-    name = default_name(config_flags.get_config_filename(FLAGS["config"]))
+    name = command.run_name(config_flags.get_config_filename(FLAGS["config"]))
     workdir = command.run_path(FLAGS.workdir or f"runs/{name}").absolute()
     if FLAGS.distributed:
-        return _train_together(workdir)
+        _check_config()  # before the others are waited for
+        from cifar_jax import distributed
+
+        return distributed.train(FLAGS.config, workdir, *(FLAGS[name].value for name in JOB))
     if found := [name for name in JOB if FLAGS[name].present]:
         raise UserError(f"--{found[0]} has a meaning with --distributed only")
     with workdir_lib.lock(workdir), signals_lib.Signals() as signals:
@@ -104,21 +117,6 @@ def train() -> int:
         from cifar_jax import train as train_lib
 
         return train_lib.train(FLAGS.config, workdir, signals)
-
-
-def _train_together(workdir: Path) -> int:
-    _check_config()  # before the others are waited for
-    from cifar_jax import config as config_lib
-    from cifar_jax import devices, fields, hosts
-    from cifar_jax import train as train_lib
-
-    config = FLAGS.config
-    part = config.batch_size // config.optimizer.accumulation_steps // (FLAGS.num_processes or 1)
-    devices.configure(part or None, config.num_cpu_devices, config.deterministic)
-    with hosts.job(workdir, *(FLAGS[name].value for name in JOB)) as signals:
-        values = dict(fields.flatten(config_lib.to_json(config)))
-        hosts.check_same({name: values[name] for name in values if name != "data.data_dir"})
-        return train_lib.train(config, workdir, signals)
 
 
 def _check_config() -> None:
@@ -155,7 +153,8 @@ def _finished_workdir() -> Path:
 
 
 def _answer_options() -> dict[str, Any]:
-    return {name: FLAGS[name].value for name in ("split", "checkpoint", "data_dir", "batch_size")}
+    names = ("split", "checkpoint", "data_dir", "batch_size", "seed")
+    return {name: FLAGS[name].value for name in names}
 
 
 def explore() -> int:
@@ -171,7 +170,8 @@ def explore() -> int:
         place = FLAGS.data_dir or data.data_dir
         explore_lib.explore(data.name, place, _output(), seed, data.validation_examples)
     else:
-        explore_lib.explore(FLAGS.dataset or "cifar10", FLAGS.data_dir, _output(), FLAGS.seed)
+        name = FLAGS.dataset or "cifar10"
+        explore_lib.explore(name, FLAGS.data_dir, _output(), FLAGS.seed or 0)
     return 0
 
 
@@ -187,6 +187,7 @@ def predict(*images: str) -> int:
         checkpoint=FLAGS.checkpoint,
         resize=FLAGS.resize,
         batch_size=FLAGS.batch_size,
+        seed=FLAGS.seed,
     )
 
 
@@ -215,40 +216,18 @@ MODES: dict[str, Callable[..., int]] = {
 }
 
 
-def default_name(config: str) -> str:
-    """Returns a run's name from its `--config`: configs/resnet.py:20 gives resnet_20."""
-    file, _, option = config.partition(":")
-    return re.sub(r"[^\w.+-]+", "_", Path(file).stem + (f"_{option}" if option else ""))
-
-
-def _check_environment() -> None:
-    """Checks what JAX would answer with a traceback when it is imported."""
-    value = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
-    if not value.removeprefix("-").isdecimal():
-        raise UserError(f"JAX_NUM_CPU_DEVICES is {value!r}: unset it or make it a number")
-
-
-def _show_log() -> None:
-    """Lets the package's own messages through to the console."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("cifar_jax")
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
-
-
 def main(argv: list[str]) -> int:
     """Runs the program; returns the exit code."""
     if {"--help", "-help", "-h"} & set(argv):
         print(__doc__ + FLAGS.main_module_help())
         return 0
-    _show_log()
+    command.show_log()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter
     try:
         rest = command.parse(argv, MODE_FLAGS, WITH_REST)
-        _check_environment()
+        command.check_environment()
         return MODES[FLAGS.mode](*rest)
     except UserError as error:
         for line in str(error).splitlines():
@@ -263,10 +242,8 @@ def main(argv: list[str]) -> int:
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
-        print(
-            f"error: {' '.join(str(error).split())}: make the model or the batch smaller",
-            file=sys.stderr,
-        )
+        words = " ".join(str(error).split())
+        print(f"error: {words}: make the model or the batch smaller", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -274,5 +251,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    allocator.restart()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv))

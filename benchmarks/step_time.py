@@ -29,6 +29,12 @@ from cifar_jax import workdir as workdir_lib
 MODELS = ("simple_cnn", "vgg_bn", "resnet", "speedrun", "mlp")
 BATCH_SIZES = (128, 32, 512)
 ROUNDS = {128: 7}
+INPUT_ROUNDS = 3
+# Turns that are not counted. Until it has been through all the memory it keeps, ResNet-20 here is
+# a quarter slower, for some five seconds.
+WARM_UP_TURNS = 8
+# Models whose configs take the images as they are.
+NOT_AUGMENTED = ("mlp",)
 # Models whose configs want one CPU device.
 ONE_DEVICE = ("mlp",)
 # With few images, BatchNorm makes much of rounding.
@@ -180,6 +186,8 @@ def measure(
     prepared = ask_all(workers, "prepare", model=model, batch_size=batch_size)
     for worker in workers.values():
         worker.ask("calibrate")
+        for _ in range(WARM_UP_TURNS):
+            worker.ask("measure", what="train", seconds=seconds)
     for what in protocol.Runner._fields:
         for number in range(rounds):
             names = list(workers)
@@ -224,6 +232,7 @@ def run(options: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, An
         worst = max(checks[-1]["differences"])
         print(f"{model}: {checks[-1]['variables']:,} numbers, losses within {worst:.1e}")
     rows: list[dict[str, Any]] = []
+    inputs: list[dict[str, Any]] = []
     for model in options.models:
         for batch_size in options.batches:
             wanted = choose(workers, model)
@@ -231,6 +240,11 @@ def run(options: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, An
                 wanted.pop("pytorch_compiled", None)
             rounds = options.rounds or ROUNDS.get(batch_size, 3)
             new = measure(wanted, model, batch_size, rounds, options.seconds)
+            if model not in NOT_AUGMENTED:
+                case = {"model": model, "batch_size": batch_size}
+                seconds = min(wanted["ours"].ask("input", **case) for _ in range(INPUT_ROUNDS))
+                step = batch_size / new[0]["images_per_second"]
+                inputs.append({**case, "share_of_step": round(seconds / step, 4)})
             rows += new
             for what in protocol.Runner._fields:
                 rates = [
@@ -244,6 +258,7 @@ def run(options: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, An
     return {
         "checks": checks,
         "measurements": rows,
+        "input_and_augmentation": inputs,
         "wall_seconds": round(taken, 1),
         # If a worker had kept a core busy while another one was measured, it would show here.
         "idle_cores": {name: round(w.idle_cpu_seconds / taken, 3) for name, w in workers.items()},

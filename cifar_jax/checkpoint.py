@@ -12,7 +12,6 @@ the next save tries anew; a run whose last save failed ends with exit code 1.
 import contextlib
 import errno
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ import orbax.checkpoint as ocp
 from cifar_jax import manifest
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
-from cifar_jax.quiet import quiet_orbax
+from cifar_jax.quiet import quiet_orbax, reason
 
 _META = "meta.json"
 _SAVING, _DELETING = ".saving-", ".deleting-"
@@ -98,7 +97,7 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         if not saving or not (error := saving.exception()):
             return
-        self.failure = _reason(error)
+        self.failure = reason(error)
         kept = f"that of step {steps[-1]} is kept" if (steps := self.steps()) else "there is none"
         _log.warning(
             "the checkpoint of step %d could not be saved, %s: %s", self._step, kept, self.failure
@@ -113,7 +112,7 @@ class Checkpoints:
         """Returns the steps that have a checkpoint, in rising order."""
         if not self.folder.is_dir():
             return []
-        names = (path.name for path in self.folder.iterdir() if path.is_dir())
+        names = (path.name for path in self.folder.iterdir())
         return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def find(self, which: str = "last") -> int | None:
@@ -186,6 +185,9 @@ class Checkpoints:
             temporary.mkdir()
             with _checkpointer() as writer:
                 writer.save(temporary / "state", args=ocp.args.PyTreeSave(state))
+                saved = writer.metadata(temporary / "state").item_metadata
+            if missing := _compare(saved, state):
+                raise RuntimeError(f"after the save, {missing[0]}")
             workdir_lib.write_json(temporary / _META, meta)
             manifest.write(temporary)
             temporary.rename(self.folder / str(step))
@@ -202,12 +204,15 @@ class Checkpoints:
     def _clear(self) -> None:
         for unfinished in (*self.folder.glob(f"{_SAVING}*"), *self.folder.glob(f"{_DELETING}*")):
             shutil.rmtree(unfinished, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it may be no folder
+                unfinished.unlink()
 
     def _best(self, steps: list[int]) -> int | None:
         scored = []
         for step in steps:
-            with contextlib.suppress(UserError, KeyError):  # without one, or damaged since
-                scored.append((self.meta(step)["metrics"]["eval_accuracy"], step))
+            # Without one, or damaged since.
+            with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+                scored.append((float(self.meta(step)["metrics"]["eval_accuracy"]), step))
         return max(scored)[1] if scored else None
 
     def _is_sound(self, step: int) -> bool:
@@ -234,14 +239,6 @@ def _checkpointer() -> ocp.Checkpointer:
         options = ocp.options.MultiprocessingOptions(own, {own}, f"process_{own}")
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
-def _reason(error: BaseException) -> str:
-    # TensorStore's text holds the system's answer among much else.
-    number = getattr(error, "errno", None)
-    if match := re.search(r"os_error_code='(\d+)'", str(error)):
-        number = int(match[1])
-    return os.strerror(number) if number else f"{type(error).__name__} {error}".split("\n")[0][:200]
 
 
 def _compare(saved: Any, wanted: Any) -> list[str]:

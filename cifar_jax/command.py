@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import logging
 import os
+import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,8 +35,8 @@ def parse(
       UserError: a flag or field is unknown, its value has the wrong type, or it belongs to another
         mode; or the config file cannot be read.
     """
+    file = _check_file(argv)
     try:
-        _check_file(argv)
         rest = FLAGS(argv)[1:]
         if FLAGS["config"].present:
             getattr(FLAGS.config, "is_locked", None)  # a file that could not be loaded raises here
@@ -43,9 +45,10 @@ def parse(
     except flags.Error as error:
         raise UserError(_one_line(error)) from error
     except (AttributeError, KeyError) as error:
-        raise UserError(_unknown_field(argv, error) or f"--config: {_one_line(error)}") from error
-    except Exception as error:  # a config file is a program: anything may come out of it
-        raise UserError(f"--config: {_one_line(error)}") from error
+        words = _unknown_field(argv, error) or f"--config={file}: {_one_line(error)}"
+        raise UserError(words) from error
+    except (Exception, SystemExit) as error:  # a config file is a program: anything may come out
+        raise UserError(f"--config={file}: {_one_line(error)}") from error
     _check_mode(taking)
     if rest and FLAGS.mode not in with_rest:
         raise UserError(f"what does {rest[0]!r} mean? Flags look like --name=value")
@@ -65,9 +68,14 @@ def _check_mode(taking: Mapping[str, Sequence[str]]) -> None:
             )
 
 
-def _check_file(argv: list[str]) -> None:
+def _check_file(argv: list[str]) -> str:
+    """Returns the config file, "" without one; checks that it is there, before its overrides."""
+    file = ""
     for place, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
+        if name.startswith(("--config.", "-config.")) and not file:
+            words = "only training and exploring take one, a finished run has its own"
+            raise UserError(f"{name} must stand behind a --config=FILE: {words}")
         if name not in ("--config", "-config"):
             continue
         file = (value if equals else "".join(argv[place + 1 : place + 2])).partition(":")[0]
@@ -78,13 +86,16 @@ def _check_file(argv: list[str]) -> None:
             if not known:
                 hint = f" in {Path.cwd()}: start main.py from its own folder"
             raise UserError(f"--config: there is no file {file!r}{hint}")
+    return file
 
 
 def _one_line(error: BaseException) -> str:
     text = str(error)
     if "Traceback (most recent call last)" in text:
         text = text.partition("Error whilst")[0] + text.splitlines()[-1]
-    return " ".join(text.split()) or type(error).__name__
+    elif not isinstance(error, flags.Error):
+        text = f"{type(error).__name__} {text}"
+    return " ".join(text.split())
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str | None:
@@ -150,3 +161,25 @@ def output_folder(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be written ({error.strerror}): choose another with --output"
             ) from error
         yield
+
+
+def check_environment() -> None:
+    """Checks what JAX would answer with a traceback when it is imported."""
+    value = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if not value.removeprefix("-").isdecimal():
+        raise UserError(f"JAX_NUM_CPU_DEVICES is {value!r}: unset it or make it a number")
+
+
+def run_name(config: str) -> str:
+    """Returns a run's name from its `--config`: configs/resnet.py:20 gives resnet_20."""
+    file, _, option = config.partition(":")
+    return re.sub(r"[^\w.+-]+", "_", Path(file).stem + (f"_{option}" if option else ""))
+
+
+def show_log() -> None:
+    """Lets the package's own messages through to the console."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("cifar_jax")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)

@@ -2,7 +2,6 @@
 
 import csv
 import glob
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -130,7 +129,7 @@ def _loss(value: float | None) -> str:
 
 
 def _time(value: float | None) -> str:
-    return "-" if value is None or not math.isfinite(value) else logs.duration(value)
+    return "-" if value is None else logs.duration(value)
 
 
 def _epochs(value: float | None) -> str:

@@ -1,8 +1,9 @@
 """Checks a config once, and names what differs between two."""
 
+import copy
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,14 +15,18 @@ SCHEDULES = ("constant", "step", "cosine", "linear", "one_cycle")
 DTYPES = ("float32", "bfloat16")
 SCALINGS = ("none", "linear", "sqrt")
 PLACEMENTS = ("auto", "device", "host")
+VIEWS = ("plain", "mirror", "mirror_shift")
 
-# What a field's value must satisfy: (fields, words, test). Unset fields are passed over.
+# What a field's value must satisfy: (fields, words, test). Unset fields are passed over. What is
+# said of a field of `optimizer` holds for its groups too; only these have optimizer.num_epochs.
 _RULES = (
     (
         (
-            *("num_epochs", "num_steps", "batch_size", "eval_batch_size", "num_cpu_devices"),
+            *("num_epochs", "num_steps", "num_seeds", "batch_size", "eval_batch_size"),
+            "num_cpu_devices",
             *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
-            *("optimizer.base_batch_size", "schedule.factor"),
+            *("optimizer.base_batch_size", "optimizer.num_epochs", "schedule.factor"),
+            "test_time.certainty",
         ),
         "must be greater than 0",
         lambda value: value > 0,
@@ -48,24 +53,47 @@ _RULES = (
         "must be at least 0 and less than 1",
         lambda value: 0 <= value < 1,
     ),
-    (("schedule.final_fraction",), "must be at most 1", lambda value: value <= 1),
+    (
+        ("schedule.final_fraction", "test_time.certainty"),
+        "must be at most 1",
+        lambda value: value <= 1,
+    ),
     (("augment.hue",), "must be at most 0.5", lambda value: value <= 0.5),
     (("augment.rand_augment_magnitude",), "must be at most 30", lambda value: value <= 30),
     (("augment.rand_augment_ops",), "must be at most 16", lambda value: value <= 16),
     (("num_cpu_devices",), "must be at most 256", lambda value: value <= 256),
+    (("num_seeds",), "must be at most 1024", lambda value: value <= 1024),
     (("seed",), "must be less than 2**32", lambda value: value < 2**32),
 )
 # What a float32 and the step's int32 can hold.
 _MOST_FLOAT, _MOST_INT = 3.4e38, 2**31 - 1
 
-_CHOICES = {"dtype": DTYPES, "data.placement": PLACEMENTS, "schedule.name": SCHEDULES}
-_CHOICES["optimizer.learning_rate_scaling"] = SCALINGS
+_CHOICES = {
+    "dtype": DTYPES,
+    "data.placement": PLACEMENTS,
+    "optimizer.learning_rate_scaling": SCALINGS,
+    "schedule.name": SCHEDULES,
+    "test_time.views": VIEWS,
+}
 
 # Fields that may change between two starts of one run: they leave what is learned as it is.
 _HARMLESS = (
     *("log.", "data.data_dir", "data.placement", "num_cpu_devices", "steps_per_call"),
-    *("eval_batch_size", "eval_every_", "checkpoint.", "deterministic"),
+    *("eval_batch_size", "eval_every_", "test_time.", "checkpoint.", "deterministic"),
+    "seeds_at_once",
 )
+
+# Fields that runs of earlier versions lack, with the values that say what these did.
+_ADDED = {
+    "num_seeds": 1,
+    "seeds_at_once": None,
+    "augment.alternating_flip": False,
+    "optimizer.base_batch_size": 128,
+    "optimizer.decoupled_decay": None,
+    "optimizer.learning_rate_scaling": "none",
+    "test_time.views": "plain",
+    "test_time.certainty": None,
+}
 
 
 def check(config: ConfigDict) -> None:
@@ -74,7 +102,7 @@ def check(config: ConfigDict) -> None:
     outside = dict(_out_of_range(fields))
     problems = [f"{name} is {words}" for name, words in outside.items()]
     for names, words, holds in _RULES:
-        for name in names:
+        for name in _with_groups(names, fields):
             value = fields[name]
             if value is not None and name not in outside and not holds(value):
                 problems.append(f"{name} is {value} but {words}")
@@ -82,15 +110,27 @@ def check(config: ConfigDict) -> None:
         if fields[name] not in known:
             problems.append(f"{name} is {unknown(fields[name], known)}")
     problems += _check_milestones(fields["schedule.milestones"])
+    if fields["augment.flip"] and fields["augment.alternating_flip"]:
+        problems.append("augment.flip and augment.alternating_flip are both on: choose one")
     rest = fields["batch_size"]
     for name in ("optimizer.accumulation_steps", "num_cpu_devices"):
         if (parts := fields[name]) and parts > 0 and rest > 0 and name not in outside:
             if rest % parts:
                 problems.append(f"batch_size {rest} is not a multiple of {name} {parts}")
             rest //= parts
+    problems += _check_seeds(fields)
     problems += _check_parts(config)
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _with_groups(names: Iterable[str], fields: Mapping[str, Any]) -> list[str]:
+    """Returns the fields of these names, and for those of `optimizer` the groups' fields too."""
+    found = [name for name in names if name in fields]
+    for name in fields:
+        if name.startswith("optimizer.groups."):
+            found += [name] if f"optimizer.{name.rpartition('.')[2]}" in names else []
+    return found
 
 
 def _out_of_range(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -110,6 +150,19 @@ def _check_milestones(milestones: Any) -> list[str]:
     if any(epoch <= 0 for epoch in milestones) or list(milestones) != sorted(set(milestones)):
         return [f"schedule.milestones is {milestones} but must rise, from above 0"]
     return []
+
+
+def _check_seeds(fields: Mapping[str, Any]) -> list[str]:
+    seed, count, aside = (fields[x] for x in ("seed", "num_seeds", "data.validation_examples"))
+    problems: list[str] = []
+    if not 1 < count <= 1024:
+        return problems
+    if aside:
+        words = "each seed would set other images aside; leave one of them out"
+        problems.append(f"num_seeds is {count} and data.validation_examples {aside}: {words}")
+    if 0 <= seed < 2**32 < seed + count:
+        problems.append(f"seed is {seed} but the last of {count} must be less than 2**32")
+    return problems
 
 
 def _check_parts(config: ConfigDict) -> list[str]:
@@ -135,8 +188,15 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
-    """Returns the locked config that `to_json` gave these values."""
-    return ConfigDict(dict(values)).lock()
+    """Returns the locked config that `to_json` gave these values, in this version or before."""
+    whole = copy.deepcopy(dict(values))
+    for name, value in _ADDED.items():
+        part = whole
+        *parts, field = name.split(".")
+        for each in parts:
+            part = part.setdefault(each, {})
+        part.setdefault(field, value)
+    return ConfigDict(whole).lock()
 
 
 def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -148,7 +208,7 @@ def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
       old: the config with which the run began, as `to_json` returns it.
       new: the config with which it is to go on, likewise.
     """
-    before, after = dict(flatten(old)), dict(flatten(new))
+    before, after = ({**_ADDED, **dict(flatten(config))} for config in (old, new))
     harmless: tuple[str, ...] = _HARMLESS
     if after.get("schedule.name") in ("constant", "step"):
         harmless += ("num_epochs", "num_steps")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
 # A device of its own needs memory for the training set and the activations: leave many-core hosts
@@ -41,6 +42,9 @@ def configure(
             jax.config.update("jax_num_cpu_devices", num_cpu_devices)
     if config.jax_num_cpu_devices > 1:
         _add_xla_flag("xla_cpu_multi_thread_eigen=false")
+        # Else XLA ends the process when one device waits 40 seconds for another, which happens
+        # where many programs share the cores or this one was paused.
+        _add_xla_flag("xla_cpu_collective_call_terminate_timeout_seconds=1000000")
     if deterministic:
         _add_xla_flag("xla_gpu_deterministic_ops=true")
     if config.jax_compilation_cache_dir is None and (folder := compilation_cache()):
@@ -65,12 +69,13 @@ def _num_cores() -> int:
 def compilation_cache() -> Path | None:
     """Returns the user's folder for compiled programs, made if needed; None without a home."""
     try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        if (home := workdir_lib.cache_folder()) is None:
+            return None
         # Programs compiled for one processor may not run on another: one folder for each kind.
         processor = hashlib.sha256(_processor().encode()).hexdigest()[:8]
-        folder = Path(home) / "cifar_jax" / f"xla-{processor}"
+        folder = home / f"xla-{processor}"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
+    except OSError:
         return None
     return folder if os.access(folder, os.W_OK) else None
 
@@ -83,12 +88,16 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def make_mesh(batch_size: int | None = None) -> Mesh:
+def make_mesh(batch_size: int | None = None, num_seeds: int = 1) -> Mesh:
     """Returns a mesh with the axes "seed" and "data".
+
+    Where the devices of a single process divide the seeds, each has seeds of its own and exchanges
+    nothing with the others; else all of them share the batch of each seed.
 
     Args:
       batch_size: of training, in which the devices of all processes share each batch. None: the
         mesh of the devices of this process, for what it does alone.
+      num_seeds: runs that are trained in one program.
 
     Raises:
       UserError: there is no device, or the devices do not divide the batch.
@@ -101,13 +110,15 @@ def make_mesh(batch_size: int | None = None) -> Mesh:
             f"JAX cannot use its devices ({reason}): look at JAX_PLATFORMS and at the installation"
         ) from error
     num_devices = len(members)
-    if batch_size is not None and batch_size % num_devices:
+    # A process writes the states of all seeds, so it must have them.
+    rows = num_devices if num_seeds % num_devices == 0 and jax.process_count() == 1 else 1
+    if batch_size is not None and batch_size % (num_devices // rows):
         raise UserError(
             f"a batch of {batch_size} images cannot be shared evenly by {num_devices} devices: "
             f"set --config.batch_size to a multiple of {num_devices}, or use fewer devices"
         )
-    axes, kinds = ("seed", "data"), (AxisType.Auto,) * 2
-    return jax.make_mesh((1, num_devices), axes, axis_types=kinds, devices=members)
+    shape, kinds = (rows, num_devices // rows), (AxisType.Auto,) * 2
+    return jax.make_mesh(shape, ("seed", "data"), axis_types=kinds, devices=members)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

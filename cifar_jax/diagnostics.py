@@ -1,5 +1,7 @@
 """Where a classifier errs and how sure it is: numbers, and their pictures."""
 
+import csv
+import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +83,20 @@ def calibrate(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15)
     sums = [np.bincount(place, weights, num_bins) for weights in (confidence, correct)]
     error = float(np.abs(sums[0] - sums[1]).sum() / len(labels))
     return Calibration(sums[0] / np.maximum(count, 1), sums[1] / np.maximum(count, 1), count, error)
+
+
+def answers_csv(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> str:
+    """Returns a line for each image: its number, truth, answer, whether right, probabilities."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    columns = (f"probability of {name}" for name in class_names)
+    writer.writerow(("index", "truth", "predicted", "correct", *columns))
+    for index, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
+        answer = row.argmax()
+        shares = (f"{share:.6g}" for share in row)
+        names = (class_names[label], class_names[answer])
+        writer.writerow((index, *names, int(label == answer), *shares))
+    return file.getvalue()
 
 
 @styled

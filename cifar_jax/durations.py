@@ -21,6 +21,11 @@ class Durations(NamedTuple):
     milestones: tuple[int, ...]
 
 
+def due(step: int, every: int, total: int) -> bool:
+    """Whether something that comes `every` so many steps, and at the end, comes after a step."""
+    return step == total or (every > 0 and step % every == 0)
+
+
 def resolve(config: ConfigDict, num_examples: int) -> Durations:
     """Returns the durations in steps for a training set of `num_examples` images."""
     steps_per_epoch = num_examples // config.batch_size

@@ -1,14 +1,13 @@
 """`--mode=evaluate`: a trained model on a split of a data set."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, scores
+from cifar_jax import datasets, scores
 from cifar_jax import trained as trained_lib
-from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
 
@@ -31,27 +30,43 @@ class Answers(NamedTuple):
 def evaluate(workdir: Path, split: str = "test", **options: Any) -> scores.Scores:
     """Scores a trained model on a split; prints the scores and returns them.
 
+    Of several seeds that were trained together it prints each one's and their mean, and returns
+    the scores over all of them.
+
     Args:
       workdir: of the run.
-      split: as for `answer`.
-      **options: as for `answer`.
+      split: as for `answer_seeds`.
+      **options: as for `answer_seeds`.
     """
-    answers = answer(workdir, split, **options)
-    result = scores.score(answers.logits, answers.labels)
-    step = answers.trained.step
-    print(f"{workdir}, checkpoint of step {step}: {scores.describe(split, result)}")
-    return result
+    seeds, every, step = [], [], 0
+    for answers in answer_seeds(workdir, split, **options):
+        seeds.append(answers.trained.seed)
+        every.append(scores.score(answers.logits, answers.labels))
+        step = answers.trained.step
+    gap = "\n" if len(seeds) > 1 else " "
+    words = scores.describe_seeds(split, seeds, every)
+    print(f"{workdir}, checkpoint of step {step}:{gap}{words}")
+    return scores.pool(every)
 
 
-def answer(
+def answer(workdir: Path, *arguments: Any, **options: Any) -> Answers:
+    """Applies a trained model, of several seeds the first or the given one, to a split.
+
+    Arguments and errors are those of `answer_seeds`.
+    """
+    return next(answer_seeds(workdir, *arguments, **options))
+
+
+def answer_seeds(
     workdir: Path,
     split: str = "test",
     checkpoint: str = "last",
     dataset_name: str | None = None,
     data_dir: str | None = None,
     batch_size: int | None = None,
-) -> Answers:
-    """Applies a trained model to a split.
+    seed: int | None = None,
+) -> Iterator[Answers]:
+    """Applies a trained model to a split; yields an answer for each seed that it was trained with.
 
     Args:
       workdir: of the run.
@@ -60,28 +75,19 @@ def answer(
       dataset_name: another set with the same classes; None: the run's own.
       data_dir: where the data lie; None: as for the run.
       batch_size: images of a step; None: the run's own.
+      seed: the only one of several seeds; None: all of them.
 
     Raises:
       UserError: the run, the checkpoint or the data cannot be had, or do not fit together.
     """
-    path = workdir / workdir_lib.CONFIG
-    try:
-        settings = config_lib.from_json(workdir_lib.read_json(path))
-        batch_size = batch_size or settings.eval_batch_size
-        data_dir = data_dir or settings.data.data_dir
-        devices.configure(
-            num_cpu_devices=settings.num_cpu_devices,
-            deterministic=settings.get("deterministic", False),
-        )
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not the config of a run: {error}") from error
-    run = trained_lib.load(workdir, checkpoint)
-    config = run.config
+    settings = trained_lib.configure(workdir)
+    runs = trained_lib.load_seeds(workdir, checkpoint, seed)
+    run, config = runs[0], runs[0].config
     name = dataset_name or config.data.name
     carved = config.data.validation_examples and name == config.data.name
     own = split in ("train", "validation") and carved
     wanted = ("train", "test") if own else (split,)
-    dataset = datasets.load(name, data_dir, wanted)
+    dataset = datasets.load(name, data_dir or settings.get("data.data_dir"), wanted)
     if own:
         dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
     # TFDS gives numbers for names to a set that does not name its classes, such as cifar10_1.
@@ -96,4 +102,6 @@ def answer(
         raise UserError(
             f"{name} has images of {images.shape[1:]}, the model takes {run.image_shape}"
         )
-    return Answers(run, images, labels, run.predict_logits(images, batch_size))
+    size = batch_size or settings["eval_batch_size"]
+    for run in runs:
+        yield Answers(run, images, labels, run.predict_logits(images, size))

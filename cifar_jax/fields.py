@@ -8,6 +8,23 @@ from ml_collections import ConfigDict
 
 from cifar_jax.errors import UserError
 
+# The fields of a group in `optimizer.groups`; all but the first may be unset.
+GROUP_FIELDS: dict[str, type] = {
+    "params": str,
+    "name": str,
+    "learning_rate": float,
+    "momentum": float,
+    "nesterov": bool,
+    "b1": float,
+    "b2": float,
+    "weight_decay": float,
+    "decay_norm_and_bias": bool,
+    "decoupled_decay": bool,
+    "num_epochs": float,
+}
+# Parts that each config fills in its own way.
+_OPEN = ("model.", "optimizer.groups.")
+
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted name, value) of every field."""
@@ -28,6 +45,8 @@ def unknown(name: Any, known: Any) -> str:
 def check(config: Any, default: ConfigDict) -> None:
     """Checks what a config file returned; `model` is left to the model's own class.
 
+    A group in `optimizer.groups` has the fields `GROUP_FIELDS`.
+
     Args:
       config: what `get_config` of the file returned, overrides included.
       default: what that of configs/default.py returns.
@@ -38,8 +57,8 @@ def check(config: Any, default: ConfigDict) -> None:
     advice = "let get_config() change what configs/default.py returns"
     if not isinstance(config, ConfigDict):
         raise UserError(f"the config is of the type {type(config).__name__}: {advice}")
-    given = {name: value for name, value in flatten(config) if not name.startswith("model.")}
-    known = {name: value for name, value in flatten(default) if not name.startswith("model.")}
+    given = {name: value for name, value in flatten(config) if not name.startswith(_OPEN)}
+    known = {name: value for name, value in flatten(default) if not name.startswith(_OPEN)}
     problems = []
     for name in given.keys() - known.keys():
         near = difflib.get_close_matches(name, known, n=1)
@@ -50,11 +69,30 @@ def check(config: Any, default: ConfigDict) -> None:
         wanted = _type(default, name)
         if not _fits(given[name], wanted, known[name] is None):
             problems.append(f"{name} is {given[name]!r} but must be of the type {wanted.__name__}")
+    problems += _check_groups(config)
     model = config.get("model")
     if not isinstance(model, ConfigDict) or not isinstance(model.get("name"), str):
         problems.append("model.name is missing: config.model = ConfigDict({'name': ...})")
     if problems:
         raise UserError("\n".join(sorted(problems)))
+
+
+def _check_groups(config: ConfigDict) -> Iterator[str]:
+    """Yields what is wrong with the fields of `optimizer.groups`."""
+    optimizer = config.get("optimizer")
+    groups = optimizer.get("groups") if isinstance(optimizer, ConfigDict) else None
+    if not isinstance(groups, ConfigDict):
+        yield "optimizer.groups is missing: it holds groups of parameters, or none"
+        return
+    for name, group in groups.items():
+        where = f"optimizer.groups.{name}"
+        if not isinstance(group, ConfigDict) or set(group) != set(GROUP_FIELDS):
+            yield f"{where} must have the fields {', '.join(GROUP_FIELDS)}: see default.get_group()"
+            continue
+        for field, value in group.items():
+            wanted = GROUP_FIELDS[field]
+            if not _fits(value, wanted, field != "params"):
+                yield f"{where}.{field} is {value!r} but must be of the type {wanted.__name__}"
 
 
 def _type(config: ConfigDict, name: str) -> type:

@@ -21,6 +21,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from cifar_jax import manifest
+from cifar_jax import workdir as workdir_lib
 
 _FORMAT = 2
 _log = logging.getLogger(__name__)
@@ -136,11 +137,9 @@ def may_write(folder: Path) -> bool:
 def _folders(source: Path, name: str) -> list[Path]:
     """Where the decoded splits of a set may lie, the preferred place first."""
     folders = [source / "decoded"]
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    if (root := workdir_lib.cache_folder()) is not None:
         place = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:12]
-        folders.append(root / "cifar_jax" / f"{name.replace('/', '-')}-{source.name}-{place}")
+        folders.append(root / f"{name.replace('/', '-')}-{source.name}-{place}")
     return folders
 
 

@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
+import math
 import os
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +51,18 @@ class Logs:
             except OSError as error:
                 _log.warning("a line could not be printed: %s", error.strerror)
 
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Adds an object with "step" and metrics to metrics.jsonl and to the curves."""
+    def write(self, *lines: Mapping[str, Any]) -> None:
+        """Adds objects with "step" and metrics to metrics.jsonl, and their means to the curves.
+
+        Args:
+          *lines: of one step: a single one, or one for each seed.
+        """
         if not self._active:
             return
-        self._waiting.append(json.dumps(dict(values)) + "\n")
+        self._waiting.append("".join(json.dumps(dict(line)) + "\n" for line in lines))
         self._append_waiting()
         if self._curves_folder:
-            points = {name: x for name, x in values.items() if isinstance(x, int | float)}
+            points = average(lines)
             step = points.pop("step")
             try:
                 self._curves = self._curves or Curves(self._curves_folder, self._step)
@@ -140,6 +147,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def history(workdir: Path) -> list[dict[str, float]]:
     """Returns what a run has logged so far: for each line its values that are numbers.
 
+    The lines of several seeds become one, with their means and, as NAME_low and NAME_high, the
+    lowest and the highest of what differs between seeds.
+
     Raises:
       UserError: the log cannot be read, or a line of it has no epoch.
     """
@@ -150,7 +160,33 @@ def history(workdir: Path) -> list[dict[str, float]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if any("epoch" not in line for line in lines):
         raise UserError(f"{path} is damaged: a line has no epoch")
-    return lines
+    return [
+        row
+        for _, group in itertools.groupby(lines, key=lambda line: (line["step"], "seed" in line))
+        for row in _merge(list(group))
+    ]
+
+
+def _merge(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    if "seed" not in lines[0]:
+        return lines
+    edges = {
+        f"{name}_{edge}": choose(line[name] for line in lines if name in line)
+        for name in lines[0]
+        if name.startswith(("train_", "eval_"))
+        for edge, choose in (("low", min), ("high", max))
+    }
+    return [average(lines) | edges]
+
+
+def average(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the mean of each value that is a number, over the seeds; a single line as it is."""
+    every = [numbers(line) for line in lines]
+    if len(every) == 1 and "seed" not in every[0]:
+        return every[0]
+    names = dict.fromkeys(name for line in every for name in line if name != "seed")
+    means = {name: statistics.fmean(x[name] for x in every if name in x) for name in names}
+    return means | {"step": every[0]["step"]}
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -163,7 +199,9 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def duration(seconds: float) -> str:
-    """Returns words for a time, such as "1:05" or "2:03:09"."""
+    """Returns words for a time, such as "1:05" or "2:03:09"; "-" if it is not finite."""
+    if not math.isfinite(seconds):
+        return "-"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

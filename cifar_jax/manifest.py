@@ -39,6 +39,8 @@ def find_damage(folder: Path) -> str:
       UserError: the folder is sound but of a newer format than this program knows.
     """
     try:
+        if folder.is_symlink():
+            return "it is a link"
         files, _ = _paths(folder)
         if odd := [path for path in files.values() if not _is_plain(path)]:
             kind = "a link" if odd[0].is_symlink() else "no plain file"

@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax
+import jax
 import numpy as np
 from clu import metrics
 
@@ -20,21 +21,26 @@ class Metrics(metrics.Collection):
     accuracy: metrics.Accuracy
 
 
-Sums = dict[str, tuple[float, float]]
+# Name -> (total, number of images): numbers, or of several runs a list of numbers each.
+Sums = dict[str, tuple[Any, Any]]
 
 
 def to_sums(collection: Metrics) -> Sums:
-    """Returns name -> (total, number of images) as Python numbers, fetched from the device."""
+    """Returns the sums as Python numbers, fetched from the device."""
     parts = {"loss": collection.loss, "accuracy": collection.accuracy}
-    return {name: (float(part.total), float(part.count)) for name, part in parts.items()}
+    return {
+        name: tuple(np.asarray(array, np.float64).tolist() for array in (part.total, part.count))
+        for name, part in parts.items()
+    }
 
 
-def from_sums(sums: Sums) -> Metrics:
+def from_sums(sums: Sums, num_seeds: int = 1) -> Metrics:
     """Returns the collection that `to_sums` gave these sums; the empty one for none."""
-    empty = Metrics.empty()
+    shape = (num_seeds,) if num_seeds > 1 else ()
+    empty = jax.tree.map(lambda leaf: np.broadcast_to(leaf, shape), Metrics.empty())
 
     def fill(part: Any, name: str) -> Any:
-        total, count = sums.get(name, (0, 0))
+        total, count = (np.broadcast_to(number, shape) for number in sums.get(name, (0, 0)))
         return part.replace(
             total=np.asarray(total, part.total.dtype), count=np.asarray(count, part.count.dtype)
         )
@@ -43,5 +49,11 @@ def from_sums(sums: Sums) -> Metrics:
 
 
 def means(sums: Sums) -> dict[str, float]:
-    """Returns name -> mean."""
-    return {name: total / count for name, (total, count) in sums.items()}
+    """Returns name -> mean; of several runs over all of them."""
+    return {name: float(np.sum(total) / np.sum(count)) for name, (total, count) in sums.items()}
+
+
+def by_seed(sums: Sums) -> list[Sums]:
+    """Returns the sums of each run."""
+    columns = [np.reshape(parts, (2, -1)).T for parts in sums.values()]
+    return [dict(zip(sums, map(tuple, own), strict=True)) for own in zip(*columns, strict=True)]

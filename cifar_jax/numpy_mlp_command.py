@@ -105,8 +105,8 @@ def _write_result(options: argparse.Namespace, curve: list[dict[str, Any]], seco
             for x in last
         ],
         "num_epochs": options.num_epochs,
-        "wall_seconds": round(seconds, 1),
-        "hardware": f"{environment['processor']}, {environment['cores']} cores",
+        "wall_seconds": round(seconds / len(last), 1),  # of one seed
+        "hardware": f"{environment['cores']} cores of {environment['processor']}",
         "versions": environment["versions"],
         "commit": environment["commit"],
         "curve": curve,

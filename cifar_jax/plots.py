@@ -141,9 +141,12 @@ def plot_curves(
 def _draw_curve(
     axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, marker: str, **options: Any
 ) -> None:
-    """Draws a metric where the rows have it; few points are marked, since one makes no line."""
+    """Draws a metric where the rows have it, and a band where they have its edges over seeds."""
+    edges = ("epoch", f"{metric}_low", f"{metric}_high")
+    if band := [[row[name] for name in edges] for row in rows if edges[1] in row]:
+        axes.fill_between(*np.transpose(band), color=options["color"], alpha=0.2, linewidth=0)
     points = [(row["epoch"], row[metric]) for row in rows if row.get(metric) is not None]
-    if len(points) < 12:
+    if len(points) < 12:  # one point makes no line
         options["marker"] = marker
     elif marker != _MARKERS[0]:
         options |= {"marker": marker, "markevery": len(points) // 8}

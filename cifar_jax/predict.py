@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ def predict(
     checkpoint: str = "last",
     resize: str = "crop",
     batch_size: int | None = None,
+    seed: int | None = None,
 ) -> int:
-    """Predicts pictures; prints a table and writes predictions.csv, .json and .png.
-
-    Needs the workdir alone, neither the config file nor the data set. A file that cannot be
-    predicted is named in a line; the others are.
+    """Predicts pictures from the workdir alone; prints a table and writes predictions.csv, .json
+    and .png. A file that cannot be predicted is named in a line; the others are.
 
     Args:
       workdir: of the run.
@@ -40,6 +39,7 @@ def predict(
       checkpoint: "last", "best" or a step.
       resize: "crop" or "squeeze", as for `photos.fit`.
       batch_size: pictures of a step; None: the run's own.
+      seed: which of several seeds that were trained together; None: the first.
 
     Returns:
       The exit code: 0, or 1 if some of the files could not be predicted.
@@ -47,7 +47,7 @@ def predict(
     Raises:
       UserError: there is no picture or no model, or the folder cannot be written.
     """
-    config = workdir_lib.read_json(workdir / workdir_lib.CONFIG)
+    workdir_lib.read_json(workdir / workdir_lib.CONFIG)
     files, failures = photos.find(given)
     if not files:
         raise UserError("no picture to predict: " + "; ".join(failures[:3] or ["none is named"]))
@@ -55,7 +55,10 @@ def predict(
         _log.warning("%s", failure)
     output = output or workdir / "predictions"
     with command.output_folder(output):
-        trained = _load(workdir, checkpoint, config)
+        from cifar_jax import trained as trained_lib  # only here: it brings JAX
+
+        own_size = trained_lib.configure(workdir)["eval_batch_size"]
+        trained = trained_lib.load(workdir, checkpoint, seed)
         pictures: dict[str, np.ndarray] = {}
         drawn: list[np.ndarray] = []
         for path, image, view in _read(files, trained.image_shape, resize, failures):
@@ -64,13 +67,14 @@ def predict(
                 drawn.append(view)
         if not pictures:
             raise UserError("no picture could be read", exit_code=1)
-        size = batch_size or trained.config.eval_batch_size
-        probabilities = trained.predict(np.stack(list(pictures.values())), size)
+        images = np.stack(list(pictures.values()))
+        probabilities = trained.predict(images, batch_size or own_size)
         paths, names = list(pictures), trained.class_names
         _write_csv(output / "predictions.csv", paths, probabilities, names)
         described = {
             "workdir": str(workdir),
             "step": trained.step,
+            "seed": trained.seed,
             "resize": resize,
             "pictures": [
                 _describe(*pair, names) for pair in zip(paths, probabilities, strict=True)
@@ -90,17 +94,6 @@ def predict(
 
 def _count(number: int) -> str:
     return f"{number} picture{'s' if number > 1 else ''}"
-
-
-def _load(workdir: Path, checkpoint: str, config: Mapping[str, Any]) -> Any:
-    from cifar_jax import devices, trained  # only here: they bring JAX
-
-    try:
-        devices.configure(num_cpu_devices=config.get("num_cpu_devices"))
-    except (TypeError, ValueError, AttributeError) as error:
-        path = workdir / workdir_lib.CONFIG
-        raise UserError(f"{path} is not the config of a run: {error}") from error
-    return trained.load(workdir, checkpoint)
 
 
 def _read(

@@ -1,7 +1,5 @@
 """`--mode=report`: what a run has learned, in pictures, a table of all answers, and one page."""
 
-import csv
-import io
 import itertools
 import logging
 import os
@@ -21,7 +19,6 @@ from cifar_jax.evaluate import Answers
 from cifar_jax.fields import flatten
 from cifar_jax.page import Picture
 from cifar_jax.tables import printable, shorten_middle
-from cifar_jax.trained import Trained
 
 FOLDER, PAGE = "report", "report.html"
 _NUM_SHOWN = 12  # images of a grid
@@ -75,12 +72,15 @@ def report(workdir: Path, split: str = "test", checkpoint: str = "last", **optio
     }
     trained = found.answers.trained
     config = trained.config
+    several = config.num_seeds > 1
+    which = f", seed {trained.seed} of {config.num_seeds} seeds" if several else ""
     text = page.page(
         workdir.absolute().name,
-        f"{config.model.name} on {config.data.name}, the checkpoint of step {trained.step}",
+        f"{config.model.name} on {config.data.name}, the checkpoint of step {trained.step}{which}",
         [
             _headline(found, rows),
             *(page.pictures(title, drawn) for title, drawn in sections.items() if drawn),
+            *(_seeds(workdir) if several else ()),
             *_tables(found),
             *_origin(workdir, {"split": split, "checkpoint": checkpoint, **options}),
         ],
@@ -90,7 +90,8 @@ def report(workdir: Path, split: str = "test", checkpoint: str = "last", **optio
         old.unlink(missing_ok=True)
     for picture in itertools.chain(*sections.values()):
         (folder / f"{picture.name}.png").write_bytes(picture.light)
-    workdir_lib.write_text(folder / "predictions.csv", _csv(found))
+    table = diagnostics.answers_csv(found.answers.labels, found.probabilities, trained.class_names)
+    workdir_lib.write_text(folder / "predictions.csv", table)
     workdir_lib.write_text(folder / PAGE, text)
     words = scores.describe(split, found.result)
     print(f"{printable(str(folder / PAGE))}: checkpoint of step {trained.step}, {words}")
@@ -120,12 +121,15 @@ def _picture(
 def _draw_curves(rows: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
     if not rows:
         return
+    several = any("train_loss_low" in row for row in rows)
+    band = " Mean of the seeds; the band goes from the lowest to the highest." if several else ""
     for name, title, caption in (
         ("loss", "Loss", "Mean cross-entropy; in training with dropout and augmentation, if any."),
         ("accuracy", "Accuracy", "In training with dropout and augmentation, if any."),
         ("learning_rate", "Learning rate", "Of the last step before each line of the log."),
     ):
-        yield _picture(name, title, caption, plots.plot_curves, {"run": rows}, (name,))
+        words = caption + (band if name != "learning_rate" else "")
+        yield _picture(name, title, words, plots.plot_curves, {"run": rows}, (name,))
 
 
 def _draw_errors(found: Findings) -> Iterator[Picture]:
@@ -141,8 +145,8 @@ def _draw_errors(found: Findings) -> Iterator[Picture]:
 
 
 def _draw_images(found: Findings) -> Iterator[Picture]:
-    answers, probabilities = found.answers, found.probabilities
-    labels, names = answers.labels, answers.trained.class_names
+    answers, trained, probabilities = found.answers, found.answers.trained, found.probabilities
+    labels, names = answers.labels, trained.class_names
     wrong = np.flatnonzero(found.predicted != labels)
     surest = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
     size = min(_NUM_SHOWN, len(labels))
@@ -157,25 +161,11 @@ def _draw_images(found: Findings) -> Iterator[Picture]:
             titles = [f"{name} #{index}" for name, index in zip(classes, shown, strict=True)]
             arguments = (answers.images[shown], probabilities[shown], names, labels[shown], titles)
             yield _picture(name, title, caption.strip(), plots.plot_predictions, *arguments)
-    kernel = first_kernel(answers.trained)
+    kernel = summary.first_kernel(trained.model, trained.variables, trained.image_shape)
     if kernel is not None:
         height, width, _, count = kernel.shape
         words = f"{count} filters of {height} x {width} pixels, each in a contrast of its own."
         yield _picture("filters", "First filters", words, plots.plot_filters, kernel)
-
-
-def first_kernel(trained: Trained) -> np.ndarray | None:
-    """Returns the first convolution's kernel, [height, width, channels, filters].
-
-    None where the first layer is no convolution of 1 or 3 channels, which can be shown as images.
-    """
-    layer = trained.variables["params"]
-    for name in summary.layer_table(trained.model, trained.image_shape)[0].path.split("/"):
-        layer = layer[name]
-    kernel = layer.get("kernel")
-    if kernel is None or kernel.ndim != 4 or kernel.shape[2] not in (1, 3):
-        return None
-    return np.asarray(kernel, np.float32)
 
 
 def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -193,6 +183,19 @@ def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
         if "seconds" in row:
             values.append(("training time", logs.duration(row["seconds"])))
     return page.tiles(values)
+
+
+def _seeds(workdir: Path) -> Iterator[str]:
+    """Yields the table of all seeds, once the run is finished."""
+    path = workdir / workdir_lib.RESULT
+    if not path.exists():
+        return
+    seeds = workdir_lib.read_json(path)["seeds"]
+    names = ("test_accuracy", "test_loss")
+    rows = [(row["seed"], *(f"{row[name]:.4f}" for name in names)) for row in seeds]
+    words = scores.describe_summary([row["test_accuracy"] for row in seeds])
+    table = page.table(("seed", "test accuracy", "test loss"), rows, numbers=3)
+    yield page.fold(f"Seeds: test accuracy {words}", table, opened=True)
 
 
 def _tables(found: Findings) -> Iterator[str]:
@@ -225,26 +228,15 @@ def _origin(workdir: Path, options: Mapping[str, Any]) -> Iterator[str]:
     path = workdir / workdir_lib.ENVIRONMENT
     commands = []
     if path.exists():
-        environment = dict(flatten(workdir_lib.read_json(path)))
-        commands.append(["python", *map(str, environment.pop("command", []))])
-        yield page.fold("Environment", page.table(("what", "value"), environment.items()))
+        try:
+            environment = dict(flatten(workdir_lib.read_json(path)))
+            commands.append(["python", *map(str, environment.pop("command", []))])
+            yield page.fold("Environment", page.table(("what", "value"), environment.items()))
+        except (UserError, TypeError) as error:
+            _log.warning("the page goes without %s: %s", path.name, error)
     again = ["python", "main.py", "--mode=report", f"--workdir={workdir}"]
     plain = {"split": "test", "checkpoint": "last"}
     given = {name: value for name, value in options.items() if value != plain.get(name)}
     again += [f"--{name}={value}" for name, value in given.items()]
     text = "\n".join(map(shlex.join, [*commands, again]))
     yield page.fold("How to repeat it", page.code(text), opened=True)
-
-
-def _csv(found: Findings) -> str:
-    """Returns a line for each image: its number, truth, answer, whether right, probabilities."""
-    names = found.answers.trained.class_names
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    columns = (f"probability of {name}" for name in names)
-    writer.writerow(("index", "truth", "predicted", "correct", *columns))
-    every = zip(found.answers.labels, found.predicted, found.probabilities, strict=True)
-    for index, (label, answer, row) in enumerate(every):
-        shares = (f"{share:.6g}" for share in row)
-        writer.writerow((index, names[label], names[answer], int(label == answer), *shares))
-    return file.getvalue()

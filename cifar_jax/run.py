@@ -1,26 +1,30 @@
 """What a run is made of, and what it does between the calls of its compiled program."""
 
 import dataclasses
+import errno
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, hosts, sampling, steps, summary
+from cifar_jax import datasets, devices, hosts, sampling, steps, summary, views
 from cifar_jax import metrics as metrics_lib
 from cifar_jax import scores as scores_lib
+from cifar_jax import seeds as seeds_lib
 from cifar_jax import state as state_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.durations import Durations
 from cifar_jax.errors import UserError
-from cifar_jax.logs import Logs, duration
+from cifar_jax.logs import Logs, average, duration
 
 
 class Run(NamedTuple):
@@ -35,6 +39,11 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     feed: sampling.Feed
     logs: Logs
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds that it trains."""
+        return seeds_lib.of(self.config)
 
 
 @dataclasses.dataclass
@@ -93,6 +102,8 @@ def introduce(run: Run, progress: Progress) -> None:
     run.logs.say(f"data: {dataset.name} ({sizes}), {placed}; {devices.describe()}")
     epochs = durations.total / durations.steps_per_epoch
     run.logs.say(f"{durations.total} steps ({epochs:g} epochs) in {run.workdir}")
+    if len(run.seeds) > 1:
+        run.logs.say(seeds_lib.describe(run.config, run.mesh))
     if progress.step:
         run.logs.say(f"going on from the checkpoint of step {progress.step}")
 
@@ -105,40 +116,53 @@ def show(run: Run, progress: Progress) -> None:
     )
 
 
+def make_predict(run: Run, test_time: Any = None) -> views.Predict:
+    """Returns the function that `score_split` takes, with test-time augmentation if given."""
+    mean, std = run.dataset.mean, run.dataset.std
+    runs = (len(run.seeds), seeds_lib.at_once(run.config))
+    return views.make_predict(run.model, run.mesh, mean, std, test_time, *runs)
+
+
 def score_split(
-    run: Run, state: state_lib.TrainState, program: Any, split_name: str
-) -> scores_lib.Scores:
-    """Scores a split, or the test split where that one was not carved."""
+    run: Run, state: state_lib.TrainState, predict: views.Predict, split_name: str
+) -> list[scores_lib.Scores]:
+    """Scores each seed on a split, or on the test split where that one was not carved."""
     splits = run.dataset.splits
     split = splits.get(split_name, splits["test"])
-    logits = scores_lib.predict_logits(
-        program, state.variables(), split.images, run.config.eval_batch_size, run.mesh
-    )
-    return scores_lib.score(logits, split.labels)
+    logits = predict(state.variables(), split.images, run.config.eval_batch_size)
+    return [scores_lib.score(own, split.labels) for own in logits.reshape(-1, *logits.shape[-2:])]
 
 
-def report(run: Run, progress: Progress, scores: scores_lib.Scores | None) -> None:
+def report(run: Run, progress: Progress, scores: Sequence[scores_lib.Scores]) -> None:
     """Writes a line to the log and to the console, and begins the next one's sums.
+
+    Of several seeds the log gets a line each, the console their means.
 
     Args:
       run: what the run is made of.
       progress: where it stands.
-      scores: of the evaluation, if there was one.
+      scores: of the evaluation, if there was one, for each seed.
     """
     durations = run.durations
     rate = state_lib.create_schedule(run.config, durations)(progress.step - 1)
-    speed = progress.sums["loss"][1] / progress.stepping
+    speed = float(np.sum(progress.sums["loss"][1])) / progress.stepping
     left = progress.pace() * (durations.total - progress.step)
     epoch = progress.step / durations.steps_per_epoch
-    values = {"step": progress.step, "epoch": epoch}
-    values |= {f"train_{name}": value for name, value in metrics_lib.means(progress.sums).items()}
+    lines = []
+    for place, sums in enumerate(metrics_lib.by_seed(progress.sums)):
+        line = {"step": progress.step, "epoch": epoch}
+        if len(run.seeds) > 1:
+            line["seed"] = run.seeds[place]
+        line |= {f"train_{name}": value for name, value in metrics_lib.means(sums).items()}
+        if scores:
+            line |= {"eval_loss": scores[place].loss, "eval_accuracy": scores[place].accuracy}
+        line |= {"learning_rate": float(rate), "images_per_second": speed}
+        lines.append(line | {"seconds": progress.seconds})
+    run.logs.write(*lines)
+    mean = average(lines)
     words = f"epoch {epoch:g}/{durations.total / durations.steps_per_epoch:g}"
-    words += "  train loss {train_loss:.4f} accuracy {train_accuracy:.2%}".format(**values)
-    if scores:
-        values |= {"eval_loss": scores.loss, "eval_accuracy": scores.accuracy}
-        words += f"  eval loss {scores.loss:.4f} accuracy {scores.accuracy:.2%}"
-    values |= {"learning_rate": float(rate), "images_per_second": speed}
-    run.logs.write(values | {"seconds": progress.seconds})
+    for kind in ("train", "eval") if scores else ("train",):
+        words += f"  {kind} loss {mean[f'{kind}_loss']:.4f} accuracy {mean[f'{kind}_accuracy']:.2%}"
     run.logs.say(f"{words}  {speed:.0f} images/s  {duration(left)} left")
     progress.sums, progress.stepping = {}, 0.0
 
@@ -147,18 +171,18 @@ def save(
     run: Run,
     state: state_lib.TrainState,
     progress: Progress,
-    scores: scores_lib.Scores | None,
+    scores: Sequence[scores_lib.Scores],
 ) -> None:
     """Begins to save; `scores` on a validation split take part in the choice of the best.
 
     Raises:
       UserError: a weight is not finite; nothing is written then.
     """
-    if not bool(steps.all_finite(state)):
-        not_finite(run, f"a weight is not finite at step {progress.step}")
+    finite = jax.vmap(steps.all_finite)(state) if run.seeds[1:] else [steps.all_finite(state)]
+    check_finite(run, finite, f"a weight is not finite at step {progress.step}")
     metrics = None
     if scores and "validation" in run.dataset.splits:
-        metrics = {"eval_accuracy": scores.accuracy, "eval_loss": scores.loss}
+        metrics = {"eval_accuracy": scores[0].accuracy, "eval_loss": scores[0].loss}
     dataset = run.dataset
     meta = {
         "config": config_lib.to_json(run.config),
@@ -175,17 +199,25 @@ def save(
         run.checkpoints.save(progress.step, state, meta, metrics)
 
 
-def not_finite(run: Run, what: str) -> NoReturn:
-    """Raises the error that tells what is not finite and which checkpoint is kept."""
+def check_finite(run: Run, finite: Iterable[Any], what: str) -> None:
+    """Goes on if all seeds are finite.
 
-    def stop() -> None:
+    Raises:
+      UserError: it tells what is not finite, of which seeds, and which checkpoint is kept.
+    """
+    if all(finite):
+        return
+    if len(run.seeds) > 1:
+        bad = [seed for seed, good in zip(run.seeds, finite, strict=True) if not good]
+        what += f", seed {', '.join(map(str, bad))}"
+
+    def stop() -> NoReturn:
         run.checkpoints.wait()
         step = run.checkpoints.find("last")
         kept = f"the checkpoint of step {step} is kept" if step else "there is no checkpoint yet"
         raise UserError(f"{what}: {kept}; try a lower optimizer.learning_rate", exit_code=1)
 
     hosts.ask_first(stop)
-    raise AssertionError
 
 
 def check_saved(run: Run) -> None:
@@ -197,9 +229,11 @@ def check_saved(run: Run) -> None:
 
     def check() -> None:
         run.checkpoints.wait()
-        if run.checkpoints.failure:
+        if failure := run.checkpoints.failure:
+            full = failure in map(os.strerror, (errno.ENOSPC, errno.EDQUOT))
+            advice = "make room" if full else f"mend this ({failure})"
             raise UserError(
-                "the last checkpoint could not be saved: make room, then start the same command "
+                f"the last checkpoint could not be saved: {advice}, then start the same command "
                 "again; it goes on from the one that is kept",
                 exit_code=1,
             )
@@ -207,23 +241,20 @@ def check_saved(run: Run) -> None:
     hosts.ask_first(check)
 
 
-def finish(run: Run, progress: Progress, scores: scores_lib.Scores) -> None:
+def finish(run: Run, progress: Progress, scores: Sequence[scores_lib.Scores]) -> None:
     """Writes the run's result: the last state's scores on the test split."""
     check_saved(run)
-    environment = workdir_lib.environment()
     result = {
         "name": run.workdir.name,
         "config": config_lib.to_json(run.config),
         "seed": run.config.seed,
         "step": progress.step,
         "num_epochs": progress.step / run.durations.steps_per_epoch,
-        "test_accuracy": scores.accuracy,
-        "test_loss": scores.loss,
-        "num_correct": scores.num_correct,
-        "num_images": scores.num_images,
+        **scores_lib.result(run.seeds, scores),
         "wall_seconds": progress.seconds,
         "devices": devices.describe(),
-        "environment": environment,
+        "environment": workdir_lib.environment(),
     }
     hosts.ask_first(lambda: workdir_lib.write_json(run.workdir / workdir_lib.RESULT, result))
-    run.logs.say(scores_lib.describe("test", scores) + f"  in {duration(progress.seconds)}")
+    words = scores_lib.describe_seeds("test", run.seeds, scores)
+    run.logs.say(f"{words}  in {duration(progress.seconds)}")

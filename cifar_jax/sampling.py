@@ -4,14 +4,16 @@ The images themselves lie on the devices, whole, or are streamed from the host: 
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from cifar_jax import devices
+from cifar_jax import seeds as seeds_lib
 
 # Streamed images of one call.
 _STREAM_BYTES = 16 * 2**20
@@ -59,24 +61,27 @@ class Feed:
       capacity: the most steps that one call can be given.
     """
 
-    def __init__(self, split: Any, mesh: Mesh, seed: int, batch_size: int, resident: bool):
+    def __init__(
+        self, split: Any, mesh: Mesh, seeds: Sequence[int], batch_size: int, resident: bool
+    ):
         """Lays the set on the devices, or gets ready to stream it.
 
         Args:
           split: images uint8 [n, height, width, channels] and labels int32 [n].
           mesh: the devices.
-          seed: of the order.
+          seeds: of the orders, one for each run.
           batch_size: images of a step.
           resident: which of the two.
         """
         self.resident = resident
-        self._split, self._mesh, self._seed, self._batch_size = split, mesh, seed, batch_size
+        self._split, self._mesh, self._seeds, self._batch_size = split, mesh, seeds, batch_size
+        self._rows_spec = seeds_lib.spec(len(seeds), None, "data")
         self._next: tuple[tuple[int, int], Future] | None = None
         self.capacity = len(split.labels) // batch_size
         if resident:
             self._data = devices.replicate(mesh, tuple(split))
         else:
-            step_bytes = batch_size * int(np.prod(split.images.shape[1:]))
+            step_bytes = len(seeds) * batch_size * int(np.prod(split.images.shape[1:]))
             self.capacity = max(1, min(self.capacity, _STREAM_BYTES // step_bytes))
             self._thread = ThreadPoolExecutor(1, "feed")
 
@@ -87,7 +92,7 @@ class Feed:
         """
         if self.resident:
             rows = self._rows(first_step, num_steps)
-            return self._data, devices.put(self._mesh, rows, PartitionSpec(None, "data"))
+            return self._data, devices.put(self._mesh, rows, self._rows_spec)
         wanted = (first_step, num_steps)
         if self._next and self._next[0] == wanted:
             result = self._next[1].result()
@@ -103,25 +108,29 @@ class Feed:
             self._thread.shutdown(cancel_futures=True)
 
     def _rows(self, first_step: int, num_steps: int) -> np.ndarray:
-        """The indices of the steps, padded to [capacity, batch]: one shape, one program."""
-        rows = np.zeros((self.capacity, self._batch_size), np.int32)
-        rows[:num_steps] = batch_indices(
-            self._seed, first_step, num_steps, self._batch_size, len(self._split.labels)
-        )
-        return rows
+        """The indices of the steps, padded to [capacity, batch]: one shape, one program.
+
+        For several runs [runs, capacity, batch].
+        """
+        rows = np.zeros((len(self._seeds), self.capacity, self._batch_size), np.int32)
+        for own, seed in zip(rows, self._seeds, strict=True):
+            own[:num_steps] = batch_indices(
+                seed, first_step, num_steps, self._batch_size, len(self._split.labels)
+            )
+        return rows if len(self._seeds) > 1 else rows[0]
 
     def _gather(self, first_step: int, num_steps: int) -> tuple[Any, Any]:
         rows = self._rows(first_step, num_steps)
-        sharding = NamedSharding(self._mesh, PartitionSpec(None, "data"))
+        sharding = NamedSharding(self._mesh, self._rows_spec)
 
         def stream(array: np.ndarray) -> jax.Array:
             def read(index: Any) -> np.ndarray:
-                return array[rows[index[:2]]]
+                return array[rows[index[: rows.ndim]]]
 
             shape = (*rows.shape, *array.shape[1:])
             return jax.make_array_from_callback(shape, sharding, read)
 
-        indices = devices.put(self._mesh, rows, PartitionSpec(None, "data"))
+        indices = devices.put(self._mesh, rows, self._rows_spec)
         return tuple(stream(array) for array in self._split), indices
 
 

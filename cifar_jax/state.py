@@ -1,6 +1,6 @@
 """The state of a training: arrays only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -10,7 +10,12 @@ import optax
 from flax import linen as nn
 
 from cifar_jax import models, optim
+from cifar_jax.augment import normalize
+from cifar_jax.datasets import Dataset
 from cifar_jax.durations import Durations
+
+# Training images that are shown to models whose initial parameters depend on them.
+_IMAGES_FOR_PARAMS = 5000
 
 
 @flax.struct.dataclass
@@ -46,13 +51,30 @@ def create_model(config: Any, num_classes: int) -> nn.Module:
 
 def create_schedule(config: Any, durations: Durations) -> optim.Schedule:
     """Returns the learning rate schedule of a config, a function of the step from 0."""
-    peak = optim.scale_learning_rate(config.optimizer, config.batch_size)
+    peak = optim.batch_size_factor(config) * config.optimizer.learning_rate
     return optim.create_schedule(config.schedule, peak, durations)
 
 
 def create_optimizer(config: Any, durations: Durations) -> optax.GradientTransformation:
     """Returns the optimizer of a config."""
-    return optim.create_optimizer(config.optimizer, create_schedule(config, durations))
+    group_schedules = optim.create_group_schedules(config, durations)
+    return optim.create_optimizer(
+        config.optimizer, create_schedule(config, durations), group_schedules
+    )
+
+
+def params_from_data(model: nn.Module, dataset: Dataset) -> Mapping[str, Any]:
+    """Returns the initial parameters that the training images decide; empty for most models.
+
+    Args:
+      model: the network; one with the method `params_from_data` is given the first images,
+        normalised, and returns these parameters as a part of its tree of parameters.
+      dataset: the data.
+    """
+    if not hasattr(model, "params_from_data"):
+        return {}
+    images = jnp.asarray(dataset.splits["train"].images[:_IMAGES_FOR_PARAMS])
+    return model.params_from_data(normalize(images, dataset.mean, dataset.std, jnp.float32))
 
 
 def make_variables(
@@ -66,8 +88,19 @@ def make_variables(
     return init
 
 
+def _replace(tree: Any, parts: Any) -> Any:
+    """Returns a tree of dicts with the leaves of another one, which has a part of its keys."""
+    if not isinstance(tree, Mapping):
+        return parts
+    return {k: _replace(v, parts[k]) if k in parts else v for k, v in tree.items()}
+
+
 def make_init(
-    config: Any, durations: Durations, model: nn.Module, image_shape: Sequence[int]
+    config: Any,
+    durations: Durations,
+    model: nn.Module,
+    image_shape: Sequence[int],
+    given: Mapping[str, Any] | None = None,
 ) -> Callable[[jax.Array], TrainState]:
     """Returns the pure function from a key to the state before the first step.
 
@@ -76,13 +109,15 @@ def make_init(
       durations: of the run.
       model: the network.
       image_shape: (height, width, channels).
+      given: parameters that take the place of the random ones, as of `params_from_data`.
     """
     optimizer = create_optimizer(config, durations)
     create = make_variables(model, image_shape)
 
     def init(key: jax.Array) -> TrainState:
         variables = create(key)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        params = _replace(variables["params"], given or {})
+        batch_stats = variables.get("batch_stats", {})
         averages = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
         return TrainState(
             step=jnp.zeros((), jnp.int32),

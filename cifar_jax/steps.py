@@ -5,7 +5,8 @@ divided over the axis "data", and the compiler puts in the all-reduces. The mean
 the whole batch, so BatchNorm, dropout and mixup do not know how many devices there are.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,12 +15,13 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cifar_jax import augment, losses
+from cifar_jax import augment, losses, mixing, seeds
 from cifar_jax.metrics import Metrics
 from cifar_jax.state import TrainState
 
-# images uint8 [batch, height, width, channels] and labels int32 [batch]
-Batch = tuple[jax.Array, jax.Array]
+# images uint8 [batch, height, width, channels], labels int32 [batch], and which of the training
+# images these are, int32 [batch]
+Batch = tuple[jax.Array, jax.Array, jax.Array]
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
@@ -29,6 +31,7 @@ def make_train_step(
     config: Any,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    steps_per_epoch: int,
 ) -> Step:
     """Returns the pure function (state, batch, key) -> (state, metrics) of one step.
 
@@ -38,16 +41,21 @@ def make_train_step(
       config: the whole config; read here, once.
       mean: of each channel in units of pixel / 255.
       std: likewise.
+      steps_per_epoch: an epoch's steps.
     """
     compute_gradient = jax.grad(_make_loss(model, config, mean, std), has_aux=True)
     if config.optimizer.accumulation_steps > 1:
         compute_gradient = _in_parts(compute_gradient, config.optimizer.accumulation_steps)
-    ema_decay = config.ema_decay
+    ema_decay, alternating_flip = config.ema_decay, config.augment.alternating_flip
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        images, labels, indices = batch
+        if alternating_flip:
+            epoch = state.step // steps_per_epoch
+            images = augment.alternating_flip(key, images, indices, epoch)
         key = jax.random.fold_in(key, state.step)
         gradient, (batch_stats, metrics) = compute_gradient(
-            state.params, state.batch_stats, batch, key
+            state.params, state.batch_stats, (images, labels), key
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -75,7 +83,7 @@ def _make_loss(
         images = augment.apply(augment_key, images, options, fill)
         images = augment.normalize(images, mean, std, dtype)
         targets = losses.soft_targets(labels, num_classes, smoothing)
-        images, targets = augment.mix(mix_key, images, targets, options)
+        images, targets = mixing.mix(mix_key, images, targets, options)
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -112,7 +120,9 @@ def _in_parts(compute_gradient: Callable[..., Any], parts: int) -> Callable[...,
     return compute
 
 
-def compile_train(step: Step, mesh: Mesh, resident: bool) -> jax.stages.Wrapped:
+def compile_train(
+    step: Step, mesh: Mesh, resident: bool, num_seeds: int = 1, at_once: bool = False
+) -> jax.stages.Wrapped:
     """Returns the compiled program
     (state, metrics, data, indices, num_steps, key) -> (state, metrics).
 
@@ -122,50 +132,67 @@ def compile_train(step: Step, mesh: Mesh, resident: bool) -> jax.stages.Wrapped:
 
     With `resident`, `data` holds the whole training set on every device and `indices` int32
     [steps, batch] says which images form each step. Without, `data` holds the very images of the
-    call, [steps, batch, ...], and `indices` is not looked at.
+    call, [steps, batch, ...].
+
+    With more than one of `num_seeds`, state, metrics, indices, key and the images of the call have
+    one axis more, their first, along which the runs lie; `at_once` is that of `seeds.spread`.
     """
 
     def run(state, metrics, data, indices, num_steps, key):
         def body(i, carry):
             state, metrics = carry
-            batch = jax.tree.map(lambda x: x[indices[i]] if resident else x[i], data)
-            state, more = step(state, batch, key)
+            images, labels = jax.tree.map(lambda x: x[indices[i]] if resident else x[i], data)
+            state, more = step(state, (images, labels, indices[i]), key)
             return state, metrics.merge(more)
 
         return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 
-    whole, rows = (
-        NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(None, "data"))
+    if num_seeds > 1:
+        run = seeds.spread(run, mesh, (0, 0, None if resident else 0, 0, None, 0), at_once)
+    whole, own, rows = (
+        NamedSharding(mesh, spec)
+        for spec in (PartitionSpec(), seeds.spec(num_seeds), seeds.spec(num_seeds, None, "data"))
     )
     return jax.jit(
         run,
-        in_shardings=(whole, whole, whole if resident else rows, rows, whole, whole),
-        out_shardings=whole,
+        in_shardings=(own, own, whole if resident else rows, rows, whole, own),
+        out_shardings=own,
         donate_argnums=0,
     )
 
 
+@functools.lru_cache(maxsize=8)
 def compile_predict(
-    model: nn.Module, mesh: Mesh, mean: tuple[float, ...], std: tuple[float, ...]
+    model: nn.Module,
+    mesh: Mesh,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    views: Sequence[Callable[[jax.Array], jax.Array]] = (lambda images: images,),
+    num_seeds: int = 1,
+    at_once: bool = False,
 ) -> Callable[..., jax.Array]:
     """Returns the compiled program (variables, images) -> logits.
 
     Images are uint8 [batches, batch, height, width, channels], logits float32 [batches, batch,
-    classes]; each image's logits depend on that image alone.
+    classes]; each image's logits depend on that image alone. They are the mean over the `views`,
+    functions from a batch of images to as many others. With more than one of `num_seeds`, variables
+    and logits have the axis of the runs, as in `compile_train`.
     """
 
     def predict(variables, images):
         def one(batch):
-            return model.apply(
-                variables, augment.normalize(batch, mean, std, model.dtype), train=False
-            )
+            batch = augment.normalize(batch, mean, std, model.dtype)
+            logits: Any = [model.apply(variables, view(batch), train=False) for view in views]
+            return sum(logits) / len(views)
 
         return jax.lax.map(one, images)
 
-    whole, rows = (
-        NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(None, "data"))
+    if num_seeds > 1:
+        predict = seeds.spread(predict, mesh, (0, None), at_once)
+    own, rows = (
+        NamedSharding(mesh, spec) for spec in (seeds.spec(num_seeds), PartitionSpec(None, "data"))
     )
-    return jax.jit(predict, in_shardings=(whole, rows), out_shardings=whole)
+    return jax.jit(predict, in_shardings=(own, rows), out_shardings=own)
 
 
 @jax.jit

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from cifar_jax import tables
@@ -60,6 +61,20 @@ def layer_table(model: nn.Module, image_shape: Sequence[int]) -> list[LayerRow]:
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     jax.eval_shape(init, jax.random.key(0), images)
     return list(rows.values())
+
+
+def first_kernel(model: nn.Module, variables: Any, image_shape: Sequence[int]) -> np.ndarray | None:
+    """Returns the first convolution's kernel, [height, width, channels, filters].
+
+    None where the first layer is no convolution of 1 or 3 channels, which can be shown as images.
+    """
+    layer = variables["params"]
+    for name in layer_table(model, image_shape)[0].path.split("/"):
+        layer = layer[name]
+    kernel = layer.get("kernel")
+    if kernel is None or kernel.ndim != 4 or kernel.shape[2] not in (1, 3):
+        return None
+    return np.asarray(kernel, np.float32)
 
 
 def _count_own(tree) -> int:

@@ -1,12 +1,12 @@
 """The loop: restore, step, log, evaluate, save."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from cifar_jax import config as config_lib
 from cifar_jax import datasets, devices, hosts, sampling, steps, trained
 from cifar_jax import durations as durations_lib
-from cifar_jax import metrics as metrics_lib
 from cifar_jax import run as run_lib
+from cifar_jax import scores as scores_lib
+from cifar_jax import seeds as seeds_lib
 from cifar_jax import signals as signals_lib
 from cifar_jax import state as state_lib
 from cifar_jax import workdir as workdir_lib
@@ -45,7 +46,7 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
     part = config.batch_size // config.optimizer.accumulation_steps
     devices.configure(part, config.num_cpu_devices, config.deterministic)
     hosts.ask_first(lambda: _check_config(config, workdir))
-    mesh = devices.make_mesh(part)
+    mesh = devices.make_mesh(part, config.num_seeds)
     dataset = hosts.first_then_others(lambda: datasets.load(config.data.name, config.data.data_dir))
     if config.data.validation_examples:
         dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
@@ -59,7 +60,7 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
     with jax.set_mesh(mesh):
         state = _begin(config, dataset, durations, mesh, model, checkpoints, progress)
         hosts.ask_first(lambda: _record_config(config, workdir))
-        feed = sampling.Feed(split, mesh, config.seed, config.batch_size, resident)
+        feed = sampling.Feed(split, mesh, seeds_lib.of(config), config.batch_size, resident)
         logs = Logs(workdir, progress.step, config.log.tensorboard, hosts.is_first())
         run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs)
         try:
@@ -109,23 +110,28 @@ def _begin(
 ) -> state_lib.TrainState:
     """Returns the state to go on from: the last checkpoint's, another run's weights, or new."""
     shape = dataset.splits["train"].images.shape[1:]
+    seeds = seeds_lib.of(config)
+    saved = hosts.ask_first(lambda: _find_saved(checkpoints, durations))
     create = state_lib.make_init(config, durations, model, shape)
     shapes = jax.eval_shape(create, jax.random.key(config.seed))
-    saved = hosts.ask_first(lambda: _find_saved(checkpoints, durations))
 
     def make() -> state_lib.TrainState:
-        own = devices.make_mesh()
+        own = devices.make_mesh(num_seeds=len(seeds))
         with jax.set_mesh(own):
             if saved:
-                return checkpoints.restore(saved["step"], devices.abstract(own, shapes))
-            state = jax.jit(create)(jax.random.key(config.seed))
+                abstract = seeds_lib.abstract(own, shapes, len(seeds))
+                return checkpoints.restore(saved["step"], abstract)
+            given = state_lib.params_from_data(model, dataset)
+            create = jax.jit(state_lib.make_init(config, durations, model, shape, given))
+            states = [create(jax.random.key(seed)) for seed in seeds]
             if config.init_from:
-                state = trained.transplant(Path(config.init_from), state)
-            return state
+                states = [trained.transplant(Path(config.init_from), state) for state in states]
+            return seeds_lib.stack(own, states)
 
     if saved:
         progress.resume(saved)
-    return devices.replicate(mesh, hosts.share(make, shapes))
+    state = hosts.share(make, seeds_lib.abstract(mesh, shapes, len(seeds)))
+    return devices.put(mesh, state, seeds_lib.spec(len(seeds)))
 
 
 def _find_saved(
@@ -158,41 +164,45 @@ def _loop(
     run_lib.introduce(run, progress)
     # A signal during the compilation, which may be long, stops the program at once.
     call = _make_call(run, signals.defer)
-    mean, std = run.dataset.mean, run.dataset.std
-    predict = steps.compile_predict(run.model, run.mesh, mean, std)
+    num_seeds = len(run.seeds)
+    predict = run_lib.make_predict(run)
     most = run.config.steps_per_call or (1 if on_cpu else run.feed.capacity)
-    metrics = devices.replicate(run.mesh, metrics_lib.from_sums(progress.sums))
-    scores = None
+    metrics = seeds_lib.lay_sums(run.mesh, progress.sums, num_seeds)
+    scores: list[scores_lib.Scores] = []
     while progress.step < durations.total:
         first = progress.step
         num_steps = min(most, run.feed.capacity, _next_stop(run, first) - first)
         trace(first)
         state, metrics, seconds = call(state, metrics, first, num_steps)
         progress.add(num_steps, seconds, metrics)
-        if not math.isfinite(progress.sums["loss"][0]):
-            what = f"the loss is not finite in steps {first + 1} to {progress.step}"
-            run_lib.not_finite(run, what)
+        finite = np.isfinite(np.atleast_1d(progress.sums["loss"][0]))
+        what = f"the loss is not finite in steps {first + 1} to {progress.step}"
+        run_lib.check_finite(run, finite, what)
         run_lib.show(run, progress)
         run.checkpoints.poll()
-        scores = None
-        if _due(progress.step, durations.eval_every, durations.total):
+        scores = []
+        if durations_lib.due(progress.step, durations.eval_every, durations.total):
             scores = run_lib.score_split(run, state, predict, "validation")
-            if not math.isfinite(scores.loss):
-                what = f"the evaluation after step {progress.step} gives a loss that is not finite"
-                run_lib.not_finite(run, what)
+            finite = np.isfinite([own.loss for own in scores])
+            what = f"the evaluation after step {progress.step} gives a loss that is not finite"
+            run_lib.check_finite(run, finite, what)
         if scores or progress.step % durations.steps_per_epoch == 0:
             run_lib.report(run, progress, scores)
-            metrics = devices.replicate(run.mesh, metrics_lib.from_sums(progress.sums))
+            metrics = seeds_lib.lay_sums(run.mesh, progress.sums, num_seeds)
         received, seconds = hosts.agree(signals.received, seconds)
         if on_cpu and not run.config.steps_per_call:
             most = max(1, round(_CPU_CALL_SECONDS * num_steps / seconds))
-        if received or _due(progress.step, durations.checkpoint_every, durations.total):
+        if received or durations_lib.due(
+            progress.step, durations.checkpoint_every, durations.total
+        ):
             run_lib.save(run, state, progress, scores)
         if received and progress.step < durations.total:
             run_lib.check_saved(run)
             run.logs.say(f"saved at step {progress.step}; the same command goes on from there")
             return signals.EXIT_CODES[received]
-    if scores is None or "validation" in run.dataset.splits:
+    test_time = run.config.test_time
+    if not scores or "validation" in run.dataset.splits or test_time.views != "plain":
+        predict = run_lib.make_predict(run, test_time)
         scores = run_lib.score_split(run, state, predict, "test")
     run_lib.finish(run, progress, scores)
     return 0
@@ -207,9 +217,12 @@ def _make_call(
     """
     optimizer = state_lib.create_optimizer(run.config, run.durations)
     mean, std = run.dataset.mean, run.dataset.std
-    train_step = steps.make_train_step(run.model, optimizer, run.config, mean, std)
-    jitted = steps.compile_train(train_step, run.mesh, run.feed.resident)
-    key = devices.replicate(run.mesh, jax.random.key(run.config.seed))
+    train_step = steps.make_train_step(
+        run.model, optimizer, run.config, mean, std, run.durations.steps_per_epoch
+    )
+    at_once = seeds_lib.at_once(run.config)
+    jitted = steps.compile_train(train_step, run.mesh, run.feed.resident, len(run.seeds), at_once)
+    key = seeds_lib.stack(run.mesh, [jax.random.key(seed) for seed in run.seeds])
     compiled = None
 
     def call(state: state_lib.TrainState, metrics: Any, first: int, num_steps: int) -> Any:
@@ -238,7 +251,3 @@ def _next_stop(run: Run, step: int) -> int:
         edges = (log.profile_start, log.profile_start + log.profile_steps)
         stops += [edge for edge in edges if edge > step]
     return min(stops)
-
-
-def _due(step: int, every: int, total: int) -> bool:
-    return step == total or (every > 0 and step % every == 0)

@@ -10,11 +10,13 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import devices, scores, steps
+from cifar_jax import devices, scores, views
+from cifar_jax import seeds as seeds_lib
 from cifar_jax import state as state_lib
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.errors import UserError
+from cifar_jax.fields import flatten
 
 
 class Trained(NamedTuple):
@@ -29,6 +31,7 @@ class Trained(NamedTuple):
       std: likewise.
       image_shape: (height, width, channels) of the training images.
       step: of the checkpoint.
+      seed: of its run.
     """
 
     config: ConfigDict
@@ -39,9 +42,12 @@ class Trained(NamedTuple):
     std: tuple[float, ...]
     image_shape: tuple[int, ...]
     step: int
+    seed: int = 0
 
     def predict_logits(self, images: np.ndarray, batch_size: int) -> np.ndarray:
         """Returns the logits, float32 [images, classes], computed on all devices.
+
+        Where the run's config asks for test-time augmentation, they are the mean over the views.
 
         Args:
           images: uint8 [images, height, width, channels] of the training images' shape.
@@ -49,8 +55,10 @@ class Trained(NamedTuple):
         """
         mesh = devices.make_mesh()
         with jax.set_mesh(mesh):
-            program = steps.compile_predict(self.model, mesh, self.mean, self.std)
-            return scores.predict_logits(program, self.variables, images, batch_size, mesh)
+            predict = views.make_predict(
+                self.model, mesh, self.mean, self.std, self.config.test_time
+            )
+            return predict(self.variables, images, batch_size)
 
     def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Returns the class probabilities, float64 [images, classes].
@@ -71,16 +79,52 @@ class Trained(NamedTuple):
         return scores.softmax(self.predict_logits(images, batch_size))
 
 
-def load(workdir: str | Path, checkpoint: str = "last") -> Trained:
+# What evaluating and predicting take from a workdir's config.json, which anyone may edit.
+_SETTINGS: dict[str, Any] = {
+    "eval_batch_size": int,
+    "num_cpu_devices": int | None,
+    "deterministic": bool | None,
+    "data.data_dir": str | None,
+}
+
+
+def configure(workdir: Path) -> dict[str, Any]:
+    """Sets JAX up as a run did; returns the fields of its config.json by their dotted names.
+
+    Raises:
+      UserError: there is no run, or a field that is needed here has a wrong value.
+    """
+    path = workdir / workdir_lib.CONFIG
+    fields = dict(flatten(workdir_lib.read_json(path)))
+    for name, kind in _SETTINGS.items():
+        value = fields.get(name)
+        if not isinstance(value, kind) or (type(value) is int and value < 1):
+            raise UserError(f"{path} is not the config of a run: {name} is {value!r}")
+    devices.configure(
+        num_cpu_devices=fields.get("num_cpu_devices"),
+        deterministic=bool(fields.get("deterministic")),
+    )
+    return fields
+
+
+def load(workdir: str | Path, checkpoint: str = "last", seed: int | None = None) -> Trained:
     """Returns the model that a run trained; needs neither its config file nor its data.
 
     Args:
       workdir: of the run.
       checkpoint: "last", "best" (on the validation split) or a step.
+      seed: which of several seeds that were trained together; None: the first.
 
     Raises:
-      UserError: there is no run or no such checkpoint, or it is damaged.
+      UserError: there is no run or no such checkpoint or seed, or it is damaged.
     """
+    return load_seeds(workdir, checkpoint, seed)[0]
+
+
+def load_seeds(
+    workdir: str | Path, checkpoint: str = "last", seed: int | None = None
+) -> list[Trained]:
+    """Returns the model of every seed of a run, or of the one given; the rest is as in `load`."""
     workdir = Path(workdir)
     check_run(workdir)
     checkpoints = Checkpoints(workdir, writable=False)
@@ -88,14 +132,21 @@ def load(workdir: str | Path, checkpoint: str = "last") -> Trained:
         for _ in range(10):
             steps = checkpoints.steps()
             try:
-                return _restore(workdir, checkpoints, checkpoint)
+                every = _restore(workdir, checkpoints, checkpoint)
+                break
             except Exception:
                 if checkpoints.steps() == steps:
                     raise
                 # The run still trains, and has deleted the checkpoint while it was read.
-        raise UserError(f"{workdir} deletes its checkpoints faster than they can be read")
+        else:
+            raise UserError(f"{workdir} deletes its checkpoints faster than they can be read")
     finally:
         checkpoints.close()
+    known = [trained.seed for trained in every]
+    if seed is not None and seed not in known:
+        words = ", ".join(map(str, known))
+        raise UserError(f"{workdir} has no seed {seed}: --seed can be {words}")
+    return [trained for trained in every if seed in (trained.seed, None)]
 
 
 def check_run(workdir: Path) -> None:
@@ -105,7 +156,7 @@ def check_run(workdir: Path) -> None:
         raise UserError(f"{workdir} has no checkpoint yet")
 
 
-def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> Trained:
+def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> list[Trained]:
     step = checkpoints.find(which)
     if step is None:
         raise UserError(f"{workdir} has no sound checkpoint")
@@ -115,25 +166,34 @@ def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> Trained:
         data = meta["data"]
         model = state_lib.create_model(config, len(data["class_names"]))
         shape = tuple(data["image_shape"])
+        mean, std = (tuple(map(float, data[name])) for name in ("mean", "std"))
+        if not len(mean) == len(std) == shape[-1]:
+            raise ValueError("mean and std are not one for each channel")
+        seeds = seeds_lib.of(config)
         abstract = jax.eval_shape(state_lib.make_variables(model, shape), jax.random.key(0))
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         words = f"{type(error).__name__} {error}".partition("\n")[0]
         raise UserError(
             f"the checkpoint of step {step} in {workdir} has no model: {words}"
         ) from error
-    abstract = devices.abstract(devices.make_mesh(), dict(abstract))
-    wanted = {"ema": abstract} if config.ema_decay else abstract
+    abstract = seeds_lib.abstract(devices.make_mesh(), dict(abstract), len(seeds))
+    wanted = {"ema": abstract} if config.get("ema_decay") else abstract
     restored = checkpoints.restore(step, wanted)
-    return Trained(
-        config=config,
-        model=model,
-        variables=restored.get("ema", restored),
-        class_names=tuple(data["class_names"]),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        image_shape=shape,
-        step=step,
-    )
+    variables = seeds_lib.unstack(restored.get("ema", restored), len(seeds))
+    return [
+        Trained(
+            config=config,
+            model=model,
+            variables=own,
+            class_names=tuple(data["class_names"]),
+            mean=mean,
+            std=std,
+            image_shape=shape,
+            step=step,
+            seed=seed,
+        )
+        for seed, own in zip(seeds, variables, strict=True)
+    ]
 
 
 def transplant(workdir: Path, state: state_lib.TrainState) -> state_lib.TrainState:

@@ -2,10 +2,10 @@
 
 import contextlib
 import fcntl
-import glob
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -39,9 +39,10 @@ def lock(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it, or the folder cannot be written.
     """
-    if glob.has_magic(str(workdir)):
-        # Orbax looks for the parts of a checkpoint by a pattern and would leave the arrays out.
-        raise UserError(f"--workdir {workdir} has a *, ? or [ in its path: choose another folder")
+    if odd := re.search(r"[*?[\\]|gs:/", f"{workdir}/"):
+        # Orbax looks for the parts of a checkpoint by a pattern and would leave the arrays out, or
+        # takes the path for Google's cloud.
+        raise UserError(f"--workdir {workdir} has {odd[0]} in its path: choose another folder")
     with take_back_empty(workdir):
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -157,6 +158,15 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder() -> Path | None:
+    """Returns the user's folder for what can be made again; None without a home."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    with contextlib.suppress(RuntimeError):  # a user who has none
+        if base.is_absolute() or Path.home() != Path("/"):  # which HOME="" gives
+            return (base if base.is_absolute() else Path.home() / ".cache") / "cifar_jax"
+    return None
 
 
 def versions() -> dict[str, str]:

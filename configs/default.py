@@ -14,6 +14,11 @@ def get_config() -> ConfigDict:
 
     # Everything random (initial weights, order, augmentation, dropout) follows from the seed.
     config.seed = 0
+    # Independent runs, of the seeds `seed`, `seed` + 1 and so on, that one program trains.
+    config.num_seeds = 1
+    # Whether a device computes its seeds at once, by jax.vmap, or else one after another. Unset:
+    # one after another on a CPU, at once elsewhere.
+    config.seeds_at_once = placeholder(bool)
     # The length of the training.
     config.num_epochs = 10.0
     config.num_steps = placeholder(int)
@@ -47,6 +52,8 @@ def get_config() -> ConfigDict:
     config.augment = ConfigDict()
     # Mirror half of the images.
     config.augment.flip = False
+    # Mirror each image every other epoch, one half of them in the first. Not together with `flip`.
+    config.augment.alternating_flip = False
     # Pad by reflection with that many pixels, then cut a window of the old size. 0: off.
     config.augment.crop_padding = 0
     # Side in pixels of a square that is replaced by the mean colour. 0: off.
@@ -73,7 +80,8 @@ def get_config() -> ConfigDict:
     config.loss.label_smoothing = 0.0
 
     config.optimizer = ConfigDict()
-    # A function of optax that takes a learning rate: sgd, adam, adamw, lion, rmsprop, ...
+    # A function of optax that takes a learning rate (sgd, adam, adamw, lion, rmsprop, ...), or
+    # "muon", or "frozen".
     config.optimizer.name = "adam"
     # The peak of the schedule.
     config.optimizer.learning_rate = 1e-3
@@ -86,9 +94,10 @@ def get_config() -> ConfigDict:
     config.optimizer.nesterov = placeholder(bool)
     config.optimizer.b1 = placeholder(float)
     config.optimizer.b2 = placeholder(float)
-    # Decoupled from the gradient where the optax function has a decay of its own (adamw, lion),
-    # else added to the gradient (L2).
     config.optimizer.weight_decay = 0.0
+    # Whether the decay is subtracted from the weights, times the learning rate, or else added to
+    # the gradient (L2). Unset: the first where the function has a decay of its own (adamw, lion).
+    config.optimizer.decoupled_decay = placeholder(bool)
     # Whether the decay reaches biases and the parameters of norms too.
     config.optimizer.decay_norm_and_bias = False
     # Largest global norm of the gradient. 0: off.
@@ -97,6 +106,9 @@ def get_config() -> ConfigDict:
     # the whole batch; but BatchNorm takes the statistics of each part, and what is random is drawn
     # for each part.
     config.optimizer.accumulation_steps = 1
+    # Parameters that are trained in another way: a name for each group, and what `get_group` gives.
+    # A parameter may be in one group at most.
+    config.optimizer.groups = ConfigDict()
 
     config.schedule = ConfigDict()
     # "constant", "step", "cosine", "linear" or "one_cycle".
@@ -122,6 +134,15 @@ def get_config() -> ConfigDict:
     config.eval_every_epochs = 1.0
     config.eval_every_steps = placeholder(int)
 
+    # Test-time augmentation, of the evaluation at the end of a run and of whatever is done with the
+    # run later; what is evaluated while training is the image alone. "plain": none. "mirror": the
+    # mean of the logits of the image and of its mirror image. "mirror_shift": the mean of that and
+    # of the same for the image shifted by one pixel, up and left and down and right.
+    config.test_time = ConfigDict()
+    config.test_time.views = "plain"
+    # Only images whose largest probability after mirroring is below that are shifted. Unset: all.
+    config.test_time.certainty = placeholder(float)
+
     config.checkpoint = ConfigDict()
     # Besides one at the end and one at a signal. 0: only those.
     config.checkpoint.every_epochs = 1.0
@@ -137,3 +158,26 @@ def get_config() -> ConfigDict:
     config.log.profile_start = 10
 
     return config.lock()
+
+
+def get_group(params: str) -> ConfigDict:
+    """Returns a group of parameters for `optimizer.groups`.
+
+    Args:
+      params: a regular expression for the parameters' whole paths, such as ".*/bias".
+    """
+    group = ConfigDict({"params": params})
+    # As in `optimizer`, from which what is unset is taken; but a group that has a name of its own
+    # takes none of the four below it.
+    group.name = placeholder(str)
+    group.momentum = placeholder(float)
+    group.nesterov = placeholder(bool)
+    group.b1 = placeholder(float)
+    group.b2 = placeholder(float)
+    group.learning_rate = placeholder(float)
+    group.weight_decay = placeholder(float)
+    group.decay_norm_and_bias = placeholder(bool)
+    group.decoupled_decay = placeholder(bool)
+    # Where set, the group's schedule ends after so many epochs, and its learning rate is then 0.
+    group.num_epochs = placeholder(float)
+    return group

@@ -1,8 +1,9 @@
-"""Collects finished runs of one config, one workdir for each seed, into `results/NAME.json`.
+"""Collects finished runs of one config, of one or several seeds each, into `results/NAME.json`.
 
   python -m results.collect NAME WORKDIR [WORKDIR ...]
 
-The result holds the mean and the deviation over the seeds, and each seed with its curve.
+The result holds the mean over the seeds, their deviation, the interval in which the mean lies with
+95 %, and each seed with its curve.
 """
 
 import argparse
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from cifar_jax import config as config_lib
-from cifar_jax import fields
+from cifar_jax import fields, scores
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
-# Where a run's data lie, and its seed, are not what makes it another run.
-_OWN = ("seed", "data.data_dir")
+# Where a run's data lie, and its seeds, are not what makes it another run.
+_OWN = ("seed", "num_seeds", "data.data_dir")
 
 
 def collect(name: str, workdirs: Sequence[Path]) -> dict[str, Any]:
@@ -37,8 +38,8 @@ def collect(name: str, workdirs: Sequence[Path]) -> dict[str, Any]:
       UserError: a run is not finished, or two of them are of different configs, commits or
         versions, or of the same seed.
     """
-    runs = [workdir_lib.read_json(workdir / workdir_lib.RESULT) for workdir in workdirs]
-    runs, workdirs = zip(*sorted(zip(runs, workdirs, strict=True), key=_seed), strict=True)
+    every = [pair for workdir in workdirs for pair in read_seeds(workdir)]
+    runs, workdirs = zip(*sorted(every, key=_seed), strict=True)
     first = runs[0]
     for run, workdir in zip(runs, workdirs, strict=True):
         for what, own, other in _compared(run, first):
@@ -49,15 +50,12 @@ def collect(name: str, workdirs: Sequence[Path]) -> dict[str, Any]:
         raise UserError(f"two of the runs have the same seed: {seeds}")
     environment = first["environment"]
     processor = f"{environment['cores']} cores of {environment['processor']}"
-    accuracies, losses = ([run[key] for run in runs] for key in ("test_accuracy", "test_loss"))
     return {
         "name": name,
         "config": describe_config(first["config"], environment["command"]),
         "num_seeds": len(runs),
-        "test_accuracy": statistics.fmean(accuracies),
-        "test_accuracy_std": _deviation(accuracies),
-        "test_loss": statistics.fmean(losses),
-        "test_loss_std": _deviation(losses),
+        **scores.summary("test_accuracy", [run["test_accuracy"] for run in runs]),
+        **scores.summary("test_loss", [run["test_loss"] for run in runs]),
         "num_images": first["num_images"],
         "num_epochs": first["num_epochs"],
         "wall_seconds": statistics.fmean(run["wall_seconds"] for run in runs),
@@ -68,20 +66,26 @@ def collect(name: str, workdirs: Sequence[Path]) -> dict[str, Any]:
             {
                 **{key: run[key] for key in ("seed", "test_accuracy", "test_loss", "num_correct")},
                 "wall_seconds": run["wall_seconds"],
-                "curve": read_curve(workdir / workdir_lib.METRICS),
+                "curve": read_curve(workdir / workdir_lib.METRICS, run["seed"]),
             }
             for run, workdir in zip(runs, workdirs, strict=True)
         ],
     }
 
 
+def read_seeds(workdir: Path) -> list[tuple[dict[str, Any], Path]]:
+    """Returns (the result of a seed, the workdir) for each seed that a run trained.
+
+    The time of each of several seeds is its share of the time of all.
+    """
+    run = workdir_lib.read_json(workdir / workdir_lib.RESULT)
+    seeds = run.pop("seeds", [{}])
+    share = {"wall_seconds": run["wall_seconds"] / len(seeds)}
+    return [({**run, **seed, **share}, workdir) for seed in seeds]
+
+
 def _seed(pair: tuple[Mapping[str, Any], Path]) -> int:
     return pair[0]["seed"]
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    """The standard deviation of a sample; None of a single value."""
-    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _compared(run: Mapping[str, Any], first: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -124,12 +128,13 @@ def describe_config(config: Mapping[str, Any], command: Sequence[str]) -> dict[s
     return {"file": f"{file}:{variant}" if variant else file, "overrides": overrides}
 
 
-def read_curve(path: Path) -> dict[str, list[Any]]:
-    """Returns column name -> values of a run's metrics.jsonl; None where a line lacks one."""
+def read_curve(path: Path, seed: int) -> dict[str, list[Any]]:
+    """Returns column name -> values of a seed's metrics.jsonl; None where a line lacks one."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    lines = [line for line in lines if line.pop("seed", seed) == seed]
     names = dict.fromkeys(name for line in lines for name in line)
     return {name: [_short(line.get(name)) for line in lines] for name in names}
 
@@ -154,9 +159,8 @@ def main(argv: Sequence[str]) -> int:
         return 2
     path = options.folder / f"{options.name}.json"
     workdir_lib.write_json(path, result)
-    deviation = result["test_accuracy_std"]
-    words = f" +- {deviation:.2%}" if deviation is not None else ""
-    print(f"{path}: {result['num_seeds']} seeds, {result['test_accuracy']:.2%}{words}")
+    words = scores.describe_summary([seed["test_accuracy"] for seed in result["seeds"]])
+    print(f"{path}: {result['num_seeds']} seeds, {words}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Writes the README's tables from the files of this folder.
 
-  python results/tables.py            writes
-  python results/tables.py --check    exit code 1 if the README is not what it would write
+  python -m results.tables            writes
+  python -m results.tables --check    exit code 1 if the README is not what it would write
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is a file of this folder
 without `.json`, or `training`, the table of all trained models; a file that is not there leaves its
@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from results import systems
 
 FOLDER = Path(__file__).resolve().parent
 _TABLE = re.compile(r"(<!-- table: (\w[\w.-]*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -38,7 +40,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def step_time(result: dict[str, Any]) -> str:
     """Images per second, the middle of the rounds, and how many times the others' that is."""
     rates: dict[tuple[str, int, str], dict[str, Any]] = {}
-    shown = max((row["batch_size"] for row in result["measurements"]), key=_is_shown)
+    # Of several batch sizes the table shows 128; the file has them all.
+    shown = max((row["batch_size"] for row in result["measurements"]), key=lambda size: size == 128)
     for row in result["measurements"]:
         if row["batch_size"] != shown:
             continue
@@ -64,16 +67,21 @@ def step_time(result: dict[str, Any]) -> str:
         )
         if name in result["versions"]
     )
+    shares = [
+        100 * row["share_of_step"]
+        for row in result.get("input_and_augmentation", ())
+        if row["batch_size"] == shown
+    ]
+    if shares:
+        text += (
+            f"Taking a batch from the images, mirroring, cropping and normalizing it is "
+            f"{min(shares):.1f} to {max(shares):.1f} % of a step. "
+        )
     return text + (
         "The middle of several turns, in brackets the lowest and the highest; "
         "x: how many times the other's speed is ours. "
         f"{result['hardware']}; {versions}.\n"
     )
-
-
-def _is_shown(batch_size: int) -> bool:
-    """Of several batch sizes the table shows this one; the file has them all."""
-    return batch_size == 128
 
 
 def _rate_cells(rows: dict[str, Any]) -> list[str]:
@@ -238,25 +246,45 @@ def scaling(result: dict[str, Any]) -> str:
     return text + f"\n{result['hardware']}; the machines of the model are not ours.\n"
 
 
-def training(results: Iterable[dict[str, Any]]) -> str:
-    """Test accuracy and loss of the last checkpoints, and what they took."""
+def seeds(result: dict[str, Any]) -> str:
+    """Several runs in one program beside one alone; calls of many steps beside step by step."""
 
-    def row(result: dict[str, Any]) -> list[str]:
-        deviation = result.get("test_accuracy_std")
-        spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
-        seeds = len(result["seeds"])
-        return [
-            f"`{result['config']['file']}`",
-            f"{100 * result['test_accuracy']:.2f}{spread} %",
-            f"{result['test_loss']:.4f}",
-            str(seeds),
-            f"{result['num_epochs']:g}",
-            f"{result['wall_seconds'] / 60:.1f} min",
-            result["hardware"],
-        ]
+    def rate(values: list[float]) -> str:
+        return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
 
-    header = ["config", "test accuracy", "test loss", "seeds", "epochs", "time", "hardware"]
-    return markdown(header, map(row, results))
+    rows = []
+    for row in result["seeds"]:
+        rates = row["images_per_second"]
+        alone = max((x for way, x in rates.items() if "alone" in way), key=statistics.median)
+        cells = [rate(alone)]
+        for way in ("one after another", "at once"):
+            times = row["num_seeds"] * statistics.median(alone) / statistics.median(rates[way])
+            cells.append(f"{rate(rates[way])}: **{times:.2f}**")
+        rows.append([row["model"], str(row["num_seeds"]), *cells])
+    header = ["model", "seeds", "one run alone", "seeds one after another", "seeds at once"]
+    text = markdown(header, rows) + (
+        "\nImages per second over all seeds, the middle of several turns, in brackets the lowest "
+        "and the highest; bold: the time of all seeds over that of one run alone, with the number "
+        "of devices that is best for it.\n\n"
+    )
+    rows = []
+    for row in result["calls"]:
+        rates = row["images_per_second"]
+        scan, cells = statistics.median(rates["scan"]), []
+        for way in ("calls", "steps"):
+            times = scan / statistics.median(rates[way])
+            cells.append(f"{rate(rates[way])}: **{times:.2f}x**, {row['difference'][way]:.1e}")
+        rows.append([row["model"], str(row["steps"]), rate(rates["scan"]), *cells])
+    header = ["model", "steps", "many steps a call", "one step a call", "a step without the loop"]
+    return (
+        text
+        + markdown(header, rows)
+        + (
+            "\nImages per second; bold: how many times faster the call of many steps is; then the "
+            "norm of the difference of the parameters at the end, over the norm of the parameters. "
+            f"{result['devices']}; {result['hardware']}.\n"
+        )
+    )
 
 
 # By the beginning of a file's name, so that one benchmark can have several files.
@@ -267,6 +295,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_faults": faults,
     "bench_soak": soak,
     "bench_scaling": scaling,
+    "bench_seeds": seeds,
 }
 
 
@@ -278,13 +307,14 @@ def make_table(name: str, folder: Path) -> str | None:
     """
     if name == "training":
         files = [p for p in sorted(folder.glob("*.json")) if not p.name.startswith("bench_")]
-        return training([_read(file) for file in files]) if files else None
+        rows = systems.rows([_read(file) for file in files])
+        return markdown(systems.HEADER, rows) if files else None
     for beginning, function in BENCHMARKS.items():
         if name.startswith(beginning):
             file = folder / f"{name}.json"
             return function(_read(file)) if file.exists() else None
-    known = ", ".join(("training", *BENCHMARKS))
-    raise ValueError(f"README.md wants the table {name!r}; there are {known}")
+    known = ("training", *BENCHMARKS)
+    raise ValueError(f"README.md wants the table {name!r}; there are {', '.join(known)}")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -321,10 +351,9 @@ def main(argv: Sequence[str]) -> int:
         return 2
     if options.check:
         if new != old:
-            print(f"{options.readme} is not what results/tables.py writes", file=sys.stderr)
+            print(f"{options.readme} is not what results.tables writes", file=sys.stderr)
         return int(new != old)
-    if new != old:
-        options.readme.write_text(new)
+    options.readme.write_text(new)
     return 0
 
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "cifar_jax"
 
 # A module may import from its own layer's earlier lines and from the layers above it in this list.
 LAYERS = [
-    ["errors", "fields", "durations", "tables", "allocator"],
+    ["errors", "fields", "durations", "tables", "allocator", "groups", "muon"],
     [
         "workdir",
         "command",
@@ -32,11 +32,21 @@ LAYERS = [
         "diagnostics",
         "page",
     ],
-    ["auto_augment", "augment", "image_cache", "records", "prepare", "datasets", "models"],
+    [
+        "auto_augment",
+        "augment",
+        "mixing",
+        "image_cache",
+        "records",
+        "prepare",
+        "datasets",
+        "models",
+    ],
     ["summary", "optim", "config", "devices", "hosts", "logs", "checkpoint", "compare", "explore"],
-    ["sampling", "state", "steps", "scores"],
+    ["seeds", "sampling", "state", "steps", "scores", "views"],
     ["trained", "run", "trace"],
     ["evaluate", "predict", "report", "train", "numpy_mlp_command"],
+    ["distributed"],
 ]
 # The command of `python -m cifar_jax.numpy_mlp`, imported when that is run.
 ALLOWED = {("numpy_mlp", "numpy_mlp_command")}

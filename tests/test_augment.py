@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cifar_jax import augment
+from cifar_jax import augment, mixing
 from cifar_jax.errors import UserError
 from tests.pictures import FILL, noise, on_batch, sample_images
 
@@ -41,6 +41,29 @@ def test_flip_mirrors_half_of_the_images():
     kept = (result == images).all(axis=(1, 2, 3))
     assert (mirrored ^ kept).all()
     assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / 64
+
+
+def test_alternating_flip_mirrors_each_image_in_every_other_epoch():
+    images, indices = noise(4096, 4, 5), np.random.default_rng(0).permutation(50_000)[:4096]
+    flip = jax.jit(augment.alternating_flip)
+
+    def mirrored(key, order, epoch):
+        result = np.asarray(flip(key, images[order], indices[order], epoch))
+        found = (result == images[order][:, :, ::-1]).all(axis=(1, 2, 3))
+        kept = (result == images[order]).all(axis=(1, 2, 3))
+        assert (found ^ kept).all()
+        return found
+
+    key, order = jax.random.key(0), np.arange(4096)
+    first = mirrored(key, order, 0)
+    assert abs(first.mean() - 0.5) < 5 * 0.5 / 64
+    for epoch in range(1, 4):
+        np.testing.assert_array_equal(mirrored(key, order, epoch), first ^ (epoch % 2 == 1))
+    # What an image gets depends on the image, not on its place or on what stands beside it.
+    order = np.random.default_rng(1).permutation(4096)[:100]
+    np.testing.assert_array_equal(mirrored(key, order, 0), first[order])
+    other = mirrored(jax.random.key(1), np.arange(4096), 0)
+    assert abs((first ^ other).mean() - 0.5) < 5 * 0.5 / 64
 
 
 def test_crop_is_a_window_of_the_reflected_image_each_equally_likely():
@@ -131,7 +154,7 @@ def test_jitter_is_its_parts_in_order():
 def mixed_pair(name, seed, alpha, batch=6):
     images = np.random.default_rng(seed).standard_normal((batch, 10, 12, 3), np.float32)
     targets = np.eye(batch, dtype=np.float32)
-    function = jax.jit(getattr(augment, name), static_argnums=3)
+    function = jax.jit(getattr(mixing, name), static_argnums=3)
     result = function(jax.random.key(seed), images, targets, alpha)
     return images, targets, *map(np.asarray, result)
 
@@ -161,12 +184,12 @@ def test_cutmix_pastes_one_rectangle_and_weighs_by_area(seed):
 
 def test_weights_follow_the_beta_distribution():
     keys = jax.random.split(jax.random.key(7), 2000)
-    weights = np.asarray(on_batch(lambda key: augment._draw_share(key, 0.2))(keys))
+    weights = np.asarray(on_batch(lambda key: mixing._draw_share(key, 0.2))(keys))
     # Beta(a, a) has the mean 1/2 and the variance 1 / (4 (2a + 1)).
     assert abs(weights.mean() - 0.5) < 0.05
     assert abs(weights.var() - 1 / (4 * 1.4)) < 0.02
     shares = np.random.default_rng(0).uniform(size=len(keys))
-    outside = functools.partial(augment._outside_rectangle, height=32, width=32)
+    outside = functools.partial(mixing._outside_rectangle, height=32, width=32)
     masks = np.asarray(on_batch(outside)(keys, shares))[..., 0]
     uncut = masks[(masks[:, 0] == 1).all(-1) & (masks[:, -1] == 1).all(-1)]
     uncut = uncut[(uncut[:, :, 0] == 1).all(-1) & (uncut[:, :, -1] == 1).all(-1)]
@@ -180,16 +203,16 @@ def test_mix_draws_between_both_and_keeps_dtypes():
     targets = np.eye(4, dtype=np.float32)
     both = options(mixup_alpha=1.0, cutmix_alpha=1.0)
 
-    mix = jax.jit(lambda key: augment.mix(key, images, targets, both))
+    mix = jax.jit(lambda key: mixing.mix(key, images, targets, both))
     drawn = [mix(key) for key in jax.random.split(jax.random.key(8), 100)]
     found = [np.all((x == images) | (x == images[::-1])) for x, _ in drawn]
     assert abs(np.mean(found) - 0.5) < 0.2
     totals = np.stack([np.sum(soft, axis=1) for _, soft in drawn])
     np.testing.assert_allclose(totals, 1, atol=1e-6)
     half = jnp.asarray(images, jnp.bfloat16)
-    mixed, soft = jax.eval_shape(lambda x: augment.mix(jax.random.key(0), x, targets, both), half)
+    mixed, soft = jax.eval_shape(lambda x: mixing.mix(jax.random.key(0), x, targets, both), half)
     assert (mixed.dtype, soft.dtype) == (jnp.bfloat16, jnp.float32)
-    same, _ = augment.mix(jax.random.key(0), half, targets, options())
+    same, _ = mixing.mix(jax.random.key(0), half, targets, options())
     assert same is half
 
 
@@ -224,7 +247,7 @@ def compile_all(num_devices):
         targets = jnp.eye(10)[jnp.arange(len(images)) % 10]
         images = augment.apply(key, images, chosen, FILL)
         floats = augment.normalize(images, (0.5,) * 3, (0.5,) * 3, jnp.float32)
-        return images, *augment.mix(key, floats, targets, chosen)
+        return images, *mixing.mix(key, floats, targets, chosen)
 
     jitted = jax.jit(augment_and_mix, in_shardings=(whole, split), out_shardings=split)
     shape = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.uint8)

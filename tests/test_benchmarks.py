@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import startup, step_time, workers
+from benchmarks import seeds, startup, step_time, workers
 from benchmarks.peers import protocol
 from cifar_jax.errors import UserError
-from results import collect, tables
+from results import collect, systems, tables
 
 
 def test_a_case_survives_the_file(tmp_path):
@@ -232,6 +232,21 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path, changes, message
         collect.collect("digits", folders)
 
 
+def test_seeds_that_were_trained_together_are_collected_too(tmp_path):
+    each = [{"seed": seed, "test_accuracy": seed / 10, "test_loss": 1.0} for seed in (4, 5)]
+    both = write_run(tmp_path / "both", 4, {"seeds": [{**x, "num_correct": 3} for x in each]})
+    lines = [{"step": 5, "seed": seed, "train_loss": seed} for seed in (4, 5)]
+    (both / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = collect.collect("digits", [both, write_run(tmp_path / "alone", 3)])
+    assert [row["seed"] for row in result["seeds"]] == [3, 4, 5]
+    assert [row["wall_seconds"] for row in result["seeds"]] == [13, 7, 7]
+    assert result["seeds"][2]["curve"] == {"step": [5], "train_loss": [5]}
+    values = [0.93, 0.4, 0.5]
+    half = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)
+    mean = np.mean(values)
+    assert result["test_accuracy_interval"] == pytest.approx([mean - half, mean + half])
+
+
 def test_an_unfinished_run_is_named(tmp_path, capsys):
     assert collect.main(["digits", str(tmp_path), f"--folder={tmp_path}"]) == 2
     assert "result.json does not exist" in capsys.readouterr().err
@@ -274,10 +289,39 @@ def test_the_readme_gets_its_tables(tmp_path, capsys):
         "| vgg_bn | 128 | 220 (210 to 230) | not run | not run "
         "| 200 (190 to 210): **1.10x** |\n" in text
     )
-    assert "| `configs/resnet.py:20` | 90.00 % | 0.3000 | 1 | 2 | 0.2 min |" in text
+    assert "|  |  |  | `configs/resnet.py:20 --config.num_epochs=2.0" in text
+    assert "| **90.00 %** | 0.3000 | 2 | 1 | 0.2 min | 2 CPU devices, 2 cores of Abacus" in text
     assert "old" not in text
     assert "\nbetween\n" in text
     assert "<!-- table: bench_startup -->\nkept\n<!-- end -->\n" in text
+
+
+def test_a_system_stands_beside_what_it_reported():
+    names = ("unknown", "resnet_20", "numpy_mlp")
+    config = {"file": "configs/resnet.py:20", "overrides": {"num_epochs": 5.0}}
+    module = {"module": "cifar_jax.numpy_mlp", "dataset": "mnist"}
+    seeds = [{"test_accuracy": a, "test_loss": 0.3} for a in (0.90, 0.91, 0.92)]
+    rest = {"num_epochs": 5.0, "wall_seconds": 90, "hardware": "2 cores"}
+    numpy_mlp, resnet, unknown = systems.rows(
+        {
+            **{"name": name, "seeds": seeds[:1] if name == "unknown" else seeds},
+            **{"config": module if name == "numpy_mlp" else config, **rest},
+        }
+        for name in names
+    )
+    assert resnet == [
+        *("ResNet (Keras)", "90.35 % (0.3836)", "130"),
+        "`configs/resnet.py:20 --config.num_epochs=5.0`",
+        *("**91.00 ± 1.00 %**", "0.3000 ± 0.0000", "5", "3", "1.5 min", "2 cores"),
+    ]
+    assert numpy_mlp[:4] == [
+        "NumPy network",
+        "",
+        "",
+        "`python -m cifar_jax.numpy_mlp --dataset=mnist`",
+    ]
+    assert unknown[:3] == ["", "", ""]
+    assert unknown[4:6] == ["**90.00 %**", "0.3000"]
 
 
 def test_compiled_pytorch_counts_where_it_is_the_best():
@@ -285,6 +329,38 @@ def test_compiled_pytorch_counts_where_it_is_the_best():
     rows = [rate_row(name, rate) for name, rate in rates.items()]
     table = tables.step_time(step_time_result(rows))
     assert "440 (430 to 450), compiled: **0.50x**" in table
+
+
+def test_the_quick_run_of_the_seeds(tmp_path):
+    path = tmp_path / "bench_seeds.json"
+    options = ["--models=mlp", "--calls=mlp", "--num-seeds=2", "--rounds=1", "--seconds=0.01"]
+    assert seeds.main([*options, "--steps=3", f"--output={path}"]) == 0
+    result = json.loads(path.read_text())
+    (row,), (call,) = result["seeds"], result["calls"]
+    assert all(rate > 0 for rates in row["images_per_second"].values() for rate in rates)
+    assert call["difference"]["calls"] == 0
+    assert 0 <= call["difference"]["steps"] < 1e-5
+    assert seeds.main(["--models=none", "--calls=none", f"--output={path}"]) == 0
+    assert json.loads(path.read_text())["calls"] == [call]
+
+
+def test_the_table_of_the_seeds():
+    rates = {"alone, one device": [90.0], "alone, all devices": [100.0]}
+    rates |= {"one after another": [160.0], "at once": [40.0]}
+    calls = {"scan": [110.0], "calls": [100.0], "steps": [55.0]}
+    result = {
+        "seeds": [{"model": "mlp", "num_seeds": 8, "images_per_second": rates}],
+        "calls": [
+            {
+                **{"model": "mlp", "steps": 78, "images_per_second": calls},
+                "difference": {"calls": 0.0, "steps": 1.5e-7},
+            }
+        ],
+        **{"devices": "2 CPU devices", "hardware": "2 cores"},
+    }
+    table = tables.seeds(result)
+    assert "| mlp | 8 | 100 (100 to 100) | 160 (160 to 160): **5.00** |" in table
+    assert "**1.10x**, 0.0e+00 | 55 (55 to 55): **2.00x**, 1.5e-07 |" in table
 
 
 def test_start_up_table():

@@ -16,9 +16,9 @@ from configs import default
 from tests import program, tiny
 
 POSITIVE = [
-    *("num_epochs", "num_steps", "batch_size", "eval_batch_size", "num_cpu_devices"),
+    *("num_epochs", "num_steps", "num_seeds", "batch_size", "eval_batch_size", "num_cpu_devices"),
     *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
-    *("optimizer.base_batch_size", "schedule.factor"),
+    *("optimizer.base_batch_size", "schedule.factor", "test_time.certainty"),
 ]
 NOT_NEGATIVE = [
     *("seed", "data.validation_examples", "augment.crop_padding", "augment.cutout"),
@@ -32,10 +32,12 @@ NOT_NEGATIVE = [
 FRACTIONS = ["loss.label_smoothing", "ema_decay"]
 AT_MOST = {
     "schedule.final_fraction": 1,
+    "test_time.certainty": 1,
     "augment.hue": 0.5,
     "augment.rand_augment_magnitude": 30,
     "augment.rand_augment_ops": 16,
     "num_cpu_devices": 256,
+    "num_seeds": 1024,
     "seed": 2**32 - 1,
 }
 
@@ -96,10 +98,11 @@ def test_what_must_be_less_than_1(name):
 @pytest.mark.parametrize("name", AT_MOST)
 def test_what_has_a_greatest_value(name):
     most = AT_MOST[name]
-    batch = {"batch_size": 2 * 256} if name == "num_cpu_devices" else {}
-    assert problems(**batch, **{name: most}) == []
+    others = {"batch_size": 2 * 256} if name == "num_cpu_devices" else {}
+    others |= {"data.validation_examples": 0}
+    assert problems(**others, **{name: most}) == []
     more = kind(name)(most + 1)
-    (line,) = problems(**{"batch_size": 257 * 2, name: more})
+    (line,) = problems(**others | {"batch_size": 257 * 2, name: more})
     assert line.startswith(f"{name} is {more} but must be ")
 
 
@@ -127,10 +130,15 @@ def test_what_is_no_number_or_too_large(name):
         ({"schedule.milestones": (2, 1)}, "schedule.milestones is (2, 1) but must rise"),
         ({"schedule.milestones": (0, 1)}, "schedule.milestones is (0, 1) but must rise"),
         ({"schedule.milestones": ("a",)}, "schedule.milestones is ('a',) but must hold numbers"),
-        ({"optimizer.name": "sdg"}, "optimizer.name is 'sdg', none of adabelief"),
+        ({"optimizer.name": "sdg"}, "optimizer.name is 'sdg', none of muon, frozen, adabelief"),
         ({"optimizer.name": "__name__"}, "optimizer.name is '__name__', none of"),
         ({"optimizer.name": "sm3"}, "optimizer.name is 'sm3', which cannot train like this"),
         ({"optimizer.name": "sgd", "optimizer.b1": 0.9}, "optimizer.b1 is set but sgd does not"),
+        ({"test_time.views": "shift"}, "test_time.views is 'shift', none of plain, mirror, mirror"),
+        (
+            {"augment.flip": True, "augment.alternating_flip": True},
+            "augment.flip and augment.alternating_flip are both on: choose one",
+        ),
         ({"num_cpu_devices": 3}, "batch_size 64 is not a multiple of num_cpu_devices 3"),
         ({"data.name": "cifar1O"}, "unknown dataset 'cifar1O': did you mean cifar10"),
         ({"data.name": ""}, "unknown dataset ''"),
@@ -202,6 +210,7 @@ def conflicts(old, new):
         {"eval_batch_size": 7},
         {"eval_every_steps": 3},
         {"checkpoint.every_epochs": 0.5},
+        {"test_time.views": "mirror"},
         {"num_epochs": 20.0},
         {"num_steps": 3},
     ],
@@ -217,6 +226,7 @@ def test_harmless_differences(values):
         ({"init_from": "runs/x"}, "init_from was '' and is now 'runs/x'"),
         ({"batch_size": 32}, "batch_size was 64 and is now 32"),
         ({"dtype": "bfloat16"}, "dtype was 'float32' and is now 'bfloat16'"),
+        ({"augment.alternating_flip": True}, "augment.alternating_flip was False and is now True"),
         ({"optimizer.momentum": 0.5}, "optimizer.momentum was None and is now 0.5"),
         ({"model.hidden_sizes": (9,)}, "model.hidden_sizes was [16] and is now [9]"),
         ({"schedule.milestones": (1,)}, "schedule.milestones was [] and is now [1]"),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,15 @@ from cifar_jax import config as config_lib, datasets, evaluate, signals, train
 from tests import tiny
 
 folder = Path(sys.argv[1])
-config = tiny.bn_config(
-    num_steps=4, augment__flip=True, augment__crop_padding=2, augment__cutout=4,
-    augment__brightness=0.2, augment__mixup_alpha=0.5, augment__cutmix_alpha=0.5, ema_decay=0.9,
-    optimizer__name="sgd", optimizer__learning_rate=0.01, optimizer__accumulation_steps=2,
-)
+if sys.argv[2] == "bn_cnn":
+    config = tiny.bn_config(
+        num_steps=4, augment__flip=True, augment__crop_padding=2, augment__cutout=4,
+        augment__brightness=0.2, augment__mixup_alpha=0.5, augment__cutmix_alpha=0.5, ema_decay=0.9,
+        optimizer__name="sgd", optimizer__learning_rate=0.01, optimizer__accumulation_steps=2,
+    )
+else:
+    # After more steps a rounding error has chosen another of two pixels almost equal in a pooling.
+    config = tiny.speedrun_config(num_steps=1)
 config_lib.check(config)
 train.train(config, folder, signals.Signals())
 trained = cifar_jax.load(folder)
@@ -39,12 +44,12 @@ print(jax.device_count(), "devices")
 """
 
 
-def run(folder, num_devices):
+def run(folder, num_devices, recipe):
     """Trains, loads and predicts in a process of its own; returns the arrays by name."""
     folder.mkdir()
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices), "PYTHONPATH": str(ROOT)}
     environment.pop("XLA_FLAGS", None)
-    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    command = [sys.executable, "-c", PROGRAM, str(folder), recipe]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"{num_devices} devices" in done.stdout
@@ -53,12 +58,18 @@ def run(folder, num_devices):
         return dict(arrays), [json.loads(line) for line in lines]
 
 
-def test_1_2_and_8_devices_agree(tmp_path):
-    expected, expected_log = run(tmp_path / "1", 1)
-    for num_devices in (2, 8):
-        arrays, log = run(tmp_path / str(num_devices), num_devices)
+# Muon divides by the gradient's norm, so that rounding errors grow faster.
+@pytest.mark.parametrize(("recipe", "tolerance"), [("bn_cnn", 2e-5), ("speedrun", 2e-4)])
+def test_1_2_and_8_devices_agree(tmp_path, recipe, tolerance):
+    def run_with(number):
+        return run(tmp_path / str(number), number, recipe)
+
+    with ThreadPoolExecutor() as pool:  # they compile for most of their time
+        first, *others = pool.map(run_with, (1, 2, 8))
+    expected, expected_log = first
+    for arrays, log in others:
         for name, array in expected.items():
-            np.testing.assert_allclose(arrays[name], array, atol=2e-5, err_msg=name)
+            np.testing.assert_allclose(arrays[name], array, atol=tolerance, err_msg=name)
         for line, expected_line in zip(log, expected_log, strict=True):
             assert line["train_loss"] == pytest.approx(expected_line["train_loss"], rel=1e-5)
             assert line["eval_accuracy"] == expected_line["eval_accuracy"]
@@ -117,6 +128,7 @@ def test_the_deterministic_setting_reaches_xla_which_knows_it(tmp_path):
     words, result = done.stdout.splitlines()
     assert result == "2"
     assert words.startswith("before the backend: --xla_dump_max_hlo_modules=1 ")
+    assert " --xla_cpu_collective_call_terminate_timeout_seconds=" in words
     assert words.endswith(" --xla_gpu_deterministic_ops=true")
 
 

@@ -26,8 +26,8 @@ FIELDS = {
 }
 
 
-def write_config(path, **fields):
-    return program.write_config(path, "bn_config", **(FIELDS | fields))
+def write_config(path, kind="bn_config", **fields):
+    return program.write_config(path, kind, **(FIELDS | fields))
 
 
 def run_alone(num_devices, *arguments):
@@ -64,7 +64,8 @@ def assert_close(workdir, other, tolerance):
 
 
 def test_two_processes_train_what_one_does(tmp_path):
-    flag = write_config(tmp_path / "small.py", num_steps=4, checkpoint__every_steps=2)
+    # A plain network, which compiles fast; the slow tests have one with BatchNorm and dropout.
+    flag = write_config(tmp_path / "small.py", "config", num_steps=4, checkpoint__every_steps=2)
     code, _, err = program.run_here(flag, f"--workdir={tmp_path / 'one'}")
     assert (code, err) == (0, "")
     first, second = job.run(2, 1, flag, f"--workdir={tmp_path / 'two'}")

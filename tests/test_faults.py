@@ -1,5 +1,6 @@
 """Runs that are stopped, run out of disk or go astray; benchmarks/faults.py has the many trials."""
 
+import errno
 import json
 import random
 import signal
@@ -11,7 +12,7 @@ import pytest
 
 import cifar_jax
 from benchmarks import damages, faults, stops
-from cifar_jax import report
+from cifar_jax import manifest, report
 from cifar_jax import run as run_lib
 from cifar_jax.checkpoint import Checkpoints
 from tests import program
@@ -173,13 +174,17 @@ def test_the_disk_fills_up_and_has_room_again(undisturbed, monkeypatch, tmp_path
         run.checkpoints.wait()
         full["file"] = damages.fill(disk, left=0)
 
+    def free(run):
+        run.checkpoints.wait()  # the save of step 8 is to fail, too
+        full["file"].unlink()
+
     try:
         with damages.small_disk(tmp_path / "disk", "4m") as disk:
             arguments = (flag, f"--workdir={disk / 'run'}", "--config.log.tensorboard=True")
             with monkeypatch.context() as patch:
                 during(patch, 5, fill)
                 if freed:
-                    during(patch, 9, lambda run: full["file"].unlink())
+                    during(patch, 9, free)
                 code, out, err = program.run_here(*arguments)
             warnings = [line for line in err.splitlines() if "could not be saved" in line]
             assert "the checkpoint of step 5 could not be saved, that of step 4 is kept" in err
@@ -199,6 +204,18 @@ def test_the_disk_fills_up_and_has_room_again(undisturbed, monkeypatch, tmp_path
             assert any((disk / "run" / "tensorboard").iterdir())
     except PermissionError as error:
         pytest.skip(str(error))
+
+
+def test_a_save_that_fails_by_another_cause_asks_for_no_room(undisturbed, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "")
+
+    monkeypatch.setattr(manifest, "write", refuse)
+    arguments = (undisturbed[1], f"--workdir={tmp_path}", "--config.num_steps=1")
+    code, _, err = program.run_here(*arguments)
+    assert code == 1
+    words = "the last checkpoint could not be saved: mend this (Permission denied), then start the"
+    assert words in err.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -81,6 +81,22 @@ def test_a_meta_without_what_it_must_say_is_named(tmp_path, name, value):
     assert err.startswith("error: the checkpoint of step 3 ")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*[("mean", value) for value in ([], [0.5, 0.5], 0.5, ["x"])], ("image_shape", [])],
+)
+def test_a_mean_or_shape_that_does_not_fit_is_named(tmp_path, name, value):
+    shutil.copytree(FORMATS[-1], tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "3"
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["data"][name] = value
+    (folder / "meta.json").write_text(json.dumps(meta))
+    manifest.write(folder)
+    with pytest.raises(UserError, match=r"the checkpoint of step 3 in .* has no model: ") as caught:
+        cifar_jax.load(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
 # What would run code that lies in a file, or might.
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 

@@ -1,5 +1,6 @@
 """The log of a run: metrics.jsonl and the curves for TensorBoard."""
 
+import math
 import struct
 
 import pytest
@@ -63,4 +64,4 @@ def test_a_later_start_purges_the_curves_from_its_step_on(tmp_path):
 
 
 def test_durations_in_words():
-    assert [logs.duration(x) for x in (0.4, 65, 7389)] == ["0:00", "1:05", "2:03:09"]
+    assert [logs.duration(x) for x in (0.4, 65, 7389, math.inf)] == ["0:00", "1:05", "2:03:09", "-"]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,7 +30,9 @@ WRONG = [
     (("--config=configs/resnet.py:21",), ("no variant '21'; there are 18, 20",)),
     (("--config=configs/simple_cnn.py:moderm",), ("no variant 'moderm'",)),
     (("--config=configs/digits.py:20",), ("get_config() takes 0 positional arguments",)),
-    (("--config.seed=1",), ("config.seed",)),
+    (("--config.seed=1",), ("--config.seed must stand behind a --config=FILE",)),
+    (("--config.seed=1", DIGITS), ("--config.seed must stand behind a --config=FILE",)),
+    (("--mode=report", "--workdir=x", "--config.seed=1"), ("a finished run has its own",)),
     ((DIGITS, "--config.sed=1"), ("--config.sed: there is no such field; did you mean",)),
     ((DIGITS, "--config.learning_rate=1"), ("did you mean --config.optimizer.learning_rate?",)),
     ((DIGITS, "--config.optimizer.lr=1"), ("--config.optimizer.lr: there is no such field",)),
@@ -109,6 +112,9 @@ LATE = [
 FILES = [
     ("def get_config(:", "invalid syntax"),
     ("raise RuntimeError('no luck')", "no luck"),
+    ("def get_config(): raise KeyError('a')", "--config=mine.py: KeyError 'a'"),
+    ("import sys; sys.exit(0)", "--config=mine.py: SystemExit 0"),
+    ("def get_config(): exit()", "--config=mine.py: SystemExit"),
     ("import no_such_module", "no_such_module"),
     ("x = 1", "get_config"),
     ("def get_config(): return None", "the config is of the type NoneType"),
@@ -237,9 +243,9 @@ def test_the_runs_folder_is_named_after_the_config(here):
         "configs/digits.py": "digits",
         "../x y/ü.py:a/../b": "ü_a_.._b",
     }
-    from main import default_name
+    from cifar_jax.command import run_name
 
-    assert {config: default_name(config) for config in sys_path} == sys_path
+    assert {config: run_name(config) for config in sys_path} == sys_path
 
 
 @pytest.fixture(scope="module")
@@ -295,10 +301,10 @@ def test_a_file_or_a_dead_link_in_the_place_of_the_workdir(here):
     assert (here / "file").read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["a[1]", "a*", "a?/b"])
-def test_a_workdir_that_is_a_pattern_is_refused(here, name):
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?/b", "a\\b", "gs:", "ags:/b"])
+def test_a_workdir_that_is_a_pattern_or_a_cloud_is_refused(here, name):
     """Orbax would look for its own files by it, and save checkpoints without their arrays."""
-    assert_refused(program.run_here(DIGITS, f"--workdir={name}"), f"{name} has a *, ? or [ in")
+    assert_refused(program.run_here(DIGITS, f"--workdir={name}"), f"{name} has ")
     assert not list(here.glob("a*"))
 
 
@@ -343,6 +349,24 @@ def test_evaluation_without_a_checkpoint_or_a_sound_config(here):
     assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), "no checkpoint yet")
     (workdir / "checkpoints").mkdir()
     assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), "no checkpoint yet")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("eval_batch_size", value) for value in ("many", 0, -3, 2.5, None)],
+        *[("num_cpu_devices", value) for value in ("x", 0)],
+        *[("deterministic", "yes"), ("data", {"data_dir": 5})],
+    ],
+)
+def test_an_edited_config_of_a_run_is_named_by_its_field(here, field, value):
+    content = config_lib.to_json(default.get_config()) | {field: value}
+    (here / "config.json").write_text(json.dumps(content))
+    (here / "a.png").touch()
+    for arguments in (("evaluate",), ("report",), ("predict", "--images=a.png")):
+        result = program.run_here(f"--mode={arguments[0]}", "--workdir=.", *arguments[1:])
+        words = "data.data_dir is 5" if field == "data" else f"{field} is {value!r}"
+        assert_refused(result, f"config.json is not the config of a run: {words}")
 
 
 def test_evaluation_refuses_what_the_run_does_not_have(here, trained):
@@ -401,3 +425,11 @@ def test_too_little_memory_is_told(monkeypatch, tmp_path):
     code, _, err = program.run_here(DIGITS, f"--workdir={tmp_path / 'run'}")
     words = "INTERNAL: Out of memory allocating 99 bytes.: make the model or the batch smaller"
     assert (code, err) == (1, f"error: {words}\n")
+
+
+def test_ctrl_c_while_the_program_is_imported_shows_no_traceback(tmp_path):
+    """In the midst of the first of the larger imports, which a package of that name stands for."""
+    (tmp_path / "absl.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = f"{tmp_path}{os.pathsep}{program.ROOT}"
+    code, out, err = program.run_apart("--help", environment={"PYTHONPATH": path})
+    assert (code, out, err) == (-signal.SIGINT, "", "")

@@ -30,6 +30,7 @@ COUNTS = [
     ("wide_resnet", {"depth": 16, "widen_factor": 4}, CIFAR, 2_748_890, 3_616),
     ("wide_resnet", {"depth": 40, "widen_factor": 2}, CIFAR, 2_243_546, 5_408),
     ("speedrun", {}, CIFAR, 1_971_640, 2_304),
+    ("speedrun", {"group_features": [8, 16, 16], "group_convs": 3}, CIFAR, 16_144, 240),
 ]
 
 

@@ -33,6 +33,7 @@ CASES = [
     ("wide_resnet", {"depth": 16, "widen_factor": 2}, {}, 32, 3, 16),
     ("wide_resnet", {"depth": 10, "widen_factor": 1}, {}, 32, 3, 16),
     ("speedrun", {}, {}, 32, 3, 16),
+    ("speedrun", {"group_features": (8, 16, 16), "group_convs": 3}, {}, 32, 3, 16),
 ]
 
 

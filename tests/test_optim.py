@@ -58,10 +58,16 @@ def test_the_learning_rate_for_another_batch_size(rule, factor):
     config.optimizer.update(
         {"learning_rate": 0.1, "learning_rate_scaling": rule, "base_batch_size": 256}
     )
-    assert optim.scale_learning_rate(config.optimizer, 1024) == 0.1 * factor
-    assert optim.scale_learning_rate(config.optimizer, 256) == 0.1
-    rate = state_lib.create_schedule(config, DURATIONS._replace(warmup=0))
+    assert optim.batch_size_factor(config) == factor
+    config.optimizer.groups.heads = default.get_group("head/.*")
+    config.optimizer.groups.heads.learning_rate = 0.02
+    durations = DURATIONS._replace(warmup=0)
+    rate = state_lib.create_schedule(config, durations)
     np.testing.assert_allclose(rate(5), 0.1 * factor, rtol=1e-6)
+    rate = optim.create_group_schedules(config, durations)["heads"]
+    np.testing.assert_allclose(rate(5), 0.02 * factor, rtol=1e-6)
+    config.batch_size = 256
+    assert optim.batch_size_factor(config) == 1
 
 
 PARAMS = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
@@ -111,3 +117,15 @@ def test_adamw_decays_decoupled():
 @pytest.mark.parametrize("name", ["adam", "lion", "rmsprop", "lamb"])
 def test_other_rules_by_their_names(name):
     assert np.isfinite(updates(name=name, weight_decay=0.01)["kernel"]).all()
+
+
+def test_a_decay_can_be_decoupled_where_the_rule_has_none_and_coupled_where_it_has():
+    plain = updates(momentum=0.9)
+    decayed = updates(momentum=0.9, weight_decay=0.5, decoupled_decay=True)
+    change = decayed["kernel"] - plain["kernel"]
+    np.testing.assert_allclose(change, -0.1 * 0.5 * PARAMS["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(decayed["bias"], plain["bias"])
+    coupled = updates(name="adamw", weight_decay=0.5, decoupled_decay=False)
+    plain = updates(name="adamw")
+    np.testing.assert_allclose(plain["kernel"], [[-0.1, 0]], rtol=1e-4)
+    np.testing.assert_allclose(coupled["kernel"], [[-0.1, 0.1]], rtol=1e-4)

@@ -194,6 +194,16 @@ def test_a_log_without_epochs_is_named(tmp_path, monkeypatch):
         made_up(tmp_path, monkeypatch, ("a", "b"), np.eye(2, dtype=np.float32), np.array([0, 1]))
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"command": 5}'])
+def test_a_page_goes_without_a_damaged_environment(tmp_path, caplog, text):
+    (tmp_path / "environment.json").write_text(text)
+    page = "".join(report._origin(tmp_path, {}))
+    assert "--mode=report" in page
+    assert "Environment" not in page
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the page goes without environment.json: ")
+
+
 def test_a_path_that_utf_8_cannot_hold_is_escaped():
     path = os.fsdecode(b"run\xff")
     text = page.page(path, "", [page.code(path)])

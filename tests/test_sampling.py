@@ -45,7 +45,7 @@ def test_feed_gives_the_batches_of_the_order(resident):
     images = generator.integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
     labels = np.arange(50, dtype=np.int32)
     mesh = devices.make_mesh(4)
-    feed = sampling.Feed(Split(images, labels), mesh, seed=3, batch_size=4, resident=resident)
+    feed = sampling.Feed(Split(images, labels), mesh, seeds=[3], batch_size=4, resident=resident)
     step = 0
     for num_steps in (2, 2, 1, feed.capacity, 3):
         (some_images, some_labels), indices = feed(step, num_steps)

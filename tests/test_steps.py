@@ -22,14 +22,14 @@ def make(config, model, optimizer):
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     ema = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
     state = TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema)
-    return state, steps.make_train_step(model, optimizer, config, MEAN, STD)
+    return state, steps.make_train_step(model, optimizer, config, MEAN, STD, steps_per_epoch=3)
 
 
 def softmax_regression(**fields):
     config = tiny.config(**fields)
     model = models.create("mlp", 10, hidden_sizes=())
     state, step = make(config, model, optax.sgd(0.1))
-    new, metrics = jax.jit(step)(state, (IMAGES, LABELS), jax.random.key(0))
+    new, metrics = jax.jit(step)(state, (IMAGES, LABELS, np.arange(32)), jax.random.key(0))
     return state, new, metrics
 
 

@@ -14,8 +14,9 @@ from cifar_jax import config as config_lib
 from cifar_jax import datasets, durations, evaluate, logs, metrics, train, trained, workdir
 from cifar_jax import signals as signals_lib
 from cifar_jax.errors import UserError
+from cifar_jax.models import speedrun
 from cifar_jax.run import Progress
-from tests import tiny
+from tests import program, tiny
 
 
 class StopAt(signals_lib.Signals):
@@ -76,6 +77,31 @@ def test_a_run_stopped_in_mid_epoch_ends_in_the_same_bits(finished, tmp_path, mo
     assert start(bn_config(steps_per_call=4), folder) == 0
     assert_same_bits(finished, folder)
     assert log_lines(finished) == log_lines(folder)
+
+
+def test_the_speedrun_recipe_stopped_in_mid_epoch_ends_in_the_same_bits(tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    start(tiny.speedrun_config(), whole)
+    with monkeypatch.context() as patch:
+        assert start(tiny.speedrun_config(steps_per_call=1), stopped, StopAt(patch, 7)) == 130
+    # What the images give at the start is in the checkpoint: nobody asks for it again.
+    monkeypatch.setattr(train.state_lib, "params_from_data", None)
+    assert start(tiny.speedrun_config(steps_per_call=2), stopped) == 0
+    assert program.difference(whole, stopped) == ""
+    scores = evaluate.evaluate(stopped)
+    assert scores.num_correct == json.loads((whole / workdir.RESULT).read_text())["num_correct"]
+
+
+def test_the_stem_is_whitened_by_the_first_images_and_stays(tmp_path):
+    config = tiny.speedrun_config(num_steps=3)
+    start(config, tmp_path)
+    run = cifar_jax.load(tmp_path)
+    digits = datasets.carve_validation(datasets.load("digits"), 1117, config.seed)
+    images = digits.splits["train"].images[:5000]
+    normalized = (images / 255 - np.array(run.mean)) / np.array(run.std)
+    expected = speedrun.whitening_kernel(normalized)
+    np.testing.assert_allclose(run.variables["params"]["stem"]["kernel"], expected, rtol=1e-3)
+    assert np.abs(run.variables["params"]["stem"]["bias"]).max() > 0
 
 
 def test_the_log_and_the_result_tell_what_evaluation_finds(finished, capsys):
@@ -176,7 +202,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
 def test_another_set_needs_no_training_images_and_no_names_for_its_classes(finished, monkeypatch):
     own = evaluate.evaluate(finished)
     load, run = datasets.load, cifar_jax.load(finished)
-    monkeypatch.setattr(trained, "load", lambda *_: run._replace(class_names=tuple("abcdefghij")))
+    run = run._replace(class_names=tuple("abcdefghij"))
+    monkeypatch.setattr(trained, "load_seeds", lambda *_: [run])
 
     def score_other(names):
         def load_other(name, data_dir, splits):

@@ -120,6 +120,22 @@ def test_the_environment_names_versions_and_machine():
     json.dumps(environment)
 
 
+@pytest.mark.parametrize(
+    ("home", "xdg", "folder"),
+    [
+        ("/a", "/b", "/b/cifar_jax"),
+        ("/a", "", "/a/.cache/cifar_jax"),
+        ("/a", "relative", "/a/.cache/cifar_jax"),
+        ("", "/b", "/b/cifar_jax"),
+        ("", "", None),
+    ],
+)
+def test_the_cache_lies_in_the_home_if_there_is_one(monkeypatch, home, xdg, folder):
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    assert workdir_lib.cache_folder() == (folder and Path(folder))
+
+
 def test_the_commit_is_none_outside_a_checkout(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert workdir_lib.commit() is None

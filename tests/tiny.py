@@ -1,27 +1,18 @@
-"""A run of seconds for the tests: the embedded digits and a small network."""
+"""Runs of seconds for the tests: the embedded digits and small networks."""
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import default, speedrun
 
 
 def config(**fields: Any) -> ConfigDict:
     """Returns a config of 2 epochs of 5 steps; `fields` are dotted names with "." as "__"."""
     result = default.get_config()
-    result.data.name = "digits"
-    result.data.validation_examples = 1117  # leaves 320 training images
-    result.batch_size = 64
-    result.num_epochs = 2.0
-    result.log.tensorboard = False
-    result.log.report = False
     with result.unlocked():
         result.model = ConfigDict({"name": "mlp", "hidden_sizes": (16,), "activation": "relu"})
-        for name, value in fields.items():
-            part, _, field = name.rpartition("__")
-            (result[part] if part else result)[field] = value
-    return result
+    return _shorten(result, fields)
 
 
 def bn_config(**fields: Any) -> ConfigDict:
@@ -37,4 +28,29 @@ def bn_config(**fields: Any) -> ConfigDict:
                 "dense_dropout_rate": 0.2,
             }
         )
+    return result
+
+
+def speedrun_config(**fields: Any) -> ConfigDict:
+    """Returns configs/speedrun.py in small: whitening, Muon, groups, flips, views."""
+    result = speedrun.get_config()
+    result.test_time.certainty = 0.3
+    result.optimizer.groups.stem_bias.num_epochs = 0.6
+    for name in ("stem_bias", "norm_biases", "head"):
+        result.optimizer.groups[name].learning_rate *= 64 / 2000
+    result.model.group_features = (8, 8, 16)
+    return _shorten(result, fields)
+
+
+def _shorten(result: ConfigDict, fields: dict[str, Any]) -> ConfigDict:
+    result.data.name = "digits"
+    result.data.validation_examples = 1117  # leaves 320 training images
+    result.batch_size = 64
+    result.num_epochs = 2.0
+    result.log.tensorboard = False
+    result.log.report = False
+    with result.unlocked():
+        for name, value in fields.items():
+            part, _, field = name.rpartition("__")
+            (result[part] if part else result)[field] = value
     return result

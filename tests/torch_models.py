@@ -150,14 +150,31 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-def speedrun(size, channels):
+class Shortcut(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return nn.functional.gelu(x + self.layers(x))
+
+
+def speedrun(size, channels, group_features=(64, 256, 256), group_convs=2):
+    def conv(inputs, width):
+        return nn.Conv2d(inputs, width, 3, padding="same", bias=False)
+
+    def norm(width):
+        return nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)
+
     layers = [nn.Conv2d(channels, 8 * channels, 2), nn.GELU()]
     inputs = 8 * channels
-    for width in (64, 256, 256):
-        layers += [nn.Conv2d(inputs, width, 3, padding="same", bias=False), nn.MaxPool2d(2)]
-        layers += [nn.BatchNorm2d(width, eps=1e-12, momentum=0.4), nn.GELU()]
-        layers += [nn.Conv2d(width, width, 3, padding="same", bias=False)]
-        layers += [nn.BatchNorm2d(width, eps=1e-12, momentum=0.4), nn.GELU()]
+    for width in group_features:
+        layers += [conv(inputs, width), nn.MaxPool2d(2), norm(width), nn.GELU()]
+        second = [conv(width, width), norm(width)]
+        if group_convs == 3:
+            layers += [Shortcut([*second, nn.GELU(), conv(width, width), norm(width)])]
+        else:
+            layers += [*second, nn.GELU()]
         inputs = width
-    layers += [nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10, bias=False), Scale(1 / 256)]
+    layers += [nn.MaxPool2d(3), nn.Flatten(), nn.Linear(inputs, 10, bias=False), Scale(1 / inputs)]
     return nn.Sequential(*layers)

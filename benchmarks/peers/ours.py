@@ -9,12 +9,24 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from benchmarks.peers import protocol
+from cifar_jax import (
+    augment,
+    datasets,
+    devices,
+    metrics,
+    sampling,
+    scores,
+    seeds,
+    state,
+    steps,
+    summary,
+)
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, metrics, sampling, scores, state, steps, summary
 from cifar_jax import durations as durations_lib
 from cifar_jax import workdir as workdir_lib
 from configs import default
@@ -39,32 +51,41 @@ def make_config(model: str, batch_size: int, **options: Any) -> Any:
 
 
 class Training:
-    """A run without a workdir: the state on the devices and the program that trains it."""
+    """A run without a workdir: the state on the devices and the program that trains it.
+
+    Of several seeds, if the config says so.
+    """
 
     def __init__(self, config: Any, images: np.ndarray, labels: np.ndarray):
+        own = self.seeds = seeds.of(config)
         self.split = datasets.Split(images, labels)
         channels = images.shape[-1]
         self.mean, self.std = (protocol.MEAN,) * channels, (protocol.STD,) * channels
         durations = durations_lib.resolve(config, len(labels))
-        self.mesh = devices.make_mesh(config.batch_size)
+        self.mesh = devices.make_mesh(config.batch_size, len(own))
         self.model = state.create_model(config, protocol.NUM_CLASSES)
-        self.key = devices.replicate(self.mesh, jax.random.key(0))
+        self.key = seeds.stack(self.mesh, [jax.random.key(seed) for seed in own])
         self.step = 0
         with jax.set_mesh(self.mesh):
-            create = state.make_init(config, durations, self.model, images.shape[1:])
-            self.state = devices.replicate(self.mesh, jax.jit(create)(jax.random.key(0)))
-            self.feed = sampling.Feed(self.split, self.mesh, 0, config.batch_size, resident=True)
+            create = jax.jit(state.make_init(config, durations, self.model, images.shape[1:]))
+            self.state = seeds.stack(self.mesh, [create(jax.random.key(seed)) for seed in own])
+            self.feed = sampling.Feed(self.split, self.mesh, own, config.batch_size, resident=True)
             optimizer = state.create_optimizer(config, durations)
-            step = steps.make_train_step(self.model, optimizer, config, self.mean, self.std)
-            self.program = steps.compile_train(step, self.mesh, resident=True)
+            self.train_step = steps.make_train_step(
+                self.model, optimizer, config, self.mean, self.std, durations.steps_per_epoch
+            )
+            self.program = steps.compile_train(
+                self.train_step, self.mesh, True, len(own), seeds.at_once(config)
+            )
 
-    def train(self, num_steps: int) -> dict[str, float]:
+    def train(self, num_steps: int, steps_per_call: int | None = None) -> dict[str, float]:
         """Makes steps in calls of an epoch at most; returns the mean loss and accuracy."""
+        most = steps_per_call or self.feed.capacity
         with jax.set_mesh(self.mesh):
-            sums = devices.replicate(self.mesh, metrics.from_sums({}))
+            sums = seeds.lay_sums(self.mesh, {}, len(self.seeds))
             last = self.step + num_steps
             while self.step < last:
-                number = min(self.feed.capacity, last - self.step)
+                number = min(most, self.feed.capacity, last - self.step)
                 data, indices = self.feed(self.step, number)
                 self.state, sums = self.program(self.state, sums, data, indices, number, self.key)
                 self.step += number
@@ -96,6 +117,32 @@ def prepare(model: str, batch_size: int) -> protocol.Runner:
         return seconds * num_batches / (num_calls * batches_per_call)
 
     return protocol.Runner(train, infer)
+
+
+def time_input(model: str, batch_size: int, num_steps: int = 40) -> float:
+    """Returns the seconds that input and augmentation of a batch take by themselves: taken from the
+    resident images, mirrored, cropped, normalized. The sum, so that it is made, is counted too."""
+    config = make_config(model, batch_size)
+    config.augment.flip, config.augment.crop_padding = True, 4
+    training = Training(config, *protocol.make_data(model))
+    mean, std = training.mean, training.std
+
+    def run(data, indices, key):
+        def body(i, total):
+            images = augment.apply(
+                jax.random.fold_in(key, i), data[0][indices[i % len(indices)]], config.augment, (0,)
+            )
+            return total + augment.normalize(images, mean, std, jnp.float32).sum()
+
+        return jax.lax.fori_loop(0, num_steps, body, jnp.zeros(()))
+
+    with jax.set_mesh(training.mesh):
+        program = jax.jit(run)
+        arguments = (*training.feed(0, training.feed.capacity), training.key)
+        program(*arguments).block_until_ready()
+        begun = time.perf_counter()
+        program(*arguments).block_until_ready()
+    return (time.perf_counter() - begun) / num_steps
 
 
 def get_layer(tree: Any, path: str) -> Any:
@@ -148,6 +195,7 @@ if __name__ == "__main__":
     found = workdir_lib.versions()
     versions = {name: found[name] for name in ("python", "jax", "jaxlib", "flax")}
     protocol.serve(
-        protocol.timing_handlers(prepare, compute_losses) | {"describe": describe},
+        protocol.timing_handlers(prepare, compute_losses)
+        | {"describe": describe, "input": time_input},
         versions | {"devices": devices.describe()},
     )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cifar_jax.errors import UserError
 from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool
 
 gelu = functools.partial(nn.gelu, approximate=False)
@@ -62,35 +63,60 @@ def whitening_kernel(images: jax.Array | np.ndarray, eps: float = 5e-4) -> jax.A
 
 
 class ConvGroup(nn.Module):
-    """Convolution, 2x2 max pooling, and a second convolution, each ending in norm and GELU."""
+    """Convolution, 2x2 max pooling, and more convolutions, each ending in norm and GELU.
+
+    With three or more convolutions, what the first gives is added before the last GELU.
+    """
 
     features: int
     conv: Any
     norm: Any
+    num_convs: int = 2
 
     @nn.compact
     def __call__(self, x):
         """Maps [batch, height, width, channels] to [batch, height / 2, width / 2, features]."""
         x = max_pool(self.conv(self.features)(x), (2, 2), strides=(2, 2))
-        x = gelu(self.norm()(x))
-        return gelu(self.norm()(self.conv(self.features)(x)))
+        x = first = gelu(self.norm()(x))
+        for _ in range(2, self.num_convs):
+            x = gelu(self.norm()(self.conv(self.features)(x)))
+        x = self.norm()(self.conv(self.features)(x))
+        return gelu(x + first if self.num_convs > 2 else x)
 
 
 class Speedrun(nn.Module):
     """A whitening stem and three groups of two convolutions: 1,971,640 parameters on CIFAR-10.
 
-    The stem, a 2x2 convolution to eight filters a channel, is meant to hold `whitening_kernel`
-    of the training images, frozen; until then it is random.
+    The stem, a 2x2 convolution to eight filters a channel, starts with the `whitening_kernel` of
+    the training images; the recipes leave it so.
 
     Attributes:
       num_classes: the number of logits.
       dtype: of the computation; parameters and logits are float32.
       group_features: the widths of the groups.
+      group_convs: convolutions of a group, at least 2; from 3 on it has a shortcut.
     """
 
     num_classes: int
     dtype: Any = jnp.float32
     group_features: tuple[int, ...] = (64, 256, 256)
+    group_convs: int = 2
+
+    def __post_init__(self):
+        """Checks what its type does not say."""
+        if self.group_convs < 2:
+            raise UserError(
+                f"model speedrun: group_convs must be at least 2, not {self.group_convs}"
+            )
+        super().__post_init__()
+
+    def params_from_data(self, images: jax.Array) -> dict[str, Any]:
+        """Returns the parameters that training images decide: the stem's kernel.
+
+        Args:
+          images: normalised floats [num_images, height, width, channels].
+        """
+        return {"stem": {"kernel": whitening_kernel(images)}}
 
     @nn.compact
     def __call__(self, images, train: bool = False):
@@ -116,7 +142,7 @@ class Speedrun(nn.Module):
         )(images)
         x = gelu(x)
         for i, features in enumerate(self.group_features):
-            x = ConvGroup(features, conv=conv, norm=norm, name=f"group_{i}")(x)
+            x = ConvGroup(features, conv, norm, self.group_convs, name=f"group_{i}")(x)
         x = max_pool(x, (3, 3), strides=(3, 3))
         x = x.reshape(len(x), -1)
         head = Dense(

@@ -1,0 +1,83 @@
+"""Muon against a plain version in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_jax import muon
+
+SHAPES = {"tall": (3, 3, 4, 6), "wide": (1, 1, 4, 9), "same": (3, 3, 4, 6), "dense": (5, 7)}
+
+
+def draw(seed):
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def plain_orthogonal(kernel):
+    """The iteration for one kernel, as a matrix [out, inputs], in float64."""
+    x = kernel.reshape(-1, kernel.shape[-1]).T
+    x = x / (np.linalg.norm(x) + 1e-7)
+    for _ in range(3):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T.reshape(kernel.shape)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_steps_are_those_of_float64(nesterov):
+    optimizer = muon.muon(lambda step: 0.1 * (1 - step / 4), momentum=0.6, nesterov=nesterov)
+    params = jax.tree.map(jnp.asarray, draw(0))
+    expected = {name: value.astype(np.float64) for name, value in draw(0).items()}
+    sums = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    state = optimizer.init(params)
+    for step in range(3):
+        gradient = draw(step + 1)
+        updates, state = jax.jit(optimizer.update)(gradient, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        for name, kernel in expected.items():
+            sums[name] = 0.6 * sums[name] + gradient[name]
+            direction = gradient[name] + 0.6 * sums[name] if nesterov else sums[name]
+            kernel = kernel * np.sqrt(kernel.shape[-1]) / np.linalg.norm(kernel)
+            expected[name] = kernel - 0.1 * (1 - step / 4) * plain_orthogonal(direction)
+            np.testing.assert_allclose(params[name], expected[name], atol=2e-6, err_msg=name)
+
+
+def test_singular_values_come_near_one():
+    matrix = np.random.default_rng(0).normal(size=(2, 16, 40)).astype(np.float32)
+    assert np.linalg.svd(matrix, compute_uv=False).min() > 2
+    for dtype in (jnp.float32, jnp.bfloat16):
+        values = np.linalg.svd(muon.newton_schulz(matrix, dtype), compute_uv=False)
+        assert 0.6 < values.min() < values.max() < 1.3
+        assert muon.newton_schulz(matrix, dtype).dtype == jnp.float32
+
+
+def test_bfloat16_is_near_float32():
+    matrix = np.random.default_rng(0).normal(size=(2, 16, 40)).astype(np.float32)
+    exact = muon.newton_schulz(matrix, jnp.float32)
+    distance = np.linalg.norm(muon.newton_schulz(matrix, jnp.bfloat16) - exact)
+    assert 1e-4 < distance / np.linalg.norm(exact) < 0.1
+
+
+def test_a_kernel_without_gradient_stays():
+    zero = {"kernel": jnp.zeros((3, 4))}
+    np.testing.assert_array_equal(muon.orthogonalize(zero)["kernel"], 0)
+    optimizer = muon.muon(0.1)
+    updates, _ = optimizer.update(zero, optimizer.init(zero), zero)
+    np.testing.assert_array_equal(updates["kernel"], 0)
+
+
+def test_many_kernels_of_one_shape_take_one_iteration():
+    params = {str(i): jnp.ones((3, 3, 4, 6)) for i in range(5)}
+    text = jax.jit(muon.orthogonalize).lower(params).as_text()
+    assert text.count("stablehlo.dot_general") == 3 * muon.NUM_STEPS
+
+
+def test_on_an_accelerator_the_products_are_in_bfloat16():
+    params = {"kernel": jnp.ones((3, 4))}
+    for platform, other in (("cuda", "f32"), ("cpu", "bf16")):
+        text = jax.jit(muon.orthogonalize).trace(params).lower(lowering_platforms=(platform,))
+        products = [line for line in text.as_text().splitlines() if "dot_general" in line]
+        assert len(products) == 3 * muon.NUM_STEPS
+        assert not any(f"x{other}>" in line for line in products)
