@@ -68,7 +68,7 @@ def compile_steps(config: Any, mesh: Mesh, image_shape: tuple[int, ...]) -> Any:
     model = state_lib.create_model(config, 10)
     mean = std = (0.5,) * image_shape[-1]
     optimizer = state_lib.create_optimizer(config, length)
-    step = steps.make_train_step(model, optimizer, config, mean, std)
+    step = steps.make_train_step(model, optimizer, config, mean, std, length.steps_per_epoch)
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
         create = state_lib.make_init(config, length, model, image_shape)

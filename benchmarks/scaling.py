@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks import jobs
 from benchmarks.stops import Forked
-from benchmarks.workers import ROOT, describe_machine
+from benchmarks.workers import ROOT, describe_machine, write_tables
 from cifar_jax import workdir as workdir_lib
 from tests import program
 
@@ -221,7 +221,7 @@ def main(argv: list[str]) -> int:
             result |= {"name": file.stem, part: parts[part](), **describe_machine()}
             result["assumed"] = assumed | {"machines": MACHINES}
             workdir_lib.write_json(file, result)
-    subprocess.run([sys.executable, str(ROOT / "results" / "tables.py")], check=True)
+    write_tables()
     return 0
 
 

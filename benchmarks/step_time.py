@@ -13,7 +13,6 @@ Writes a JSON file and the README's table.
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.peers import protocol
-from benchmarks.workers import ROOT, Worker, WorkerError, ask_all
+from benchmarks.workers import ROOT, Worker, WorkerError, ask_all, write_tables
 from cifar_jax import workdir as workdir_lib
 
 MODELS = ("simple_cnn", "vgg_bn", "resnet", "speedrun", "mlp")
@@ -294,7 +293,7 @@ def main(argv: list[str]) -> int:
     workdir_lib.write_json(options.output, result)
     print(f"wrote {options.output}")
     if options.output.parent == ROOT / "results":
-        subprocess.run([sys.executable, str(ROOT / "results" / "tables.py")], check=True)
+        write_tables()
     return 0
 
 

@@ -38,7 +38,14 @@ class Worker:
       idle_cpu_seconds: processor time that it used between its requests.
     """
 
-    def __init__(self, name: str, python: str, arguments: list[str], keep_memory: bool = False):
+    def __init__(
+        self,
+        name: str,
+        python: str,
+        arguments: list[str],
+        keep_memory: bool = False,
+        accelerator: bool = False,
+    ):
         """Starts the process and waits until it is ready.
 
         Args:
@@ -46,6 +53,7 @@ class Worker:
           python: an interpreter that has it.
           arguments: the program, a module of `peers`, and its own arguments.
           keep_memory: with the settings of `allocator`, as main.py has them.
+          accelerator: whether it may see one.
 
         Raises:
           WorkerError: the framework cannot be imported there, or there is no such interpreter.
@@ -61,7 +69,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 text=True,
-                env=environment(os.environ) | (allocator.ENVIRONMENT if keep_memory else {}),
+                env=environment(os.environ, accelerator)
+                | (allocator.ENVIRONMENT if keep_memory else {}),
             )
         except OSError as error:
             self._errors.close()
@@ -135,10 +144,11 @@ def ask_all(workers: Mapping[str, Worker], do: str, **arguments: Any) -> dict[st
     return results
 
 
-def environment(old: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment of a worker: this project importable, processors only."""
+def environment(old: Mapping[str, str], accelerator: bool = False) -> dict[str, str]:
+    """Returns the environment of a worker: this project importable, processors only or not."""
     new = {name: value for name, value in old.items() if name not in _FORGOTTEN}
-    return new | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    new["PYTHONPATH"] = str(ROOT)
+    return new if accelerator else new | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -146,6 +156,11 @@ def describe_machine() -> dict[str, Any]:
     found = workdir_lib.environment()
     hardware = f"{found['cores']} cores of {found['processor']}"
     return {"hardware": hardware, "commit": found["commit"], "versions": found["versions"]}
+
+
+def write_tables() -> None:
+    """Writes the README's tables anew."""
+    subprocess.run([sys.executable, "-m", "results.tables"], cwd=ROOT, check=True)
 
 
 def resident_bytes(usage: Any) -> int:

@@ -13,11 +13,12 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from results import systems
+from results import scale, systems
+from results.markdown import markdown
 
 FOLDER = Path(__file__).resolve().parent
 _TABLE = re.compile(r"(<!-- table: (\w[\w.-]*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -29,12 +30,6 @@ PEERS = (
     ("PyTorch, its best", ("pytorch", "pytorch_compiled")),
 )
 MODEL_WORDS = {"resnet": "resnet-20", "speedrun": "speedrun net"}
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table; the first column to the left, the others to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def step_time(result: dict[str, Any]) -> str:
@@ -188,105 +183,6 @@ def soak(result: dict[str, Any]) -> str:
     )
 
 
-def scaling(result: dict[str, Any]) -> str:
-    """What a training gives on devices and processes, exchanges, and would take elsewhere."""
-    text = ""
-    if rows := result.get("correctness"):
-        header = ["devices", "processes", "largest difference of a parameter", "right images"]
-        text += markdown(
-            header,
-            [
-                [
-                    str(row["devices"]),
-                    str(row["processes"]),
-                    f"{row['difference']:.1e}" if row["difference"] else "0",
-                    f"{row['num_correct']} of {row['num_images']}",
-                ]
-                for row in rows
-            ],
-        )
-    if rows := result.get("exchanges"):
-        header = ["config", "gradients", "BatchNorm's sums", "in the program", "all-reduces"]
-        text += f"\nBytes that a step exchanges on {rows[0]['devices']} devices:\n\n" + markdown(
-            header,
-            [
-                [
-                    f"`{row['config']}`",
-                    *(f"{row['expected'][name]:,}" for name in ("gradients", "batch_norm")),
-                    f"{row['bytes']:,}",
-                    ", ".join(f"{n} {kind}" for kind, n in row["exchanges"].items()),
-                ]
-                for row in rows
-            ],
-        )
-    if rows := result.get("speed"):
-        header = ["speed", "devices", "processes", "batch", "images per second"]
-        rates: dict[tuple[str, ...], list[float]] = {}
-        for row in rows:
-            cell = (row["kind"], *(str(row[k]) for k in ("devices", "processes", "batch_size")))
-            rates.setdefault(cell, []).append(row["images_per_second"])
-        text += "\n" + markdown(
-            header, [[*cell, f"{statistics.median(each):,.0f}"] for cell, each in rates.items()]
-        )
-    if rows := result.get("model"):
-        header = ["modelled", "machine", "computation", "exchange", "efficiency", "least batch"]
-        text += "\n" + markdown(
-            header,
-            [
-                [
-                    f"`{row['config']}`",
-                    row["machine"],
-                    *(f"{1e3 * row[f'{part}_seconds']:.2f} ms" for part in ("compute", "exchange")),
-                    f"{row['efficiency']:.0%}",
-                    str(row["least_batch_of_a_device"]),
-                ]
-                for row in rows
-            ],
-        )
-    return text + f"\n{result['hardware']}; the machines of the model are not ours.\n"
-
-
-def seeds(result: dict[str, Any]) -> str:
-    """Several runs in one program beside one alone; calls of many steps beside step by step."""
-
-    def rate(values: list[float]) -> str:
-        return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
-
-    rows = []
-    for row in result["seeds"]:
-        rates = row["images_per_second"]
-        alone = max((x for way, x in rates.items() if "alone" in way), key=statistics.median)
-        cells = [rate(alone)]
-        for way in ("one after another", "at once"):
-            times = row["num_seeds"] * statistics.median(alone) / statistics.median(rates[way])
-            cells.append(f"{rate(rates[way])}: **{times:.2f}**")
-        rows.append([row["model"], str(row["num_seeds"]), *cells])
-    header = ["model", "seeds", "one run alone", "seeds one after another", "seeds at once"]
-    text = markdown(header, rows) + (
-        "\nImages per second over all seeds, the middle of several turns, in brackets the lowest "
-        "and the highest; bold: the time of all seeds over that of one run alone, with the number "
-        "of devices that is best for it.\n\n"
-    )
-    rows = []
-    for row in result["calls"]:
-        rates = row["images_per_second"]
-        scan, cells = statistics.median(rates["scan"]), []
-        for way in ("calls", "steps"):
-            times = scan / statistics.median(rates[way])
-            cells.append(f"{rate(rates[way])}: **{times:.2f}x**, {row['difference'][way]:.1e}")
-        rows.append([row["model"], str(row["steps"]), rate(rates["scan"]), *cells])
-    header = ["model", "steps", "many steps a call", "one step a call", "a step without the loop"]
-    return (
-        text
-        + markdown(header, rows)
-        + (
-            "\nImages per second; bold: how many times faster the call of many steps is; then the "
-            "norm of the difference of the parameters at the end, over the norm of the parameters. "
-            f"{result['devices']}; {result['hardware']}.\n"
-        )
-    )
-
-
 # By the beginning of a file's name, so that one benchmark can have several files.
 BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_step_time": step_time,
@@ -294,8 +190,9 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_startup": startup,
     "bench_faults": faults,
     "bench_soak": soak,
-    "bench_scaling": scaling,
-    "bench_seeds": seeds,
+    "bench_scaling": scale.scaling,
+    "bench_seeds": scale.seeds,
+    "bench_speedrun": scale.speedrun,
 }
 
 

@@ -58,7 +58,9 @@ def make(norm, parts):
     optimizer = optax.sgd(RATE)
     params, stats = variables["params"], variables.get("batch_stats", {})
     state = TrainState(np.int32(0), params, stats, optimizer.init(params), {})
-    return state, jax.jit(steps.make_train_step(model, optimizer, config, MEAN, STD))
+    return state, jax.jit(
+        steps.make_train_step(model, optimizer, config, MEAN, STD, steps_per_epoch=3)
+    )
 
 
 def step(norm, parts, images=IMAGES, labels=LABELS, stats=None):

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import seeds, startup, step_time, workers
+from benchmarks import seeds, speedrun, startup, step_time, workers
 from benchmarks.peers import protocol
 from cifar_jax.errors import UserError
-from results import collect, systems, tables
+from results import collect, scale, systems, tables
 
 
 def test_a_case_survives_the_file(tmp_path):
@@ -391,3 +391,24 @@ def test_results_name_no_machine():
         text = path.read_text()
         assert '"host"' not in text, path
         assert "/home/" not in text, path
+
+
+def test_the_speedrun_benchmark_goes_on_where_it_stopped(tmp_path, capsys):
+    command = ["--quick", "--num-seeds=2", "--minutes=0", f"--output={tmp_path / 'found.json'}"]
+    codes = [speedrun.main(command) for _ in range(4)]
+    # The rate of matrix products, two seeds, the throughput; then nothing is left.
+    assert codes == [speedrun.UNFINISHED] * 4
+    before = (tmp_path / "found.json").read_bytes()
+    assert speedrun.main(command) == 0
+    assert (tmp_path / "found.json").read_bytes() == before
+    found = json.loads(before)
+    row = found["runs"]["speedrun"]
+    assert [one["seed"] for one in row["seeds"]] == [0, 1]
+    assert row["flops"] > 0
+    assert found["throughput"]["speedrun"]["images_per_second"][0] > 0
+    assert "| `speedrun` | 2 | 2 |" in scale.speedrun(found)
+    assert "seed 1:" in capsys.readouterr().out
+    found["commit"] = "another"
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    with pytest.raises(SystemExit, match="has another commit, another: --fresh begins anew"):
+        speedrun.main(command)

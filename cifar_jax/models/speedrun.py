@@ -51,12 +51,12 @@ def whitening_kernel(images: jax.Array | np.ndarray, eps: float = 5e-4) -> jax.A
     Returns:
       float32 kernel [2, 2, channels, 8 * channels], for the parameter "stem/kernel".
     """
-    images = np.asarray(images, np.float32)
+    images = jnp.asarray(images, jnp.float32)
     _, height, width, channels = images.shape
     corners = [images[:, y : height - 1 + y, x : width - 1 + x] for y in (0, 1) for x in (0, 1)]
-    patches = np.concatenate(corners, axis=-1).reshape(-1, 4 * channels)
-    second_moment = patches.T @ patches / len(patches)
-    eigenvalues, eigenvectors = np.linalg.eigh(second_moment.astype(np.float64))
+    patches = jnp.concatenate(corners, axis=-1).reshape(-1, 4 * channels)
+    second_moment = jnp.matmul(patches.T, patches, precision="highest") / len(patches)
+    eigenvalues, eigenvectors = np.linalg.eigh(np.asarray(second_moment, np.float64))
     filters = eigenvectors / np.sqrt(eigenvalues + eps)
     filters = np.concatenate([filters, -filters], axis=1)
     return jnp.asarray(filters.reshape(2, 2, channels, -1), jnp.float32)

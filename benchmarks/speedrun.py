@@ -1,0 +1,367 @@
+"""Time to accuracy by the speed records' rules, and the throughput of the nets.
+
+    python -m benchmarks.speedrun
+    python -m benchmarks.speedrun --airbench=cifar10-airbench/airbench94_muon.py --torch-python=...
+
+makes what is still missing in results/bench_speedrun.json, for 9 minutes; the same command goes on
+(exit code 75 while something is missing):
+
+* runs of the configs, one a seed. Counted are the first weights, the training and the evaluation
+  with test-time augmentation; reading the data and compiling are not, and stand beside. With
+  `--airbench` each of the first config alternates with a run of the record's own script, by its
+  own clock, on the same device;
+* the whole command `python main.py --config=...` once, with all that takes;
+* the rate of matrix products, and the multiplications of a run (XLA's count) over it;
+* on an accelerator, images per second in training of other configs in bfloat16.
+
+`--quick` tries all of it at a small scale, on random images.
+"""
+
+import argparse
+import importlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.peers import protocol
+from benchmarks.workers import ROOT, Worker, describe_machine, write_tables
+from cifar_jax import augment, datasets, devices, sampling, seeds, state, steps, views
+from cifar_jax import config as config_lib
+from cifar_jax import durations as durations_lib
+from cifar_jax import workdir as workdir_lib
+
+# Config and number of seeds, on an accelerator; on a processor only the first.
+RUNS = {"speedrun": 50, "speedrun:95": 10, "speedrun:96": 10, "resnet:18": 3}
+# Config and batch size.
+THROUGHPUT = {
+    **{"simple_cnn": 1024, "vgg_bn": 1024, "resnet:20": 1024, "resnet:18": 1024},
+    **{"resnet:wrn-28-10": 512, "speedrun": 2000},
+}
+THROUGHPUT_SECONDS, THROUGHPUT_ROUNDS = 3.0, 3
+# What a sysexits.h calls a temporary failure: start it again.
+UNFINISHED = 75
+
+
+def load_config(name: str) -> Any:
+    """Returns the config of a file and its argument, such as "resnet:20"."""
+    file, _, argument = name.partition(":")
+    get_config = importlib.import_module(f"configs.{file}").get_config
+    return get_config(argument) if argument else get_config()
+
+
+class Racer:
+    """Runs of one config, by seed, in programs that are compiled once.
+
+    The ordinary parts, as `train.train` puts them together, without a workdir: nothing is logged,
+    evaluated or saved within a run.
+    """
+
+    def __init__(self, config: Any, dataset: datasets.Dataset):
+        """Gets ready; compiles nothing yet."""
+        config_lib.check(config)
+        self.config, self.dataset = config, dataset
+        train = dataset.splits["train"]
+        self.durations = durations_lib.resolve(config, len(train.labels))
+        self.mesh = devices.make_mesh(config.batch_size)
+        self.model = state.create_model(config, len(dataset.class_names))
+        optimizer = state.create_optimizer(config, self.durations)
+        mean, std = dataset.mean, dataset.std
+        self.step = steps.make_train_step(
+            self.model, optimizer, config, mean, std, self.durations.steps_per_epoch
+        )
+        self.program = steps.compile_train(self.step, self.mesh, resident=True)
+        self.predict = views.make_predict(self.model, self.mesh, mean, std, config.test_time)
+        self.shape = train.images.shape[1:]
+
+        def create(key: jax.Array, given: Any) -> state.TrainState:
+            return state.make_init(config, self.durations, self.model, self.shape, given)(key)
+
+        self.create = jax.jit(create)
+
+    def run(self, seed: int, num_steps: int | None = None) -> dict[str, float]:
+        """Makes one run; returns its accuracy in plain and augmented evaluation, and its seconds.
+
+        Args:
+          seed: of the run.
+          num_steps: fewer than the config has, to compile.
+        """
+        test, size = self.dataset.splits["test"], self.config.batch_size
+        with jax.set_mesh(self.mesh):
+            key = devices.replicate(self.mesh, jax.random.key(seed))
+            feed = sampling.Feed(self.dataset.splits["train"], self.mesh, [seed], size, True)
+            jax.block_until_ready(feed(0, 1))
+            begun = time.perf_counter()
+            given = state.params_from_data(self.model, self.dataset)
+            current = devices.replicate(self.mesh, self.create(key, given))
+            made, total = 0, num_steps or self.durations.total
+            sums = seeds.lay_sums(self.mesh, {}, 1)
+            while made < total:
+                number = min(feed.capacity, total - made)
+                data, indices = feed(made, number)
+                current, sums = self.program(current, sums, data, indices, number, key)
+                made += number
+            logits = self.predict(current.variables(), test.images, self.config.eval_batch_size)
+            seconds = time.perf_counter() - begun
+        accuracy = float((logits.argmax(axis=-1) == test.labels).mean())
+        return {"seed": seed, "accuracy": accuracy, "seconds": seconds}
+
+    def count_flops(self) -> float:
+        """Returns the floating-point operations of a run, as XLA counts those of its programs."""
+        size = self.config.batch_size
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        create = state.make_init(self.config, self.durations, self.model, self.shape)
+        shapes = jax.eval_shape(create, key)
+
+        def evaluate(variables: Any, images: jax.Array) -> jax.Array:
+            images = augment.normalize(images, self.dataset.mean, self.dataset.std, jnp.float32)
+            return self.model.apply(variables, images, train=False)
+
+        images = jax.ShapeDtypeStruct((size, *self.shape), jnp.uint8)
+        labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+        with jax.set_mesh(self.mesh):
+            step = jax.jit(self.step).lower(shapes, (images, labels, labels), key)
+            forward = jax.jit(evaluate).lower(shapes.variables(), images)
+        num_views = {"plain": 1, "mirror": 2, "mirror_shift": 6}[self.config.test_time.views]
+        num_images = num_views * len(self.dataset.splits["test"].labels)
+        counts = [lowered.cost_analysis()["flops"] for lowered in (step, forward)]
+        return counts[0] * self.durations.total + counts[1] * num_images / size
+
+
+def measure_matrix_rate(dtype: Any, size: int) -> float:
+    """Returns FLOP/s in products of square matrices, the best of some turns."""
+    number = 20
+    matrix = jnp.ones((size, size), dtype) / size
+
+    @jax.jit
+    def multiply(x: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, number, lambda _, y: jnp.dot(matrix, y), x)
+
+    multiply(matrix).block_until_ready()
+    turns = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        multiply(matrix).block_until_ready()
+        turns.append(time.perf_counter() - begun)
+    return 2 * size**3 * number / min(turns)
+
+
+def measure_throughput(racer: Racer) -> list[float]:
+    """Returns images per second of training, of each round."""
+    size, epoch = racer.config.batch_size, racer.durations.steps_per_epoch
+    with jax.set_mesh(racer.mesh):
+        key = devices.replicate(racer.mesh, jax.random.key(0))
+        feed = sampling.Feed(racer.dataset.splits["train"], racer.mesh, [0], size, True)
+        given = state.params_from_data(racer.model, racer.dataset)
+        current = devices.replicate(racer.mesh, racer.create(key, given))
+        sums = seeds.lay_sums(racer.mesh, {}, 1)
+        rates = []
+        for number in range(THROUGHPUT_ROUNDS + 1):
+            made, begun = 0, time.perf_counter()
+            while made == 0 or time.perf_counter() - begun < THROUGHPUT_SECONDS:
+                data, indices = feed(0, epoch)
+                current, sums = racer.program(current, sums, data, indices, epoch, key)
+                jax.block_until_ready(sums)
+                made += epoch
+            if number:  # the first compiles
+                rates.append(made * size / (time.perf_counter() - begun))
+    return rates
+
+
+class Results:
+    """The file: what is in it is not measured again."""
+
+    def __init__(self, path: Path, fresh: bool):
+        """Reads the file.
+
+        Raises:
+          SystemExit: it was measured elsewhere, or by other code.
+        """
+        self.path = path
+        same = describe_machine() | {"devices": devices.describe()}
+        self.found: dict[str, Any] = {"name": path.stem, **same, "runs": {}, "throughput": {}}
+        if path.exists() and not fresh:
+            old = workdir_lib.read_json(path)
+            for name, value in same.items():
+                if old.get(name) != value:
+                    raise SystemExit(
+                        f"error: {path} has another {name}, {old.get(name)}: --fresh begins anew"
+                    )
+            self.found = old
+
+    def save(self) -> None:
+        """Writes the file."""
+        workdir_lib.write_json(self.path, self.found)
+
+
+def race(
+    results: Results, name: str, racer: Racer, num_seeds: int, rival: Worker | None
+) -> Iterator[str]:
+    """Makes the runs of a config that are missing, in turns with the rival; yields words."""
+    row = results.found["runs"].setdefault(name, {"seeds": [], "rival": []})
+    if len(row["seeds"]) >= num_seeds and (rival is None or len(row["rival"]) >= num_seeds):
+        return
+    begun = time.perf_counter()
+    racer.run(0, min(2, racer.durations.total))
+    row["compile_seconds"] = time.perf_counter() - begun
+    row["flops"] = racer.count_flops()
+    row |= {"epochs": racer.config.num_epochs, "batch_size": racer.config.batch_size}
+    row["dtype"] = racer.config.dtype
+    if rival:
+        rival.ask("prepare")
+    for seed in range(num_seeds):
+        if seed >= len(row["seeds"]):
+            row["seeds"].append(racer.run(seed))
+        if rival and seed >= len(row["rival"]):
+            row["rival"].append(rival.ask("run", number=seed))
+        results.save()
+        last = row["seeds"][seed]
+        yield f"{name}, seed {seed}: {last['accuracy']:.2%} in {last['seconds']:.2f} s" + (
+            f", the record {row['rival'][seed]['accuracy']:.2%} in "
+            f"{row['rival'][seed]['seconds']:.2f} s"
+            if len(row["rival"]) > seed
+            else ""
+        )
+
+
+def time_command(results: Results, name: str, extra: list[str]) -> Iterator[str]:
+    """Times the whole command of a config once, in a new workdir and without a compiled program."""
+    commands = results.found.setdefault("commands", {})
+    if name in commands:
+        return
+    file, _, argument = name.partition(":")
+    config = f"configs/{file}.py" + (f":{argument}" if argument else "")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "main.py", f"--config={config}", f"--workdir={folder}/run"]
+        begun = time.monotonic()
+        env = {"XDG_CACHE_HOME": f"{folder}/cache"}
+        subprocess.run(
+            [*command, *extra], cwd=ROOT, check=True, env=os.environ | env, capture_output=True
+        )
+        seconds = time.monotonic() - begun
+        accuracy = workdir_lib.read_json(Path(folder) / "run" / workdir_lib.RESULT)["test_accuracy"]
+    commands[name] = {"seconds": seconds, "accuracy": accuracy, "overrides": extra}
+    results.save()
+    yield f"{' '.join(command[1:3])}: {accuracy:.2%} in {seconds:.1f} s, all told"
+
+
+def throughput(results: Results, sizes: dict[str, int], dataset: datasets.Dataset) -> Iterator[str]:
+    """Measures the configs that are missing, in bfloat16; yields words."""
+    for name, batch_size in sizes.items():
+        if name in results.found["throughput"]:
+            continue
+        config = load_config(name)
+        config.dtype, config.batch_size = "bfloat16", batch_size
+        rates = measure_throughput(Racer(config, dataset))
+        row = {"batch_size": batch_size, "dtype": config.dtype, "images_per_second": rates}
+        results.found["throughput"][name] = row
+        results.save()
+        yield f"{name}: {statistics.median(rates):,.0f} images/s in training"
+
+
+def write_images(folder: Path, dataset: datasets.Dataset) -> None:
+    """Writes the images for the rival."""
+    for name in ("train", "test"):
+        split = dataset.splits[name]
+        np.save(folder / f"{name}_images.npy", np.asarray(split.images))
+        np.save(folder / f"{name}_labels.npy", np.asarray(split.labels))
+
+
+def shrink(config: Any) -> Any:
+    """Returns the config of a run at a small scale."""
+    config.num_epochs, config.batch_size, config.eval_batch_size = 2.0, 64, 64
+    config.schedule.name, config.schedule.warmup_epochs = "constant", 0.0
+    if "group_features" in config.model:
+        config.model.group_features = (8, 8, 8)
+        config.optimizer.groups.stem_bias.num_epochs = 1.0
+    return config
+
+
+def random_dataset(num_images: int = 640) -> datasets.Dataset:
+    """Returns random images in two splits."""
+    images, labels = (part[:num_images] for part in protocol.make_data("speedrun"))
+    split = datasets.Split(images, labels)
+    names = tuple(map(str, range(protocol.NUM_CLASSES)))
+    mean, std = (protocol.MEAN,) * 3, (protocol.STD,) * 3
+    return datasets.Dataset("random", names, mean, std, {"train": split, "test": split})
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--configs", help="of the runs, such as speedrun:96,resnet:20")
+    parser.add_argument("--num-seeds", type=int, help="of each config")
+    parser.add_argument("--minutes", type=float, default=9.0, help="then it ends, to be gone on")
+    parser.add_argument("--airbench", type=Path, help="the record's script, fetched beside this")
+    parser.add_argument("--torch-python", default=sys.executable, help="has torch")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--quick", action="store_true", help="try it out at a small scale")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "bench_speedrun.json")
+    return parser.parse_args(argv)
+
+
+def parts(options: argparse.Namespace, results: Results, folder: Path) -> Iterator[str]:
+    """Measures what is missing, one thing after the other; yields words after each."""
+    accelerator = jax.default_backend() != "cpu"
+    runs = RUNS if accelerator else {"speedrun": 1}
+    if options.configs:
+        runs = {name: runs.get(name, 3) for name in options.configs.split(",")}
+    if "matrix_rate" not in results.found:
+        dtype, size = (jnp.bfloat16, 8192) if accelerator else (jnp.float32, 1024)
+        results.found["matrix_rate"] = measure_matrix_rate(dtype, size)
+        results.save()
+        yield f"matrix products: {results.found['matrix_rate'] / 1e12:.3g} TFLOP/s"
+    dataset = random_dataset() if options.quick else datasets.load("cifar10")
+    rival = None
+    if options.airbench:
+        write_images(folder, dataset)
+        arguments = ["airbench", str(options.airbench.resolve()), str(folder)]
+        rival = Worker("airbench", options.torch_python, arguments, accelerator=True)
+    for place, (name, num_seeds) in enumerate(runs.items()):
+        config = load_config(name)
+        config.dtype = "bfloat16" if accelerator else config.dtype
+        config = shrink(config) if options.quick else config
+        racer = Racer(config, dataset)
+        against = rival if place == 0 else None
+        yield from race(results, name, racer, options.num_seeds or num_seeds, against)
+        if place == 0 and not options.quick:
+            yield from time_command(results, name, [f"--config.dtype={config.dtype}"])
+    if accelerator or options.quick:
+        sizes = {"speedrun": 64} if options.quick else THROUGHPUT
+        yield from throughput(results, sizes, dataset)
+    if rival:
+        rival.close()
+
+
+def main(argv: list[str]) -> int:
+    """Runs the benchmark; returns the exit code."""
+    begun = time.monotonic()
+    options = parse(argv)
+    # The command and the rival use the same device.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    devices.configure(2000)
+    results = Results(options.output, options.fresh)
+    with tempfile.TemporaryDirectory() as folder:
+        for words in parts(options, results, Path(folder)):
+            print(words, flush=True)
+            if time.monotonic() - begun > 60 * options.minutes:
+                print("the same command goes on")
+                return UNFINISHED
+    if options.output.parent == ROOT / "results":
+        write_tables()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""The tables of what many devices, many seeds and the speed records take."""
+
+import statistics
+from typing import Any
+
+from cifar_jax.scores import summarize
+from results.markdown import markdown
+
+
+def scaling(result: dict[str, Any]) -> str:
+    """What a training gives on devices and processes, exchanges, and would take elsewhere."""
+    text = ""
+    if rows := result.get("correctness"):
+        header = ["devices", "processes", "largest difference of a parameter", "right images"]
+        text += markdown(
+            header,
+            [
+                [
+                    str(row["devices"]),
+                    str(row["processes"]),
+                    f"{row['difference']:.1e}" if row["difference"] else "0",
+                    f"{row['num_correct']} of {row['num_images']}",
+                ]
+                for row in rows
+            ],
+        )
+    if rows := result.get("exchanges"):
+        header = ["config", "gradients", "BatchNorm's sums", "in the program", "all-reduces"]
+        text += f"\nBytes that a step exchanges on {rows[0]['devices']} devices:\n\n" + markdown(
+            header,
+            [
+                [
+                    f"`{row['config']}`",
+                    *(f"{row['expected'][name]:,}" for name in ("gradients", "batch_norm")),
+                    f"{row['bytes']:,}",
+                    ", ".join(f"{n} {kind}" for kind, n in row["exchanges"].items()),
+                ]
+                for row in rows
+            ],
+        )
+    if rows := result.get("speed"):
+        header = ["speed", "devices", "processes", "batch", "images per second"]
+        rates: dict[tuple[str, ...], list[float]] = {}
+        for row in rows:
+            cell = (row["kind"], *(str(row[k]) for k in ("devices", "processes", "batch_size")))
+            rates.setdefault(cell, []).append(row["images_per_second"])
+        text += "\n" + markdown(
+            header, [[*cell, f"{statistics.median(each):,.0f}"] for cell, each in rates.items()]
+        )
+    if rows := result.get("model"):
+        header = ["modelled", "machine", "computation", "exchange", "efficiency", "least batch"]
+        text += "\n" + markdown(
+            header,
+            [
+                [
+                    f"`{row['config']}`",
+                    row["machine"],
+                    *(f"{1e3 * row[f'{part}_seconds']:.2f} ms" for part in ("compute", "exchange")),
+                    f"{row['efficiency']:.0%}",
+                    str(row["least_batch_of_a_device"]),
+                ]
+                for row in rows
+            ],
+        )
+    return text + f"\n{result['hardware']}; the machines of the model are not ours.\n"
+
+
+def seeds(result: dict[str, Any]) -> str:
+    """Several runs in one program beside one alone; calls of many steps beside step by step."""
+
+    def rate(values: list[float]) -> str:
+        return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+
+    rows = []
+    for row in result["seeds"]:
+        rates = row["images_per_second"]
+        alone = max((x for way, x in rates.items() if "alone" in way), key=statistics.median)
+        cells = [rate(alone)]
+        for way in ("one after another", "at once"):
+            times = row["num_seeds"] * statistics.median(alone) / statistics.median(rates[way])
+            cells.append(f"{rate(rates[way])}: **{times:.2f}**")
+        rows.append([row["model"], str(row["num_seeds"]), *cells])
+    header = ["model", "seeds", "one run alone", "seeds one after another", "seeds at once"]
+    text = markdown(header, rows) + (
+        "\nImages per second over all seeds, the middle of several turns, in brackets the lowest "
+        "and the highest; bold: the time of all seeds over that of one run alone, with the number "
+        "of devices that is best for it.\n\n"
+    )
+    rows = []
+    for row in result["calls"]:
+        rates = row["images_per_second"]
+        scan, cells = statistics.median(rates["scan"]), []
+        for way in ("calls", "steps"):
+            times = scan / statistics.median(rates[way])
+            cells.append(f"{rate(rates[way])}: **{times:.2f}x**, {row['difference'][way]:.1e}")
+        rows.append([row["model"], str(row["steps"]), rate(rates["scan"]), *cells])
+    header = ["model", "steps", "many steps a call", "one step a call", "a step without the loop"]
+    return (
+        text
+        + markdown(header, rows)
+        + (
+            "\nImages per second; bold: how many times faster the call of many steps is; then the "
+            "norm of the difference of the parameters at the end, over the norm of the parameters. "
+            f"{result['devices']}; {result['hardware']}.\n"
+        )
+    )
+
+
+def speedrun(result: dict[str, Any]) -> str:
+    """Accuracy and time of runs by the records' rules; images per second in training."""
+    rows = []
+    for name, row in result["runs"].items():
+        for words, each in ((f"`{name}`", row["seeds"]), ("the record in PyTorch", row["rival"])):
+            if not each:
+                continue
+            mean, std, interval = summarize([one["accuracy"] for one in each])
+            seconds = statistics.median(one["seconds"] for one in each)
+            accuracy = f"{mean:.2%}"
+            if std is not None and interval is not None:
+                accuracy += f" ± {std:.2%} ({interval[0]:.2%} to {interval[1]:.2%})"
+            cells = [words, f"{row['epochs']:g}", str(len(each)), accuracy, f"{seconds:.2f} s"]
+            own = each is row["seeds"]
+            share = row["flops"] / seconds / result["matrix_rate"]
+            cells += [f"{row['flops'] / 1e15:.2f}", f"{share:.0%}"] if own else ["", ""]
+            cells.append(f"{row['compile_seconds']:.1f} s" if own else "")
+            rows.append(cells)
+    header = ["config", "epochs", "seeds", "accuracy", "seconds", "PFLOP", "of the matrix rate"]
+    text = markdown([*header, "compilation"], rows)
+    text += (
+        "\nAccuracy: mean, deviation and the mean's 95 % interval, with test-time augmentation. "
+        "Seconds: the median run, with its evaluation, without reading the data and compiling. "
+        f"Matrix products: {result['matrix_rate'] / 1e12:.3g} TFLOP/s.\n"
+    )
+    for name, row in result.get("commands", {}).items():
+        text += (
+            f"\nThe command with `{name}`, all told, nothing compiled before: "
+            f"{row['seconds']:.1f} s, {row['accuracy']:.2%}.\n"
+        )
+    if result["throughput"]:
+        rows = [
+            [f"`{name}`", str(row["batch_size"]), f"{statistics.median(rates):,.0f}"]
+            for name, row in result["throughput"].items()
+            if (rates := row["images_per_second"])
+        ]
+        header = ["training in bfloat16", "batch", "images per second"]
+        text += "\n" + markdown(header, rows)
+    return text + f"\n{result['devices']}; {result['hardware']}.\n"
