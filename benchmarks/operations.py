@@ -11,12 +11,11 @@ and the README's table.
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workers import ROOT, Worker, WorkerError
+from benchmarks.workers import ROOT, Worker, WorkerError, write_tables
 from cifar_jax import workdir as workdir_lib
 
 BATCH_SIZE = 64
@@ -103,7 +102,7 @@ def main(argv: list[str]) -> int:
         **measured,
     }
     workdir_lib.write_json(output, result)
-    subprocess.run([sys.executable, str(ROOT / "results" / "tables.py")], check=True)
+    write_tables()
     return 0
 
 

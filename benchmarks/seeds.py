@@ -13,13 +13,12 @@ of 128, SGD with momentum. Writes results/bench_seeds.json and the README's tabl
 
 import argparse
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import protocol
-from benchmarks.workers import ROOT, Worker, WorkerError, describe_machine
+from benchmarks.workers import ROOT, Worker, WorkerError, describe_machine, write_tables
 from cifar_jax import workdir as workdir_lib
 
 BATCH_SIZE = 128
@@ -127,7 +126,7 @@ def main(argv: list[str]) -> int:
         for worker in workers.values():
             worker.close()
     if options.output.parent == ROOT / "results":
-        subprocess.run([sys.executable, str(ROOT / "results" / "tables.py")], check=True)
+        write_tables()
     return 0
 
 

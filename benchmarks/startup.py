@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.workers import ROOT, Worker, WorkerError, resident_bytes
+from benchmarks.workers import ROOT, Worker, WorkerError, resident_bytes, write_tables
 from cifar_jax import datasets
 from cifar_jax import workdir as workdir_lib
 
@@ -116,7 +116,8 @@ def measure_memory(folder: Path, pythons: Mapping[str, str | None]) -> dict[str,
     """Returns the largest resident memory of a short training, in bytes, by framework."""
     command = [sys.executable, "main.py", CONFIG, f"--workdir={folder / 'memory'}"]
     command += [f"--config.num_steps={NUM_STEPS}", f"--config.batch_size={BATCH_SIZE}"]
-    command.append("--config.log.report=False")  # the others draw nothing
+    # The others draw nothing, and warm up nothing.
+    command += ["--config.log.report=False", "--config.schedule.warmup_epochs=0"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -174,7 +175,7 @@ def main(argv: list[str]) -> int:
     workdir_lib.write_json(options.output, result)
     print(f"wrote {options.output}")
     if options.output.parent == ROOT / "results":
-        subprocess.run([sys.executable, str(ROOT / "results" / "tables.py")], check=True)
+        write_tables()
     return 0
 
 

@@ -148,6 +148,11 @@ def describe_machine() -> dict[str, Any]:
     return {"hardware": hardware, "commit": found["commit"], "versions": found["versions"]}
 
 
+def write_tables() -> None:
+    """Writes the README's tables anew."""
+    subprocess.run([sys.executable, "-m", "results.tables"], cwd=ROOT, check=True)
+
+
 def resident_bytes(usage: Any) -> int:
     """Returns the largest resident memory of a `struct_rusage`, in bytes."""
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
