@@ -27,11 +27,14 @@ from cifar_jax import workdir as workdir_lib
 
 MODELS = ("simple_cnn", "vgg_bn", "resnet", "speedrun", "mlp")
 BATCH_SIZES = (128, 32, 512)
-ROUNDS = {128: 7}
+ROUNDS, FEWER_ROUNDS = {128: 5}, 2
 INPUT_ROUNDS = 3
-# Turns that are not counted. Until it has been through all the memory it keeps, ResNet-20 here is
-# a quarter slower, for some five seconds.
-WARM_UP_TURNS = 8
+# Turns of training that are not counted. Until it has been through all the memory it keeps,
+# ResNet-20 here is a quarter slower, for some five seconds.
+WARM_UP_TURNS = 3
+# Inference is short and even; a training step that follows the other frameworks' turns is slower
+# than those after it (a turn of 0.6 s lost a quarter), so its turns are long.
+INFERENCE_SHARE = 0.3
 # Models whose configs take the images as they are.
 NOT_AUGMENTED = ("mlp",)
 # Models whose configs want one CPU device.
@@ -79,8 +82,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--torch-python", help="has torch")
     parser.add_argument("--models", default=",".join(MODELS), help="separated by commas")
     parser.add_argument("--batches", default=",".join(map(str, BATCH_SIZES)), help="likewise")
-    parser.add_argument("--rounds", type=int, help="default: 7 with a batch of 128, else 3")
-    parser.add_argument("--seconds", type=float, default=0.6, help="about the length of a turn")
+    parser.add_argument("--rounds", type=int, help="default: 5 with a batch of 128, else 2")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn of training, about")
     parser.add_argument("--output", type=Path, help="default: results/bench_step_time.json")
     parser.add_argument(
         "--quick", action="store_true", help="try it out: this project, stock JAX, mlp, one round"
@@ -187,12 +190,14 @@ def measure(
         worker.ask("calibrate")
         for _ in range(WARM_UP_TURNS):
             worker.ask("measure", what="train", seconds=seconds)
+        worker.ask("calibrate")  # the first time was before it was warm
     for what in protocol.Runner._fields:
         for number in range(rounds):
             names = list(workers)
             first = number % len(names)
             for name in names[first:] + names[:first]:
-                rate = workers[name].ask("measure", what=what, seconds=seconds)
+                length = seconds * (INFERENCE_SHARE if what == "infer" else 1)
+                rate = workers[name].ask("measure", what=what, seconds=length)
                 rates.setdefault((name, what), []).append(rate)
     return [
         {
@@ -237,7 +242,7 @@ def run(options: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, An
             wanted = choose(workers, model)
             if not compiling_pays(rows, model):
                 wanted.pop("pytorch_compiled", None)
-            rounds = options.rounds or ROUNDS.get(batch_size, 3)
+            rounds = options.rounds or ROUNDS.get(batch_size, FEWER_ROUNDS)
             new = measure(wanted, model, batch_size, rounds, options.seconds)
             if model not in NOT_AUGMENTED:
                 case = {"model": model, "batch_size": batch_size}
