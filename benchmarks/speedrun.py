@@ -18,6 +18,7 @@ makes what is still missing in results/bench_speedrun.json, for 9 minutes; the s
 """
 
 import argparse
+import functools
 import importlib
 import os
 import statistics
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,33 +205,30 @@ class Results:
 
 
 def race(
-    results: Results, name: str, racer: Racer, num_seeds: int, rival: Worker | None
+    results: Results,
+    name: str,
+    racer: Racer,
+    num_seeds: int,
+    rival: Callable[[int], dict[str, float]] | None,
 ) -> Iterator[str]:
-    """Makes the runs of a config that are missing, in turns with the rival; yields words."""
+    """Makes the runs of a config that are missing, in turns with the rival's; yields words."""
     row = results.found["runs"].setdefault(name, {"seeds": [], "rival": []})
-    if len(row["seeds"]) >= num_seeds and (rival is None or len(row["rival"]) >= num_seeds):
+    sides = {"seeds": racer.run} | ({"rival": rival} if rival else {})
+    if all(len(row[side]) >= num_seeds for side in sides):
         return
     begun = time.perf_counter()
     racer.run(0, min(2, racer.durations.total))
     row["compile_seconds"] = time.perf_counter() - begun
-    row["flops"] = racer.count_flops()
-    row |= {"epochs": racer.config.num_epochs, "batch_size": racer.config.batch_size}
-    row["dtype"] = racer.config.dtype
-    if rival:
-        rival.ask("prepare")
+    row |= {"flops": racer.count_flops(), "epochs": racer.config.num_epochs}
+    row |= {"batch_size": racer.config.batch_size, "dtype": racer.config.dtype}
     for seed in range(num_seeds):
-        if seed >= len(row["seeds"]):
-            row["seeds"].append(racer.run(seed))
-        if rival and seed >= len(row["rival"]):
-            row["rival"].append(rival.ask("run", number=seed))
-        results.save()
-        last = row["seeds"][seed]
-        yield f"{name}, seed {seed}: {last['accuracy']:.2%} in {last['seconds']:.2f} s" + (
-            f", the record {row['rival'][seed]['accuracy']:.2%} in "
-            f"{row['rival'][seed]['seconds']:.2f} s"
-            if len(row["rival"]) > seed
-            else ""
-        )
+        for side, run in sides.items():
+            if seed < len(row[side]):
+                continue
+            row[side].append(run(seed))
+            results.save()
+            one, words = row[side][-1], "the record, run" if side == "rival" else f"{name}, seed"
+            yield f"{words} {seed}: {one['accuracy']:.2%} in {one['seconds']:.2f} s"
 
 
 def time_command(results: Results, name: str, extra: list[str]) -> Iterator[str]:
@@ -311,6 +309,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _run_rival(rival: Worker, number: int) -> dict[str, float]:
+    return rival.ask("run", number=number)
+
+
 def parts(options: argparse.Namespace, results: Results, folder: Path) -> Iterator[str]:
     """Measures what is missing, one thing after the other; yields words after each."""
     accelerator = jax.default_backend() != "cpu"
@@ -328,12 +330,13 @@ def parts(options: argparse.Namespace, results: Results, folder: Path) -> Iterat
         write_images(folder, dataset)
         arguments = ["airbench", str(options.airbench.resolve()), str(folder)]
         rival = Worker("airbench", options.torch_python, arguments, accelerator=True)
+        rival.ask("prepare")
     for place, (name, num_seeds) in enumerate(runs.items()):
         config = load_config(name)
         config.dtype = "bfloat16" if accelerator else config.dtype
         config = shrink(config) if options.quick else config
         racer = Racer(config, dataset)
-        against = rival if place == 0 else None
+        against = functools.partial(_run_rival, rival) if rival and place == 0 else None
         yield from race(results, name, racer, options.num_seeds or num_seeds, against)
         if place == 0 and not options.quick:
             yield from time_command(results, name, [f"--config.dtype={config.dtype}"])

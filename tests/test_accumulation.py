@@ -72,7 +72,8 @@ def step(norm, parts, images=IMAGES, labels=LABELS, stats=None):
         state, train_step = make(norm, parts)
         if stats is not None:
             state = dataclasses.replace(state, batch_stats=stats)
-        new, metrics = train_step(state, (images, labels), jax.random.key(1))
+        rows = np.arange(len(labels), dtype=np.int32)
+        new, metrics = train_step(state, (images, labels, rows), jax.random.key(1))
         return jax.device_get(new), to_sums(metrics)
 
 

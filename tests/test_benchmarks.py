@@ -358,7 +358,7 @@ def test_the_table_of_the_seeds():
         ],
         **{"devices": "2 CPU devices", "hardware": "2 cores"},
     }
-    table = tables.seeds(result)
+    table = scale.seeds(result)
     assert "| mlp | 8 | 100 (100 to 100) | 160 (160 to 160): **5.00** |" in table
     assert "**1.10x**, 0.0e+00 | 55 (55 to 55): **2.00x**, 1.5e-07 |" in table
 
