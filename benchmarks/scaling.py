@@ -33,12 +33,12 @@ from tests import program
 CELLS = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4))
 SPEED_CELLS = ((1, 1), (2, 1), (1, 2))
 FIELDS = {
-    "num_steps": 10,
-    "checkpoint__every_steps": 10,
+    "num_steps": 60,
+    "checkpoint__every_steps": 60,
     "augment__flip": True,
     "augment__mixup_alpha": 0.5,
     "optimizer__name": "sgd",
-    "optimizer__learning_rate": 0.01,
+    "optimizer__learning_rate": 0.1,
 }
 MODELS = ("simple_cnn", "vgg_bn", "resnet:20")
 # What the model of the time takes for granted; the rates are those of the data sheets.
