@@ -412,3 +412,39 @@ def test_the_speedrun_benchmark_goes_on_where_it_stopped(tmp_path, capsys):
     (tmp_path / "found.json").write_text(json.dumps(found))
     with pytest.raises(SystemExit, match="has another commit, another: --fresh begins anew"):
         speedrun.main(command)
+
+
+RECORD = """
+import torch
+
+class CifarNet(torch.nn.Module):
+    def cuda(self):
+        return self
+
+    def compile(self, mode):
+        self.mode = mode
+
+def print_training_details(variables, is_final_entry):
+    raise AssertionError
+
+def main(run, model):
+    data = torch.load("cifar10/test.pt")
+    accuracy = (data["labels"] == 3).float().mean().item()
+    time_seconds = 2.5 if run == "warmup" else 1.0 + run
+    print_training_details(locals(), is_final_entry=True)
+    return accuracy
+"""
+
+
+def test_the_records_script_runs_as_it_stands(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "record.py").write_text(RECORD)
+    speedrun.write_images(tmp_path, speedrun.random_dataset(64))
+    arguments = ["airbench", str(tmp_path / "record.py"), str(tmp_path)]
+    rival = workers.Worker("airbench", sys.executable, arguments)
+    rival.ask("prepare")
+    labels = speedrun.random_dataset(64).splits["test"].labels
+    for number in (0, 3):
+        found = rival.ask("run", number=number)
+        assert found == {"accuracy": pytest.approx((labels == 3).mean()), "seconds": 1.0 + number}
+    rival.close()

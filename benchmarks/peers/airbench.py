@@ -83,7 +83,8 @@ def serve(script: Path, folder: Path) -> None:
         accuracy = names["main"](number, made["model"])
         return {"accuracy": accuracy, "seconds": seconds[-1]}
 
-    versions = {"torch": torch.__version__, "device": torch.cuda.get_device_name()}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    versions = {"torch": torch.__version__, "device": device}
     protocol.serve({"prepare": prepare, "run": run}, versions)
 
 
