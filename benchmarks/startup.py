@@ -27,10 +27,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks import workers
 from benchmarks.workers import ROOT, Worker, WorkerError, resident_bytes, write_tables
-from cifar_jax import datasets
 from cifar_jax import workdir as workdir_lib
 
 CONFIG = "--config=configs/simple_cnn.py"
@@ -38,7 +36,18 @@ NUM_STEPS, BATCH_SIZE = 100, 128
 # The bar of tqdm once a step is done: "1/390 ["; before that there is no bar.
 BAR = re.compile(rb"\d+/\d+ \[")
 TIMEOUT_SECONDS = 120
+DATA = "data.npz"
 PEERS = {"keras": "keras_tf", "pytorch": "pytorch"}
+# In a process of its own: what this one holds when it starts a child is counted as the child's.
+PREPARE = """
+import sys
+import numpy as np
+from cifar_jax import datasets
+splits = datasets.load("cifar10").splits
+parts = {f"{name}_{part}": getattr(split, part) for name, split in splits.items()
+         for part in ("images", "labels")}
+np.savez(sys.argv[1], **parts)
+"""
 
 
 def time_first_step(command: list[str], env: Mapping[str, str]) -> float:
@@ -84,6 +93,25 @@ def drain(terminal: int) -> None:
         pass
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Returns the environment of a command: a cache of its own, nothing else that was set."""
+    env = workers.environment(os.environ) | {"XDG_CACHE_HOME": str(folder / "cache")}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    return env
+
+
+def prepare(folder: Path) -> None:
+    """Decodes the images and writes them for the others; they are there in all that is measured."""
+    command = [sys.executable, "-c", PREPARE, str(folder / DATA)]
+    subprocess.run(command, cwd=ROOT, env=environment(folder), check=True)
+
+
+def forget_compiled(folder: Path) -> None:
+    """Removes the programs that were compiled."""
+    for compiled in (folder / "cache" / "cifar_jax").glob("xla-*"):
+        shutil.rmtree(compiled)
+
+
 def measure_startup(folder: Path, repeats: int) -> dict[str, Any]:
     """Starts the training again and again, each time cold and then warm.
 
@@ -91,16 +119,10 @@ def measure_startup(folder: Path, repeats: int) -> dict[str, Any]:
       folder: for the workdirs and caches.
       repeats: how many times.
     """
-    env = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "JAX_PLATFORMS": "cpu"}
-    for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR"):
-        env.pop(name, None)
-    # The decoded images may lie in the same cache: they are prepared data, and there in both cases.
-    prepare = "from cifar_jax import datasets; datasets.load('cifar10')"
-    subprocess.run([sys.executable, "-c", prepare], cwd=ROOT, env=env, check=True)
+    env = environment(folder)
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
     for number in range(repeats):
-        for compiled in (folder / "cache" / "cifar_jax").glob("xla-*"):
-            shutil.rmtree(compiled)
+        forget_compiled(folder)
         for kind, times in seconds.items():
             workdir = folder / f"{kind}_{number}"
             command = [sys.executable, "main.py", CONFIG, f"--workdir={workdir}"]
@@ -118,20 +140,15 @@ def measure_memory(folder: Path, pythons: Mapping[str, str | None]) -> dict[str,
     command += [f"--config.num_steps={NUM_STEPS}", f"--config.batch_size={BATCH_SIZE}"]
     # The others draw nothing, and warm up nothing.
     command += ["--config.log.report=False", "--config.schedule.warmup_epochs=0"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    forget_compiled(folder)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(folder), stdout=subprocess.DEVNULL
+    )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError("the training failed")
     sizes = {"ours": resident_bytes(usage)}
-    path = folder / "data.npz"
-    splits = datasets.load("cifar10").splits
-    arrays = {
-        f"{name}_{part}": np.asarray(getattr(split, part))
-        for name, split in splits.items()
-        for part in ("images", "labels")
-    }
-    np.savez(path, **arrays)  # type: ignore[arg-type]
     for name, program in PEERS.items():
         python = pythons[name]
         if python is None:
@@ -142,7 +159,8 @@ def measure_memory(folder: Path, pythons: Mapping[str, str | None]) -> dict[str,
         except WorkerError as error:
             print(f"skipping {name}: {error}")
             continue
-        worker.ask("train_once", path=str(path), num_steps=NUM_STEPS, batch_size=BATCH_SIZE)
+        case = {"path": str(folder / DATA), "num_steps": NUM_STEPS, "batch_size": BATCH_SIZE}
+        worker.ask("train_once", **case)
         sizes[name] = worker.close()
     for name, size in sizes.items():
         print(f"memory, {name}: {size / 2**20:.0f} MiB")
@@ -160,6 +178,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "bench_startup.json")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
         startup = measure_startup(Path(folder), options.repeats)
         pythons = {"keras": options.keras_python, "pytorch": options.torch_python}
         sizes = measure_memory(Path(folder), pythons)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 
-# A device of its own needs memory for the training set and the activations: leave many-core hosts
-# at a number that pays.
+# Each device has the training set, the state and its activations to itself: leave many-core hosts
+# at a number that pays, and at what they have the memory for.
 MAX_DEFAULT_CPU_DEVICES = 16
+_BYTES_A_DEVICE = 2**30
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def configure(
@@ -30,13 +33,12 @@ def configure(
     Args:
       batch_size: images that the devices must share evenly; None: any number of devices will do.
       num_cpu_devices: devices wanted on a CPU; None: JAX_NUM_CPU_DEVICES if that is set, else the
-        largest number up to the cores that divides the batch.
+        largest number up to the cores that divides the batch and has a GiB of memory for each.
       deterministic: whether a GPU must give the same bits again; a CPU always does.
     """
     config: Any = jax.config
     if num_cpu_devices is None and config.jax_num_cpu_devices < 1:
-        counts = range(1, min(_num_cores(), MAX_DEFAULT_CPU_DEVICES) + 1)
-        num_cpu_devices = max(n for n in counts if batch_size is None or batch_size % n == 0)
+        num_cpu_devices = _forced_devices() or _default_devices(batch_size)
     with contextlib.suppress(RuntimeError):  # the backend runs already
         if num_cpu_devices is not None:
             jax.config.update("jax_num_cpu_devices", num_cpu_devices)
@@ -59,11 +61,32 @@ def _add_xla_flag(flag: str) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --{flag}".strip()
 
 
+def _forced_devices() -> int | None:
+    """What XLA's own flag for the number of CPU devices says, if it is set."""
+    flag = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return int(flag[1]) if flag else None
+
+
+def _default_devices(batch_size: int | None) -> int:
+    most = min(_num_cores(), MAX_DEFAULT_CPU_DEVICES, host_memory() // _BYTES_A_DEVICE)
+    counts = range(1, max(1, most) + 1)
+    return max(n for n in counts if batch_size is None or batch_size % n == 0)
+
+
 def _num_cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def host_memory() -> int:
+    """Returns how many bytes of memory this host has, or its container may use."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            sizes.append(int((_CGROUP / file).read_text()))
+    return min(sizes)
 
 
 def compilation_cache() -> Path | None:
@@ -81,9 +104,10 @@ def compilation_cache() -> Path | None:
 
 
 def _processor() -> str:
+    fields = ("model name", "flags", "Features", "CPU ")  # the last two: of ARM
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+        return "".join(sorted({line for line in lines if line.startswith(fields)}))
     except OSError:
         return platform.processor() or platform.machine()
 

@@ -3,7 +3,6 @@
 The images themselves lie on the devices, whole, or are streamed from the host: the same batches.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -139,9 +138,7 @@ def fits_on_device(split: Any) -> bool:
     size = sum(array.nbytes for array in split)
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        memory = (
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
-        )
+        memory = devices.host_memory() // jax.local_device_count()
     else:
         memory = (device.memory_stats() or {}).get("bytes_limit", 0)
     return size <= memory // 4

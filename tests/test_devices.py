@@ -82,18 +82,81 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "expected"), [(128, 8), (12, 6), (7, 7), (11, 1), (None, 8)]
+    ("batch_size", "gibibytes", "expected"),
+    [
+        *((128, 64, 8), (12, 64, 6), (7, 64, 7), (11, 64, 1), (None, 64, 8)),
+        *((12, 5.5, 4), (12, 0.5, 1)),
+    ],
 )
-def test_the_default_number_of_cpu_devices_divides_the_batch(batch_size, expected):
-    program = (
-        "import os; os.sched_getaffinity = lambda _: range(8)\n"
-        f"from cifar_jax import devices; devices.configure({batch_size})\n"
-        "import jax; print(jax.config.jax_num_cpu_devices)"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
-    command = [sys.executable, "-c", program]
+def test_the_default_number_of_cpu_devices(monkeypatch, batch_size, gibibytes, expected):
+    """The most that divide the batch, up to the cores and a GiB of memory for each."""
+    monkeypatch.setattr(devices, "_num_cores", lambda: 8)
+    monkeypatch.setattr(devices, "host_memory", lambda: int(gibibytes * 2**30))
+    assert devices._default_devices(batch_size) == expected
+
+
+CONFIGURE = """
+import os
+from cifar_jax import devices
+devices._default_devices = lambda batch_size: 3
+devices.configure({arguments})
+import jax
+print(jax.device_count(), os.environ.get("XLA_FLAGS"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "expected"),
+    [
+        ("128", {}, 3),
+        ("128, 2", {"JAX_NUM_CPU_DEVICES": "4"}, 2),
+        ("128", {"JAX_NUM_CPU_DEVICES": "4"}, 4),
+        ("128, 1", {}, 1),
+        ("128", {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4),
+    ],
+)
+def test_the_config_goes_before_the_environment_and_that_before_the_default(
+    arguments, variables, expected
+):
+    names = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | variables
+    command = [sys.executable, "-c", CONFIGURE.format(arguments=arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == str(expected), done.stderr
+    assert done.returncode == 0, done.stderr
+    count, _, flags = done.stdout.strip().partition(" ")
+    assert int(count) == expected
+    assert ("--xla_cpu_multi_thread_eigen=false" in flags) == (expected > 1)
+
+
+def test_memory_is_the_containers_where_it_has_less(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
+    whole = devices.host_memory()
+    assert whole > 2**28
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("max\n")
+        assert devices.host_memory() == whole
+        path.write_text(f"{2**28}\n")
+        assert devices.host_memory() == 2**28
+        path.write_text(f"{2**62}\n")
+        assert devices.host_memory() == whole
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("model name\t: A\nflags\t\t: fpu sse", "model name\t: A\nflags\t\t: fpu sse avx2"),
+        ("Features\t: fp asimd\nCPU part\t: 0xd0c", "Features\t: fp asimd sve\nCPU part\t: 0xd40"),
+    ],
+    ids=["x86", "ARM"],
+)
+def test_processors_of_two_kinds_share_no_compiled_programs(monkeypatch, kinds):
+    folders = []
+    for text in kinds:
+        monkeypatch.setattr(Path, "read_text", lambda _, text=text: text)
+        folders.append(devices.compilation_cache())
+    assert len(set(folders)) == 2
 
 
 DETERMINISTIC = """

@@ -215,3 +215,44 @@ def test_whitening_kernel_bounds_directions_without_variance():
     norms = np.sort(np.linalg.norm(kernel.reshape(4, 8), axis=0))
     # Constant patches: one eigenvalue of 4, three of 0.
     np.testing.assert_allclose(norms, [0.5] * 2 + [50] * 6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(("simple_cnn", {}), ("bn_cnn", {}), ("vgg_bn", {}), ("lenet", {})),
+        *(("resnet", {"depth": 20}), ("wide_resnet", {"depth": 10}), ("speedrun", {})),
+    ],
+)
+def test_gradients_are_fast_on_a_cpu_and_xlas_own_elsewhere(name, options):
+    model = models.create(name, 10, **options)
+    variables = initial_shapes(model, CIFAR)
+
+    def loss(params, rest, images):
+        logits, _ = model.apply(
+            {"params": params, **rest},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return logits.sum()
+
+    images = jax.ShapeDtypeStruct((4, *CIFAR), jnp.float32)
+    params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    traced = jax.jit(jax.grad(loss)).trace(params, rest, images)
+    cpu, cuda, tpu = (
+        traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    )
+    # XLA's gradient by a kernel, the slow one, takes the images with their channels as the batch.
+    slow = "[f, 0, 1, b]x[i, 0, 1, o]"
+    num_convs = sum(leaf.ndim == 4 for leaf in jax.tree.leaves(params))
+    assert slow not in cpu
+    assert "select_and_scatter" not in cpu
+    for text in (cuda, tpu):
+        # The result and two gradients of each; the first one's images need none.
+        assert text.count("stablehlo.convolution") == 3 * num_convs - 1
+        assert text.count(slow) == num_convs
+        assert "optimization_barrier" not in text
+        assert "stablehlo.while" not in text

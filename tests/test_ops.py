@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cifar_jax import ops
+from cifar_jax.ops import cpu_conv, winograd
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 SAME_3X3 = ((1, 1), (1, 1))
@@ -46,10 +47,19 @@ def compare(found, expected, tolerance):
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * largest)
 
 
+def xla_conv(images, kernel, strides, padding, **options):
+    """XLA's own, padded by hand: on a CPU its gradient by the images reads past their end where a
+    padding is as large as the kernel."""
+    if not isinstance(padding, str):
+        images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+        padding = "VALID"
+    return lax.conv_general_dilated(images, kernel, strides, padding, **options)
+
+
 def compare_with_xla(images_shape, kernel_shape, dtype=jnp.float32, tolerance=1e-5, **options):
     images, kernel = draw(0, images_shape, dtype), draw(1, kernel_shape, dtype)
     found = value_and_gradients(ops.conv_general_dilated, images, kernel, **options)
-    expected = value_and_gradients(lax.conv_general_dilated, images, kernel, **options)
+    expected = value_and_gradients(xla_conv, images, kernel, **options)
     compare(found, expected, tolerance)
 
 
@@ -78,30 +88,53 @@ def test_conv_of_the_models(images, kernel, options):
 @st.composite
 def convolutions(draw_one):
     integer = lambda low, high: draw_one(st.integers(low, high))  # noqa: E731
-    rows, columns = integer(1, 5), integer(1, 5)
+    pair = lambda usual, low, high: draw_one(  # noqa: E731
+        st.just((usual, usual)) | st.tuples(st.integers(low, high), st.integers(low, high))
+    )
+    rows, columns = pair(3, 1, 5)
     height, width = integer(rows, 12), integer(columns, 12)
     channels, features = draw_one(
-        st.sampled_from([(1, 1), (3, 8), (8, 3), (17, 5), (20, 40), (64, 64), (24, 70)])
+        st.sampled_from(
+            [(1, 1), (3, 8), (8, 3), (17, 5), (20, 40), (64, 64), (24, 70), (30, 256), (256, 24)]
+        )
     )
     explicit = tuple((integer(0, 6), integer(0, 6)) for _ in range(2))
     padding = draw_one(st.sampled_from(["SAME", "VALID", explicit]))
     return (
         (integer(1, 7), height, width, channels),
         (rows, columns, channels, features),
-        {"strides": (integer(1, 3), integer(1, 3)), "padding": padding},
+        {"strides": pair(1, 1, 3), "padding": padding},
     )
 
 
-@hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
-@hypothesis.given(convolutions())
-def test_conv_of_any_shape(convolution):
+def check_any_shape(convolution, chunk):
+    """With chunks so small that the loops over them run, and that most batches leave a rest."""
     images, kernel, options = convolution
-    compare_with_xla(images, kernel, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "_CHUNK", chunk)
+        patch.setattr(cpu_conv, "_PATCHES_CHUNK", chunk)
+        patch.setattr(cpu_conv, "_TURNED_CHUNK", chunk)
+        compare_with_xla(images, kernel, **options)
+
+
+@hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
+@hypothesis.given(convolutions(), st.sampled_from([16, 100, 2048]))
+def test_conv_of_any_shape(convolution, chunk):
+    check_any_shape(convolution, chunk)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(convolutions(), st.sampled_from([16, 100, 2048]))
+def test_conv_of_many_shapes(convolution, chunk):
+    check_any_shape(convolution, chunk)
 
 
 @pytest.mark.parametrize("channels", [3, 64])
-def test_conv_in_bfloat16(channels):
-    compare_with_xla((4, 8, 8, channels), (3, 3, channels, 64), jnp.bfloat16, tolerance=1e-2)
+@pytest.mark.parametrize(("window", "strides"), [(3, 1), (3, 2), (1, 2)])
+def test_conv_in_bfloat16(channels, window, strides):
+    shapes = (9, 9, 8, channels), (window, window, channels, 64)
+    compare_with_xla(*shapes, jnp.bfloat16, tolerance=1e-2, strides=(strides, strides))
 
 
 @pytest.mark.parametrize("channels", [3, 64])
@@ -119,6 +152,24 @@ def test_other_convolutions_are_left_alone():
     images, kernel = draw(0, (2, 6, 9)), draw(1, (4, 6, 3))
     found = ops.conv_general_dilated(images, kernel, (1,), "SAME")
     np.testing.assert_array_equal(found, lax.conv_general_dilated(images, kernel, (1,), "SAME"))
+
+
+@pytest.mark.parametrize(
+    ("images", "kernel", "padding", "dtype"),
+    [
+        ((2, 9, 9, 64), (3, 3, 64, 64), ((0, 0), (1, -1)), jnp.float32),
+        ((2, 4, 9, 3), (5, 5, 3, 8), "VALID", jnp.float32),
+        ((2, 9, 9, 3), (3, 3, 3, 0), "SAME", jnp.float32),
+        ((2, 9, 9, 64), (3, 3, 64, 64), "SAME", jnp.int32),
+    ],
+    ids=["negative padding", "kernel larger than the images", "no features", "integers"],
+)
+def test_unusual_convolutions_are_xlas(images, kernel, padding, dtype):
+    images, kernel = (10 * draw(i, shape) for i, shape in enumerate((images, kernel)))
+    both = images.astype(dtype), kernel.astype(dtype)
+    options = {"window_strides": (1, 1), "padding": padding, "dimension_numbers": NHWC}
+    found = ops.conv_general_dilated(*both, **options)
+    np.testing.assert_array_equal(found, lax.conv_general_dilated(*both, **options))
 
 
 def test_conv_under_vmap():

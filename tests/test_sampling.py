@@ -56,3 +56,11 @@ def test_feed_gives_the_batches_of_the_order(resident):
         np.testing.assert_array_equal(np.asarray(some_images)[:num_steps], images[expected])
         step += num_steps
     feed.close()
+
+
+def test_a_set_lies_on_the_devices_where_they_have_the_memory(monkeypatch):
+    split = Split(np.zeros((96, 4, 4, 3), np.uint8), np.zeros(96, np.int32))
+    size = 2 * 4 * (96 * 4 * 4 * 3 + 4 * 96)  # two devices, a quarter of each one's memory
+    for memory, expected in ((size, True), (size - 8, False)):
+        monkeypatch.setattr(devices, "host_memory", lambda memory=memory: memory)
+        assert sampling.fits_on_device(split) == expected

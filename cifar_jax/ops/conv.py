@@ -18,6 +18,8 @@ from cifar_jax.ops.mesh import map_batch
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
+# Of other types (integers, 8-bit floats) sums are not taken in float32.
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 def conv_general_dilated(
@@ -58,6 +60,7 @@ def conv_general_dilated(
     """
     is_plain = (
         lhs.ndim == 4
+        and lhs.dtype.name in _DTYPES
         and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
         and feature_group_count == batch_group_count == 1
         and lhs.dtype == rhs.dtype
@@ -66,12 +69,14 @@ def conv_general_dilated(
         == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
         and not any(value is not None for value in kwargs.values())
         and lhs.size > 0
+        and rhs.size > 0
     )
     if is_plain:
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
         pads = tuple((int(low), int(high)) for low, high in padding)
-        if min(min(pads)) >= 0:
+        room = zip(lhs.shape[1:3], pads, rhs.shape[:2], strict=True)
+        if min(map(min, pads)) >= 0 and all(n + sum(pad) >= window for n, pad, window in room):
             return _conv(lhs, rhs, tuple(window_strides), pads, precision)
     return lax.conv_general_dilated(
         lhs,
