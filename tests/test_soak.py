@@ -19,6 +19,7 @@ def looks(**rises):
     return [
         {
             "seconds": float(second),
+            soak.IN_USE: 400 + noise[second] + rises.get("in_use", 0) * second / 3600,
             "memory, MiB": 500 + noise[second] + rises.get("memory", 0) * second / 3600,
             "open files": 40 + rises.get("files", 0) * second / 3600,
             "threads": 20 + rises.get("threads", 0) * second / 3600 - 5 * (second < 600),
@@ -27,11 +28,18 @@ def looks(**rises):
     ]
 
 
-@pytest.mark.parametrize("leak", [{}, {"memory": 90}, {"files": 6}, {"threads": 6}])
+@pytest.mark.parametrize(
+    "leak", [{}, {"in_use": 90}, {"memory": 700}, {"files": 6}, {"threads": 6}]
+)
 def test_a_rise_fails(leak):
     trends = soak.fit(looks(**leak))
     failed = {name for name, one in trends.items() if not one["passed"]}
-    names = {"memory": "memory, MiB", "files": "open files", "threads": "threads"}
+    names = {
+        "in_use": soak.IN_USE,
+        "memory": "memory, MiB",
+        "files": "open files",
+        "threads": "threads",
+    }
     assert failed == {names[name] for name in leak}
     assert trends["memory, MiB"]["per_hour"] == pytest.approx(leak.get("memory", 0), abs=1)
 
@@ -55,11 +63,15 @@ def test_saves_and_restores_hold_no_files_and_no_threads(tmp_path):
     assert all(now <= then + 2 for now, then in zip(held(), before, strict=True))
 
 
-def test_a_look_at_this_process():
-    assert soak.look(os.getpid())["memory, MiB"] > 50
-    assert soak.look(os.getpid())["open files"] >= 3
+def test_a_look_at_this_process(tmp_path):
+    told = tmp_path / "told"
+    told.write_bytes((3 * 2**20).to_bytes(8, "little"))
+    found = soak.look(os.getpid(), told)
+    assert found[soak.IN_USE] == 3
+    assert found["memory, MiB"] > 50
+    assert found["open files"] >= 3
     with pytest.raises(FileNotFoundError):
-        soak.look(2**22 + 1)
+        soak.look(2**22 + 1, told)
 
 
 @pytest.mark.slow
@@ -69,4 +81,5 @@ def test_a_minute(tmp_path):
     assert result["saves"] >= 1
     assert result["evaluations"] >= 1
     assert 10 < len(result["series"]) <= soak.MOST_POINTS
+    assert all(50 < look[soak.IN_USE] < look["memory, MiB"] for look in result["series"])
     assert "| open files |" in tables.soak(result)
