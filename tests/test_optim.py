@@ -59,7 +59,8 @@ def test_the_learning_rate_for_another_batch_size(rule, factor):
         {"learning_rate": 0.1, "learning_rate_scaling": rule, "base_batch_size": 256}
     )
     assert optim.batch_size_factor(config) == factor
-    config.optimizer.groups.heads = default.get_group("head/.*")
+    with config.unlocked():
+        config.optimizer.groups.heads = default.get_group("head/.*")
     config.optimizer.groups.heads.learning_rate = 0.02
     durations = DURATIONS._replace(warmup=0)
     rate = state_lib.create_schedule(config, durations)
