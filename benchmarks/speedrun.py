@@ -122,7 +122,7 @@ class Racer:
         create = state.make_init(self.config, self.durations, self.model, self.shape)
         shapes = jax.eval_shape(create, key)
 
-        def evaluate(variables: Any, images: jax.Array) -> jax.Array:
+        def evaluate(variables: Any, images: jax.Array) -> Any:
             images = augment.normalize(images, self.dataset.mean, self.dataset.std, jnp.float32)
             return self.model.apply(variables, images, train=False)
 
@@ -133,7 +133,8 @@ class Racer:
             forward = jax.jit(evaluate).lower(shapes.variables(), images)
         num_views = {"plain": 1, "mirror": 2, "mirror_shift": 6}[self.config.test_time.views]
         num_images = num_views * len(self.dataset.splits["test"].labels)
-        counts = [lowered.cost_analysis()["flops"] for lowered in (step, forward)]
+        analyses: Any = [lowered.cost_analysis() for lowered in (step, forward)]
+        counts = [analysis["flops"] for analysis in analyses]
         return counts[0] * self.durations.total + counts[1] * num_images / size
 
 

@@ -15,6 +15,7 @@ from cifar_jax import datasets, hosts
 from cifar_jax.errors import UserError
 from tests import job, program
 from tests.loopback import unanswered_port
+from tests.test_checkpoint import rewrite
 
 # With what depends on the whole batch (BatchNorm, mixup) and on each image's place (dropout, flip).
 FIELDS = {
@@ -169,6 +170,11 @@ def test_what_is_wrong_on_the_first_process_ends_all(tmp_path):
     first, second = job.run(2, 1, changed, f"--workdir={workdir}")
     assert first[0] == second[0] == 2
     assert "seed was 0 and is now 5" in first[2]
+    assert second[1:] == ("", "")
+    rewrite(workdir / "checkpoints" / "2", format=2, cifar_jax="9.1")
+    first, second = job.run(2, 1, flag, f"--workdir={workdir}")
+    assert first[0] == second[0] == 2
+    assert "has format 2" in first[2]
     assert second[1:] == ("", "")
 
 
