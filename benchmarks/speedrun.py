@@ -134,7 +134,8 @@ class Racer:
             forward = jax.jit(evaluate).lower(shapes.variables(), images)
         num_views = {"plain": 1, "mirror": 2, "mirror_shift": 6}[self.config.test_time.views]
         num_images = num_views * len(self.dataset.splits["test"].labels)
-        counts = [(lowered.cost_analysis() or {})["flops"] for lowered in (step, forward)]
+        analyses: Any = [lowered.cost_analysis() for lowered in (step, forward)]
+        counts = [analysis["flops"] for analysis in analyses]
         return counts[0] * self.durations.total + counts[1] * num_images / size
 
 

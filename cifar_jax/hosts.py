@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ HEARTBEAT_TIMEOUT = 30
 JOIN_TIMEOUT = 300
 # The last process may come that much later to the end than the first (it draws the report).
 _SHUTDOWN_TIMEOUT = 600
+# Bytes that are sent at a time: sizes of arrays are int32.
+_PART = 2**28
 # What a failed exchange says when the other side is gone.
 _LOST = ("gloo", "nccl", "connection", "socket", "unavailable", "deadline", "peer", "distributed")
 
@@ -79,6 +82,8 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
     # Its handler would take SIGTERM from ours; `agree` does what it is for.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # While JAX waits, Python would not hear a Ctrl-C.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -95,6 +100,8 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
             "give each the same --coordinator=HOST:PORT and --num_processes, and its own "
             "--process_id from 0"
         ) from error
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _lost_peer(error: BaseException) -> UserError | None:
@@ -157,11 +164,11 @@ def ask_first(ask: Callable[[], Any]) -> Any:
 def check_same(values: Mapping[str, Any]) -> None:
     """Raises UserError where this process has other values, by name, than the first one."""
     first = ask_first(lambda: dict(values))
-    if other := [name for name in values if values[name] != first.get(name)]:
+    if other := [name for name in {**values, **first} if values.get(name) != first.get(name)]:
         name = other[0]
         raise UserError(
-            f"{name} is {values[name]!r} here and {first.get(name)!r} in the first process: start "
-            "all with the same command"
+            f"{name} is {values.get(name)!r} here and {first.get(name)!r} in the first process: "
+            "start all with the same command"
         )
 
 
@@ -194,18 +201,18 @@ def share(make: Callable[[], Any], shapes: Any) -> Any:
     return jax.tree.unflatten(structure, arrays)
 
 
-def agree(signal: int | None, seconds: float) -> tuple[int | None, float]:
+def agree(received: int | None, seconds: float) -> tuple[int | None, float]:
     """Returns a signal that any process has received, and the time of the slowest, to all alike.
 
     Args:
-      signal: that this process has received.
+      received: the signal that this process has received.
       seconds: that the last call took here.
     """
     if not jax.distributed.is_initialized():
-        return signal, seconds
+        return received, seconds
     from jax.experimental import multihost_utils
 
-    each = multihost_utils.process_allgather(np.array([signal or 0, seconds], np.float32))
+    each = multihost_utils.process_allgather(np.array([received or 0, seconds], np.float32))
     return int(each[:, 0].max()) or None, float(each[:, 1].max())
 
 
@@ -224,8 +231,15 @@ def _broadcast(message: bytes) -> bytes:
     """Returns the first process's message."""
     from jax.experimental import multihost_utils
 
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-    buffer = np.zeros(max(1024, 1 << (size - 1).bit_length()), np.uint8)  # few shapes to compile
-    if is_first():
-        buffer[:size] = np.frombuffer(message, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(buffer))[:size].tobytes()
+    send = multihost_utils.broadcast_one_to_all
+    length = np.asarray(send(np.frombuffer(len(message).to_bytes(8, "big"), np.uint8)))
+    size = int.from_bytes(length.tobytes(), "big")
+    parts = []
+    for first in range(0, size, _PART):
+        count = min(_PART, size - first)
+        # Of few sizes, since each is compiled.
+        buffer = np.zeros(max(1024, 1 << (count - 1).bit_length()), np.uint8)
+        if is_first():
+            buffer[:count] = np.frombuffer(message, np.uint8, count, first)
+        parts.append(np.asarray(send(buffer))[:count].tobytes())
+    return b"".join(parts)

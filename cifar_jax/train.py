@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
         config.data.placement == "auto" and hosts.ask_first(lambda: sampling.fits_on_device(split))
     )
     model = state_lib.create_model(config, len(dataset.class_names))
-    checkpoints = Checkpoints(workdir, writable=hosts.is_first())
+    checkpoints = hosts.first_then_others(lambda: Checkpoints(workdir, hosts.is_first()))
     with jax.set_mesh(mesh):
         state = _begin(config, dataset, durations, mesh, model, checkpoints, progress)
         hosts.ask_first(lambda: _record_config(config, workdir))

@@ -1,7 +1,8 @@
-"""A batch computed in parts is the whole batch, in float64; BatchNorm sees the parts."""
+"""A batch computed in parts, or by two devices, is the whole batch, in float64."""
 
 import dataclasses
 import functools
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -11,8 +12,9 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 
-from cifar_jax import steps
+from cifar_jax import devices, steps
 from cifar_jax.metrics import Metrics, to_sums
 from cifar_jax.models import layers
 from cifar_jax.state import TrainState
@@ -63,8 +65,8 @@ def make(norm, parts):
     )
 
 
-def step(norm, parts, images=IMAGES, labels=LABELS, stats=None):
-    """Returns the state after one step, and its metrics."""
+def step(norm, parts, images=IMAGES, labels=LABELS, stats=None, mesh=None):
+    """Returns the state after one step, on one device or on a mesh, and its metrics."""
     empty = mock.Mock(
         empty=empty_metrics, single_from_model_output=Metrics.single_from_model_output
     )
@@ -72,8 +74,11 @@ def step(norm, parts, images=IMAGES, labels=LABELS, stats=None):
         state, train_step = make(norm, parts)
         if stats is not None:
             state = dataclasses.replace(state, batch_stats=stats)
-        rows = np.arange(len(labels), dtype=np.int32)
-        new, metrics = train_step(state, (images, labels, rows), jax.random.key(1))
+        batch = (images, labels, np.arange(len(labels), dtype=np.int32))
+        if mesh is not None:
+            state, batch = devices.replicate(mesh, state), devices.put(mesh, batch, P("data"))
+        with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+            new, metrics = train_step(state, batch, jax.random.key(1))
         return jax.device_get(new), to_sums(metrics)
 
 
@@ -103,3 +108,13 @@ def test_batch_norm_takes_the_statistics_of_each_part():
     whole, _ = step(True, 1)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), whole.params, computed.params)
     assert 1e-6 < max(jax.tree.leaves(moved)) < RATE
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_two_devices_compute_what_one_does(parts):
+    """BatchNorm included: its statistics are those of the images of both devices."""
+    one, metrics = step(True, parts)
+    two, more = step(True, parts, mesh=devices.make_mesh(24))
+    assert_equal((one.params, one.batch_stats), (two.params, two.batch_stats))
+    np.testing.assert_allclose(more["loss"], metrics["loss"], rtol=1e-6)
+    assert more["accuracy"] == metrics["accuracy"]

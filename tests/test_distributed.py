@@ -1,8 +1,10 @@
 """Several processes on this machine train what one does, stop together, and end together."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import time
 
 import numpy as np
@@ -10,7 +12,10 @@ import pytest
 
 import cifar_jax
 from cifar_jax import datasets, hosts
+from cifar_jax.errors import UserError
 from tests import job, program
+from tests.loopback import unanswered_port
+from tests.test_checkpoint import rewrite
 
 # With what depends on the whole batch (BatchNorm, mixup) and on each image's place (dropout, flip).
 FIELDS = {
@@ -48,6 +53,13 @@ def wait_for_step(workdir, step, processes):
         time.sleep(0.05)
 
 
+def counts(workdir):
+    """Returns what the result counts: over all seeds, then for each of several."""
+    result = json.loads((workdir / "result.json").read_text())
+    names = ("step", "seed", "num_correct", "num_images")
+    return [[row.get(name) for name in names] for row in (result, *result.get("seeds", ()))]
+
+
 def assert_close(workdir, other, tolerance):
     """Compares the last checkpoints, the logs and the results."""
     for (name, ours), (_, theirs) in zip(
@@ -58,9 +70,7 @@ def assert_close(workdir, other, tolerance):
         program.exact_lines(workdir), program.exact_lines(other), strict=True
     ):
         assert line == pytest.approx(expected, rel=1e-5)
-    results = [json.loads((path / "result.json").read_text()) for path in (workdir, other)]
-    for name in ("step", "num_correct", "num_images"):
-        assert results[0][name] == results[1][name]
+    assert counts(workdir) == counts(other)
 
 
 def test_two_processes_train_what_one_does(tmp_path):
@@ -87,6 +97,25 @@ def test_training_equals_one_process_with_as_many_devices(tmp_path, num_processe
     for code, _, err in job.run(num_processes, 2, flag, f"--workdir={tmp_path / 'many'}"):
         assert (code, err) == (0, "")
     assert_close(tmp_path / "many", tmp_path / "one", 1e-6)
+
+
+# Seeds share every batch where there are several processes; the speedrun recipe takes parameters
+# from the data, groups of parameters, and views at the end.
+RECIPES = {
+    "seeds": ("bn_config", FIELDS | {"num_seeds": 2, "data__validation_examples": 0}),
+    "speedrun": ("speedrun_config", {"num_steps": 3}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_train_what_a_config_may_ask_for(tmp_path, recipe):
+    kind, fields = RECIPES[recipe]
+    flag = program.write_config(tmp_path / "small.py", kind, **fields)
+    run_alone(4, flag, f"--workdir={tmp_path / 'one'}")
+    for code, _, err in job.run(2, 2, flag, f"--workdir={tmp_path / 'two'}"):
+        assert (code, err) == (0, "")
+    assert_close(tmp_path / "two", tmp_path / "one", 1e-6)
 
 
 @pytest.mark.slow
@@ -142,6 +171,11 @@ def test_what_is_wrong_on_the_first_process_ends_all(tmp_path):
     assert first[0] == second[0] == 2
     assert "seed was 0 and is now 5" in first[2]
     assert second[1:] == ("", "")
+    rewrite(workdir / "checkpoints" / "2", format=2, cifar_jax="9.1")
+    first, second = job.run(2, 1, flag, f"--workdir={workdir}")
+    assert first[0] == second[0] == 2
+    assert "has format 2" in first[2]
+    assert second[1:] == ("", "")
 
 
 def test_flags_of_a_job_need_the_word(tmp_path):
@@ -159,3 +193,35 @@ def test_one_process_asks_itself():
     assert hosts.first_then_others(lambda: 4) == 4
     assert hosts.share(lambda: "state", None) == "state"
     assert hosts.agree(None, 0.1) == (None, 0.1)
+
+
+def test_a_long_message_goes_in_parts(monkeypatch):
+    monkeypatch.setattr(hosts, "_PART", 3)
+    assert hosts._broadcast(b"0123456789") == b"0123456789"
+
+
+def test_a_value_that_only_one_process_has_is_named(monkeypatch):
+    monkeypatch.setattr(
+        hosts, "ask_first", lambda ask: {"seed": 0, "optimizer.groups.a.name": "sgd"}
+    )
+    with pytest.raises(UserError, match=r"groups\.a\.name is None here and 'sgd' in the first"):
+        hosts.check_same({"seed": 0})
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_process_that_waits_for_the_others(tmp_path):
+    flag = write_config(tmp_path / "small.py")
+    waiting = ["--distributed", "--num_processes=2", "--process_id=0"]
+    address = f"127.0.0.1:{unanswered_port()}"
+    arguments = (flag, f"--workdir={tmp_path / 'run'}", f"--coordinator={address}", *waiting)
+    with program.start(*arguments) as process:
+        host, port = address.split(":")
+        until = time.monotonic() + job.SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port))):
+                break
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (-signal.SIGINT, "")

@@ -64,3 +64,24 @@ def test_a_set_lies_on_the_devices_where_they_have_the_memory(monkeypatch):
     for memory, expected in ((size, True), (size - 8, False)):
         monkeypatch.setattr(devices, "host_memory", lambda memory=memory: memory)
         assert sampling.fits_on_device(split) == expected
+
+
+def test_a_streamed_batch_is_read_in_the_rows_of_each_device():
+    """JAX asks for the rows of this process's devices, and no others are read."""
+    read = []
+
+    class Images:
+        shape, nbytes = (50, 4, 4, 3), 50 * 48
+
+        def __getitem__(self, rows):
+            read.append(rows)
+            return np.zeros((*rows.shape, 4, 4, 3), np.uint8)
+
+    mesh = devices.make_mesh(4)
+    split = Split(Images(), np.arange(50, dtype=np.int32))
+    feed = sampling.Feed(split, mesh, seeds=[3], batch_size=4, resident=False)
+    feed(0, feed.capacity)
+    feed.close()
+    expected = sampling.batch_indices(3, 0, feed.capacity, 4, 50)
+    first, second = sorted(read[:2], key=lambda rows: not np.array_equal(rows, expected[:, :2]))
+    np.testing.assert_array_equal(np.concatenate([first, second], axis=1), expected)
