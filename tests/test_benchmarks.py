@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from benchmarks import seeds, speedrun, startup, step_time, workers
 from benchmarks.peers import protocol
 from cifar_jax.errors import UserError
+from configs import default
 from results import collect, scale, systems, tables
 
 
@@ -331,6 +333,7 @@ def test_compiled_pytorch_counts_where_it_is_the_best():
     assert "440 (430 to 450), compiled: **0.50x**" in table
 
 
+@pytest.mark.slow
 def test_the_quick_run_of_the_seeds(tmp_path):
     path = tmp_path / "bench_seeds.json"
     options = ["--models=mlp", "--calls=mlp", "--num-seeds=2", "--rounds=1", "--seconds=0.01"]
@@ -393,6 +396,7 @@ def test_results_name_no_machine():
         assert "/home/" not in text, path
 
 
+@pytest.mark.slow
 def test_the_speedrun_benchmark_goes_on_where_it_stopped(tmp_path, capsys):
     command = ["--quick", "--num-seeds=2", "--minutes=0", f"--output={tmp_path / 'found.json'}"]
     codes = [speedrun.main(command) for _ in range(4)]
@@ -408,10 +412,52 @@ def test_the_speedrun_benchmark_goes_on_where_it_stopped(tmp_path, capsys):
     assert found["throughput"]["speedrun"]["images_per_second"][0] > 0
     assert "| `speedrun` | 2 | 2 |" in scale.speedrun(found)
     assert "seed 1:" in capsys.readouterr().out
+
+
+class Racer:
+    """Runs that are only counted."""
+
+    config = default.get_config()
+    durations = SimpleNamespace(total=8)
+
+    def __init__(self):
+        self.ran = []
+
+    def run(self, seed, num_steps=None):
+        self.ran.append((seed, num_steps))
+        return {"seed": seed, "accuracy": 0.9 + seed / 100, "seconds": 2.0}
+
+    def count_flops(self):
+        return 3e15
+
+
+def test_runs_alternate_with_the_record_and_go_on(tmp_path):
+    def open_results():
+        return speedrun.Results(tmp_path / "found.json", fresh=False)
+
+    racer, rival = Racer(), Racer()
+    words = speedrun.race(open_results(), "speedrun", racer, 2, rival.run)
+    assert next(words) == "speedrun, seed 0: 90.00% in 2.00 s"  # stopped here
+    assert racer.ran == [(0, 2), (0, None)]
+    racer = Racer()
+    assert list(speedrun.race(open_results(), "speedrun", racer, 2, rival.run)) == [
+        "the record, run 0: 90.00% in 2.00 s",
+        "speedrun, seed 1: 91.00% in 2.00 s",
+        "the record, run 1: 91.00% in 2.00 s",
+    ]
+    assert racer.ran == [(0, 2), (1, None)]
+    racer = Racer()
+    assert list(speedrun.race(open_results(), "speedrun", racer, 2, rival.run)) == []
+    assert racer.ran == []
+    found = open_results().found
+    table = scale.speedrun(found | {"matrix_rate": 6e15})
+    assert (
+        "| `speedrun` | 10 | 2 | 90.50% ± 0.71% (84.15% to 96.85%) | 2.00 s | 3.00 | 25% |" in table
+    )
     found["commit"] = "another"
     (tmp_path / "found.json").write_text(json.dumps(found))
     with pytest.raises(SystemExit, match="has another commit, another: --fresh begins anew"):
-        speedrun.main(command)
+        open_results()
 
 
 RECORD = """

@@ -108,6 +108,7 @@ def run_apart(folder, num_devices, **fields):
         return list(arrays.values()), logs.read(folder / workdir.METRICS)
 
 
+@pytest.mark.slow
 def test_1_2_and_8_devices_agree(together, tmp_path):
     """One device has all seeds, two have two each, eight share the batches of each."""
     every = cifar_jax.trained.load_seeds(together)

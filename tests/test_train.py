@@ -79,6 +79,7 @@ def test_a_run_stopped_in_mid_epoch_ends_in_the_same_bits(finished, tmp_path, mo
     assert log_lines(finished) == log_lines(folder)
 
 
+@pytest.mark.slow
 def test_the_speedrun_recipe_stopped_in_mid_epoch_ends_in_the_same_bits(tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     start(tiny.speedrun_config(), whole)
