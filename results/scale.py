@@ -47,6 +47,10 @@ def scaling(result: dict[str, Any]) -> str:
         text += "\n" + markdown(
             header, [[*cell, f"{statistics.median(each):,.0f}"] for cell, each in rates.items()]
         )
+        text += (
+            "\nThe speed is that of the tests' small network, whose steps take milliseconds: with "
+            "so little to compute on two cores, an exchange costs more than a device saves.\n"
+        )
     if rows := result.get("model"):
         header = ["modelled", "machine", "computation", "exchange", "efficiency", "least batch"]
         text += "\n" + markdown(
