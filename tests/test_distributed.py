@@ -100,22 +100,22 @@ def test_training_equals_one_process_with_as_many_devices(tmp_path, num_processe
 
 
 # Seeds share every batch where there are several processes; the speedrun recipe takes parameters
-# from the data, groups of parameters, and views at the end.
+# from the data, groups of parameters, and views at the end; Muon makes much of rounding.
 RECIPES = {
-    "seeds": ("bn_config", FIELDS | {"num_seeds": 2, "data__validation_examples": 0}),
-    "speedrun": ("speedrun_config", {"num_steps": 3}),
+    "seeds": ("bn_config", FIELDS | {"num_seeds": 2, "data__validation_examples": 0}, 1e-6),
+    "speedrun": ("speedrun_config", {"num_steps": 3}, 1e-4),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_processes_train_what_a_config_may_ask_for(tmp_path, recipe):
-    kind, fields = RECIPES[recipe]
+    kind, fields, tolerance = RECIPES[recipe]
     flag = program.write_config(tmp_path / "small.py", kind, **fields)
     run_alone(4, flag, f"--workdir={tmp_path / 'one'}")
     for code, _, err in job.run(2, 2, flag, f"--workdir={tmp_path / 'two'}"):
         assert (code, err) == (0, "")
-    assert_close(tmp_path / "two", tmp_path / "one", 1e-6)
+    assert_close(tmp_path / "two", tmp_path / "one", tolerance)
 
 
 @pytest.mark.slow
