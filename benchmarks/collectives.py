@@ -105,11 +105,11 @@ def expected_bytes(config: Any, image_shape: tuple[int, ...]) -> dict[str, int]:
     return {"gradients": 4 * gradients, "batch_norm": 4 * sums}
 
 
-def load_config(name: str, batch_size: int) -> Any:
-    """Returns a config by its file's name, with its argument behind a colon."""
+def load_config(name: str, batch_size: int | None = None) -> Any:
+    """Returns a config by its file's name, with its argument behind a colon: "resnet:20"."""
     file, _, option = name.partition(":")
     config = importlib.import_module(f"configs.{file}").get_config(*([option] if option else []))
-    config.batch_size = batch_size
+    config.batch_size = batch_size or config.batch_size
     return config
 
 
