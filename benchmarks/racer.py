@@ -1,0 +1,120 @@
+"""Runs of a config in programs that are compiled once, without a workdir, to be timed."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cifar_jax import augment, datasets, devices, sampling, seeds, state, steps, views
+from cifar_jax import config as config_lib
+from cifar_jax import durations as durations_lib
+
+THROUGHPUT_ROUNDS = 3
+
+
+class Racer:
+    """Runs of one config, by seed, in programs that are compiled once.
+
+    The ordinary parts, as `train.train` puts them together, without a workdir: nothing is logged,
+    evaluated or saved within a run.
+    """
+
+    def __init__(self, config: Any, dataset: datasets.Dataset):
+        """Gets ready; compiles nothing yet."""
+        config_lib.check(config)
+        self.config, self.dataset = config, dataset
+        train = dataset.splits["train"]
+        self.durations = durations_lib.resolve(config, len(train.labels))
+        self.mesh = devices.make_mesh(config.batch_size)
+        self.model = state.create_model(config, len(dataset.class_names))
+        optimizer = state.create_optimizer(config, self.durations)
+        mean, std = dataset.mean, dataset.std
+        self.step = steps.make_train_step(
+            self.model, optimizer, config, mean, std, self.durations.steps_per_epoch
+        )
+        self.program = steps.compile_train(self.step, self.mesh, resident=True)
+        self.predict = views.make_predict(self.model, self.mesh, mean, std, config.test_time)
+        self.shape = train.images.shape[1:]
+
+        def create(key: jax.Array, given: Any) -> state.TrainState:
+            return state.make_init(config, self.durations, self.model, self.shape, given)(key)
+
+        self.create = jax.jit(create)
+
+    def lay(self, seed: int) -> tuple[jax.Array, sampling.Feed]:
+        """Returns the key of a run and its images, laid on the devices."""
+        train, size = self.dataset.splits["train"], self.config.batch_size
+        key = devices.replicate(self.mesh, jax.random.key(seed))
+        return key, sampling.Feed(train, self.mesh, [seed], size, resident=True)
+
+    def begin(self, key: jax.Array) -> tuple[state.TrainState, Any]:
+        """Returns the state before the first step, and metrics without a step."""
+        given = state.params_from_data(self.model, self.dataset)
+        current = devices.replicate(self.mesh, self.create(key, given))
+        return current, seeds.lay_sums(self.mesh, {}, 1)
+
+    def run(self, seed: int, num_steps: int | None = None) -> dict[str, float]:
+        """Makes one run; returns its accuracy, as its config evaluates, and its seconds.
+
+        Args:
+          seed: of the run.
+          num_steps: fewer than the config has, to compile.
+        """
+        test = self.dataset.splits["test"]
+        with jax.set_mesh(self.mesh):
+            key, feed = self.lay(seed)
+            jax.block_until_ready(feed(0, 1))
+            begun = time.perf_counter()
+            current, sums = self.begin(key)
+            made, total = 0, num_steps or self.durations.total
+            while made < total:
+                number = min(feed.capacity, total - made)
+                data, indices = feed(made, number)
+                current, sums = self.program(current, sums, data, indices, number, key)
+                made += number
+            logits = self.predict(current.variables(), test.images, self.config.eval_batch_size)
+            seconds = time.perf_counter() - begun
+        accuracy = float((logits.argmax(axis=-1) == test.labels).mean())
+        return {"seed": seed, "accuracy": accuracy, "seconds": seconds}
+
+    def count_flops(self) -> float:
+        """Returns the floating-point operations of a run, as XLA counts those of its programs."""
+        size = self.config.batch_size
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        create = state.make_init(self.config, self.durations, self.model, self.shape)
+        shapes = jax.eval_shape(create, key)
+
+        def evaluate(variables: Any, images: jax.Array) -> Any:
+            images = augment.normalize(images, self.dataset.mean, self.dataset.std, jnp.float32)
+            return self.model.apply(variables, images, train=False)
+
+        images = jax.ShapeDtypeStruct((size, *self.shape), jnp.uint8)
+        labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+        with jax.set_mesh(self.mesh):
+            step = jax.jit(self.step).lower(shapes, (images, labels, labels), key)
+            forward = jax.jit(evaluate).lower(shapes.variables(), images)
+        num_views = {"plain": 1, "mirror": 2, "mirror_shift": 6}[self.config.test_time.views]
+        num_images = num_views * len(self.dataset.splits["test"].labels)
+        analyses: Any = [lowered.cost_analysis() for lowered in (step, forward)]
+        counts = [analysis["flops"] for analysis in analyses]
+        return counts[0] * self.durations.total + counts[1] * num_images / size
+
+
+def measure_throughput(racer: Racer, seconds: float) -> list[float]:
+    """Returns images per second of training in rounds of about so many seconds."""
+    size, epoch = racer.config.batch_size, racer.durations.steps_per_epoch
+    with jax.set_mesh(racer.mesh):
+        key, feed = racer.lay(0)
+        current, sums = racer.begin(key)
+        rates = []
+        for number in range(THROUGHPUT_ROUNDS + 1):
+            made, begun = 0, time.perf_counter()
+            while made == 0 or time.perf_counter() - begun < seconds:
+                data, indices = feed(0, epoch)
+                current, sums = racer.program(current, sums, data, indices, epoch, key)
+                jax.block_until_ready(sums)
+                made += epoch
+            if number:  # the first compiles
+                rates.append(made * size / (time.perf_counter() - begun))
+    return rates

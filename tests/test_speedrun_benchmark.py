@@ -1,0 +1,111 @@
+"""The benchmark by the speed records' rules: its parts, and where it goes on."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import speedrun, workers
+from configs import default
+from results import scale
+
+
+@pytest.mark.slow
+def test_the_speedrun_benchmark_goes_on_where_it_stopped(tmp_path, capsys):
+    command = ["--quick", "--num-seeds=2", "--minutes=0", f"--output={tmp_path / 'found.json'}"]
+    codes = [speedrun.main(command) for _ in range(4)]
+    # The rate of matrix products, two seeds, the throughput; then nothing is left.
+    assert codes == [speedrun.UNFINISHED] * 4
+    before = (tmp_path / "found.json").read_bytes()
+    assert speedrun.main(command) == 0
+    assert (tmp_path / "found.json").read_bytes() == before
+    found = json.loads(before)
+    row = found["runs"]["speedrun"]
+    assert [one["seed"] for one in row["seeds"]] == [0, 1]
+    assert row["flops"] > 0
+    assert found["throughput"]["speedrun"]["images_per_second"][0] > 0
+    assert "| `speedrun` | 2 | 2 |" in scale.speedrun(found)
+    assert "seed 1:" in capsys.readouterr().out
+
+
+class Racer:
+    """Runs that are only counted."""
+
+    config = default.get_config()
+    durations = SimpleNamespace(total=8)
+
+    def __init__(self):
+        self.ran = []
+
+    def run(self, seed, num_steps=None):
+        self.ran.append((seed, num_steps))
+        return {"seed": seed, "accuracy": 0.9 + seed / 100, "seconds": 2.0}
+
+    def count_flops(self):
+        return 3e15
+
+
+def test_runs_alternate_with_the_record_and_go_on(tmp_path):
+    def open_results():
+        return speedrun.Results(tmp_path / "found.json", fresh=False)
+
+    racer, rival = Racer(), Racer()
+    words = speedrun.race(open_results(), "speedrun", racer, 2, rival.run)
+    assert next(words) == "speedrun, seed 0: 90.00% in 2.00 s"  # stopped here
+    assert racer.ran == [(0, 2), (0, None)]
+    racer = Racer()
+    assert list(speedrun.race(open_results(), "speedrun", racer, 2, rival.run)) == [
+        "the record, run 0: 90.00% in 2.00 s",
+        "speedrun, seed 1: 91.00% in 2.00 s",
+        "the record, run 1: 91.00% in 2.00 s",
+    ]
+    assert racer.ran == [(0, 2), (1, None)]
+    racer = Racer()
+    assert list(speedrun.race(open_results(), "speedrun", racer, 2, rival.run)) == []
+    assert racer.ran == []
+    found = open_results().found
+    table = scale.speedrun(found | {"matrix_rate": 6e15})
+    assert (
+        "| `speedrun` | 10 | 2 | 90.50% ± 0.71% (84.15% to 96.85%) | 2.00 s | 3.00 | 25% |" in table
+    )
+    found["commit"] = "another"
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    with pytest.raises(SystemExit, match="has another commit, another: --fresh begins anew"):
+        open_results()
+
+
+RECORD = """
+import torch
+
+class CifarNet(torch.nn.Module):
+    def cuda(self):
+        return self
+
+    def compile(self, mode):
+        self.mode = mode
+
+def print_training_details(variables, is_final_entry):
+    raise AssertionError
+
+def main(run, model):
+    data = torch.load("cifar10/test.pt")
+    accuracy = (data["labels"] == 3).float().mean().item()
+    time_seconds = 2.5 if run == "warmup" else 1.0 + run
+    print_training_details(locals(), is_final_entry=True)
+    return accuracy
+"""
+
+
+def test_the_records_script_runs_as_it_stands(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "record.py").write_text(RECORD)
+    speedrun.write_images(tmp_path, speedrun.random_dataset(64))
+    arguments = ["airbench", str(tmp_path / "record.py"), str(tmp_path)]
+    rival = workers.Worker("airbench", sys.executable, arguments)
+    rival.ask("prepare")
+    labels = speedrun.random_dataset(64).splits["test"].labels
+    for number in (0, 3):
+        found = rival.ask("run", number=number)
+        assert found == {"accuracy": pytest.approx((labels == 3).mean()), "seconds": 1.0 + number}
+    rival.close()
