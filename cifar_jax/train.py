@@ -122,7 +122,8 @@ def _begin(
                 abstract = seeds_lib.abstract(own, shapes, len(seeds))
                 return checkpoints.restore(saved["step"], abstract)
             given = state_lib.params_from_data(model, dataset)
-            create = jax.jit(state_lib.make_init(config, durations, model, shape, given))
+            init = state_lib.make_init(config, durations, model, shape, given)
+            create = devices.jit_once(init)
             states = [create(jax.random.key(seed)) for seed in seeds]
             if config.init_from:
                 states = [trained.transplant(Path(config.init_from), state) for state in states]

@@ -55,7 +55,7 @@ def make(norm, parts):
     """Returns the state before the first step of plain SGD, in float64, and the step."""
     config = tiny.config(optimizer__accumulation_steps=parts, loss__label_smoothing=0.1)
     model = Float64(norm)
-    variables = dict(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3))))
+    variables = dict(devices.jit_once(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 3))))
     variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
     optimizer = optax.sgd(RATE)
     params, stats = variables["params"], variables.get("batch_stats", {})

@@ -25,12 +25,15 @@ from cifar_jax import config as config_lib, datasets, evaluate, signals, train
 from tests import tiny
 
 folder = Path(sys.argv[1])
-if sys.argv[2] == "bn_cnn":
+if sys.argv[2].startswith("bn_cnn"):
     config = tiny.bn_config(
-        num_steps=4, augment__flip=True, augment__crop_padding=2, augment__cutout=4,
-        augment__brightness=0.2, augment__mixup_alpha=0.5, augment__cutmix_alpha=0.5, ema_decay=0.9,
-        optimizer__name="sgd", optimizer__learning_rate=0.01, optimizer__accumulation_steps=2,
+        num_steps=4, augment__flip=True, augment__crop_padding=2, ema_decay=0.9,
+        optimizer__name="sgd", optimizer__learning_rate=0.01,
     )
+    if "mixed" in sys.argv[2]:
+        config.augment.cutout, config.augment.brightness = 4, 0.2
+        config.augment.mixup_alpha = config.augment.cutmix_alpha = 0.5
+        config.optimizer.accumulation_steps = 2
 else:
     # After more steps a rounding error has chosen another of two pixels almost equal in a pooling.
     config = tiny.speedrun_config(num_steps=1)
@@ -61,7 +64,11 @@ def run(folder, num_devices, recipe):
 # Muon divides by the gradient's norm, so that rounding errors grow faster.
 @pytest.mark.parametrize(
     ("recipe", "tolerance"),
-    [("bn_cnn", 2e-5), pytest.param("speedrun", 2e-4, marks=pytest.mark.slow)],
+    [
+        ("bn_cnn", 2e-5),
+        pytest.param("bn_cnn, mixed and in parts", 2e-5, marks=pytest.mark.slow),
+        pytest.param("speedrun", 2e-4, marks=pytest.mark.slow),
+    ],
 )
 def test_1_2_and_8_devices_agree(tmp_path, recipe, tolerance):
     def run_with(number):

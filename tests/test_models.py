@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import models
+from cifar_jax import devices, models
 from cifar_jax.errors import UserError
 from cifar_jax.models import resnet, speedrun
 
@@ -118,7 +118,7 @@ def test_default_options():
 def test_mlp_is_sigmoids_of_matrix_products():
     model = models.create("mlp", 3, hidden_sizes=(5, 4))
     images = np.random.default_rng(0).normal(size=(6, 4, 4, 2)).astype(np.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = devices.jit_once(model.init)(jax.random.key(0), images)
     params = jax.tree.map(np.float64, variables["params"])
     x = images.reshape(6, 32).astype(np.float64)
     for layer in ("Dense_0", "Dense_1"):
@@ -131,7 +131,7 @@ def test_dropout_acts_in_training_only_and_by_its_key():
     model = models.create("simple_cnn", 10)
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
     images = np.repeat(image, 1000, axis=0)
-    variables = jax.jit(model.init)(jax.random.key(0), image)
+    variables = devices.jit_once(model.init)(jax.random.key(0), image)
 
     @jax.jit
     def train(seed):
@@ -149,7 +149,7 @@ def test_dropout_acts_in_training_only_and_by_its_key():
 def test_bfloat16_is_near_float32():
     images = np.random.default_rng(0).normal(size=(8, *CIFAR)).astype(np.float32)
     model = models.create("lenet", 10)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = devices.jit_once(model.init)(jax.random.key(0), images)
     expected = jax.jit(model.apply)(variables, images)
     logits = jax.jit(models.create("lenet", 10, jnp.bfloat16).apply)(variables, images)
     error = np.abs(logits - expected).max() / np.abs(expected).max()
@@ -162,7 +162,7 @@ def test_a_new_residual_block_passes_its_input_on():
 
     block = resnet.BasicBlock(4, 1, projection=False, conv=resnet.Conv3x3, norm=norm)
     x = np.random.default_rng(0).uniform(size=(2, 6, 6, 4)).astype(np.float32)
-    output, _ = jax.jit(block.init_with_output)(jax.random.key(0), x)
+    output, _ = devices.jit_once(block.init_with_output)(jax.random.key(0), x)
     np.testing.assert_array_equal(output, x)
 
 

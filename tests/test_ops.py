@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cifar_jax import ops
+from cifar_jax import devices, ops
 from cifar_jax.ops import cpu_conv, winograd
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -204,7 +204,7 @@ def tiny_gradient(params, images):
 @pytest.fixture(scope="module")
 def tiny():
     images = draw(0, (8, 16, 16, 3))
-    return jax.jit(TinyNet().init)(jax.random.key(0), images), images
+    return devices.jit_once(TinyNet().init)(jax.random.key(0), images), images
 
 
 def test_two_devices_agree_with_one_and_reduce_once(tiny):

@@ -129,6 +129,7 @@ def test_a_device_of_its_own_gives_the_bits_of_the_run_alone(together, tmp_path)
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_at_once_or_one_after_another(together, tmp_path):
     start(tmp_path / "vmap", num_seeds=4, seeds_at_once=True)
     for seed in (5, 8):
@@ -136,6 +137,7 @@ def test_at_once_or_one_after_another(together, tmp_path):
         assert_close(*pair, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_seeds_that_the_devices_do_not_divide_and_streamed(together, tmp_path):
     start(tmp_path / "three", num_seeds=3, data__placement="host")
     pair = [cifar_jax.load(folder, seed=7) for folder in (together, tmp_path / "three")]

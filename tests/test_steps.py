@@ -18,7 +18,9 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
 
 def make(config, model, optimizer):
-    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3))))(jax.random.key(0))
+    variables = devices.jit_once(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3))))(
+        jax.random.key(0)
+    )
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     ema = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
     state = TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema)
@@ -125,7 +127,7 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters():
     losses = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         model = models.create("mlp", 10, dtype=dtype)
-        variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        variables = devices.jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
         images = jnp.asarray(np.random.default_rng(0).normal(size=(8, 32, 32, 3)), jnp.float32)
         losses[dtype] = jax.jit(model.apply)(variables, images.astype(dtype))

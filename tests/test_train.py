@@ -94,7 +94,7 @@ def test_the_speedrun_recipe_stopped_in_mid_epoch_ends_in_the_same_bits(tmp_path
 
 
 def test_the_stem_is_whitened_by_the_first_images_and_stays(tmp_path):
-    config = tiny.speedrun_config(num_steps=3)
+    config = tiny.speedrun_config(num_steps=3, test_time__views="plain", test_time__certainty=1.0)
     start(config, tmp_path)
     run = cifar_jax.load(tmp_path)
     digits = datasets.carve_validation(datasets.load("digits"), 1117, config.seed)
@@ -141,9 +141,11 @@ def test_every_batch_size_counts_every_image_once(finished, batch_size, monkeypa
     assert (scores.num_correct, scores.num_images) == (expected.sum(), 50)
 
 
-def test_streaming_ends_where_residence_does(finished, tmp_path):
-    start(bn_config(data__placement="host"), tmp_path / "host")
-    one, other = cifar_jax.load(finished).variables, cifar_jax.load(tmp_path / "host").variables
+def test_streaming_ends_where_residence_does(tmp_path):
+    for placement in ("device", "host"):
+        config = tiny.config(data__placement=placement, augment__crop_padding=2)
+        start(config, tmp_path / placement)
+    one, other = (cifar_jax.load(tmp_path / name).variables for name in ("device", "host"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
 
 
@@ -220,10 +222,10 @@ def test_another_set_needs_no_training_images_and_no_names_for_its_classes(finis
         score_other("jihgfedcba")
 
 
-def test_starting_from_another_runs_weights(finished, tmp_path):
-    start(bn_config(init_from=str(finished), num_steps=1, ema_decay=0.0), tmp_path)
-    old = cifar_jax.load(finished).variables["params"]
-    new = cifar_jax.load(tmp_path).variables["params"]
+def test_starting_from_another_runs_weights(tmp_path):
+    start(tiny.config(), tmp_path / "old")
+    start(tiny.config(init_from=str(tmp_path / "old"), num_steps=1), tmp_path / "new")
+    old, new = (cifar_jax.load(tmp_path / name).variables["params"] for name in ("old", "new"))
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), old, new)
     assert max(jax.tree.leaves(moved)) < 2e-3  # one step of Adam at 1e-3
 

@@ -94,7 +94,9 @@ def test_batchnorm_takes_its_running_statistics():
     config = tiny.bn_config()
     options = config.model.to_dict()
     model = models.create(options.pop("name"), 10, **options)
-    variables = jax.jit(lambda key: model.init(key, np.zeros((1, 8, 8, 3))))(jax.random.key(0))
+    variables = devices.jit_once(lambda key: model.init(key, np.zeros((1, 8, 8, 3))))(
+        jax.random.key(0)
+    )
     mesh = devices.make_mesh()
     test_time = ConfigDict({"views": "mirror", "certainty": None})
     with jax.set_mesh(mesh):
