@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cifar_jax import manifest
+from cifar_jax import arrays, manifest
 from cifar_jax import workdir as workdir_lib
 from cifar_jax.errors import UserError
 from cifar_jax.quiet import quiet_orbax, reason
@@ -159,7 +159,8 @@ class Checkpoints:
         """
         path = self.folder / str(step) / "state"
         with _checkpointer() as reader:
-            if differences := _compare(reader.metadata(path).item_metadata, abstract_state):
+            saved = arrays.of_tree(reader.metadata(path).item_metadata)
+            if differences := arrays.differences(saved, arrays.of_tree(abstract_state)):
                 words = "; ".join(differences[:3])
                 more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
                 raise UserError(f"the checkpoint {path.parent} is of another model: {words}{more}")
@@ -185,8 +186,8 @@ class Checkpoints:
             temporary.mkdir()
             with _checkpointer() as writer:
                 writer.save(temporary / "state", args=ocp.args.PyTreeSave(state))
-                saved = writer.metadata(temporary / "state").item_metadata
-            if missing := _compare(saved, state):
+            saved = arrays.of_folder(temporary / "state")
+            if missing := arrays.differences(saved, arrays.of_tree(state)):
                 raise RuntimeError(f"after the save, {missing[0]}")
             workdir_lib.write_json(temporary / _META, meta)
             manifest.write(temporary)
@@ -239,19 +240,3 @@ def _checkpointer() -> ocp.Checkpointer:
         options = ocp.options.MultiprocessingOptions(own, {own}, f"process_{own}")
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
-def _compare(saved: Any, wanted: Any) -> list[str]:
-    """Returns a phrase for each leaf of `wanted` that the saved tree does not have like that."""
-
-    def leaves(tree: Any) -> dict[str, str]:
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): (
-                f"{np.dtype(leaf.dtype).name} {list(leaf.shape)}"
-            )
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-
-    have, want = leaves(saved), leaves(wanted)
-    differing = [name for name in want if have.get(name) != want[name]]
-    return [f"{name} is {have.get(name, 'not')} there and {want[name]} here" for name in differing]

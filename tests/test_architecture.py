@@ -18,6 +18,7 @@ LAYERS = [
         "workdir",
         "command",
         "curves",
+        "arrays",
         "manifest",
         "quiet",
         "signals",
