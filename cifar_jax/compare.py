@@ -103,7 +103,8 @@ def table(names: Sequence[str], records: Sequence[Record]) -> list[list[str]]:
     configs = [record.config for record in records]
     for field in sorted(set().union(*configs)):
         values = [_value(config, field) for config in configs]
-        if len(set(values)) > 1:
+        # A field that a run's config does not have is as good as unset.
+        if len({"unset" if value == "-" else value for value in values}) > 1:
             rows.append([field, *map(tables.printable, values)])
     return rows
 

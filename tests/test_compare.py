@@ -72,6 +72,14 @@ def test_two_runs_side_by_side(here):
         assert np.asarray(picture.convert("L")).std() > 5
 
 
+def test_a_field_that_one_run_has_not_is_as_good_as_unset(here):
+    write_run(here / "a")
+    write_run(here / "b", optimizer__groups={"head": {"momentum": None, "name": "sgd"}})
+    assert start("--workdirs=a,b")[0] == 0
+    lines = Path("out/comparison.csv").read_text().splitlines()
+    assert [line for line in lines if "head" in line] == ["optimizer.groups.head.name,-,sgd"]
+
+
 @pytest.mark.parametrize(
     "workdirs",
     [
