@@ -56,7 +56,8 @@ class Checkpoints:
         Raises:
           UserError: a checkpoint is of a newer format.
         """
-        self.folder = Path(workdir).absolute() / "checkpoints"
+        # TensorStore refuses "..".
+        self.folder = Path(workdir).resolve() / "checkpoints"
         self.failure = ""
         self._writable = writable
         self._saving: Future[None] | None = None

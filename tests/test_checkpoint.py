@@ -363,6 +363,21 @@ def test_saves_keep_no_memory(tmp_path):
 
     before = save(range(5))
     assert save(range(5, 15)) - before < 10 * 150
+    assert checkpoints.steps() == [13, 14]
+
+
+@pytest.mark.parametrize("name", ["a/../b", "b c", "ä#%41&{}", "link"])
+def test_odd_paths(tmp_path, name):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to("b")
+    (tmp_path / name).mkdir(exist_ok=True)
+    checkpoints = Checkpoints(tmp_path / name)
+    checkpoints.save(1, damages.small_state(1), {})
+    checkpoints.close()
+    assert checkpoints.failure == ""
+    restored = checkpoints.restore(1, damages.abstract_state())
+    jax.tree.map(np.testing.assert_array_equal, restored, damages.small_state(1))
 
 
 @pytest.mark.parametrize("number", range(4))

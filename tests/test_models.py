@@ -1,5 +1,7 @@
 """Models: exact counts, initial values, and what a caller may ask for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,6 +156,13 @@ def test_bfloat16_is_near_float32():
     logits = jax.jit(models.create("lenet", 10, jnp.bfloat16).apply)(variables, images)
     error = np.abs(logits - expected).max() / np.abs(expected).max()
     assert 0 < error < 0.03
+
+
+def test_weights_compiled_with_little_optimization_are_the_same_bits():
+    init = functools.partial(models.create("lenet", 10).init, jax.random.key(0))
+    images = np.zeros((1, *CIFAR), np.float32)
+    expected, variables = jax.jit(init)(images), devices.jit_once(init)(images)
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
 
 
 def test_a_new_residual_block_passes_its_input_on():
