@@ -118,6 +118,9 @@ def check(config: ConfigDict) -> None:
             if rest % parts:
                 problems.append(f"batch_size {rest} is not a multiple of {name} {parts}")
             rest //= parts
+    if fields["test_time.certainty"] is not None and fields["test_time.views"] != "mirror_shift":
+        words = "it leaves out shifted views, which only mirror_shift has"
+        problems.append(f"test_time.certainty is set but test_time.views is not: {words}")
     problems += _check_seeds(fields)
     problems += _check_parts(config)
     if problems:

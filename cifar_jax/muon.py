@@ -14,6 +14,8 @@ import optax
 from jax import lax
 from jax.typing import DTypeLike
 
+from cifar_jax.errors import UserError
+
 # Three steps of the iteration with these bring singular values to between about 0.3 and 1.2, unless
 # they are below a hundredth of the matrix's norm.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -33,13 +35,30 @@ def muon(
       learning_rate: of each step, or a function of the step.
       momentum: how much of the earlier gradients' sum each step keeps.
       nesterov: whether the step looks ahead by the new gradient.
+
+    Raises:
+      UserError: on the first use, a parameter is no kernel.
     """
     return optax.chain(
+        optax.GradientTransformation(
+            _check_kernels, lambda updates, state, _=None: (updates, state)
+        ),
         optax.trace(momentum, nesterov),
         optax.stateless(lambda updates, params: orthogonalize(updates)),
         optax.scale_by_learning_rate(learning_rate),
         optax.stateless(_hold_norms),
     )
+
+
+def _check_kernels(params: Any) -> optax.EmptyState:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.ndim < 2:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"muon trains kernels alone, and {name} is none: put it and its like into one of "
+                "optimizer.groups with another optimizer"
+            )
+    return optax.EmptyState()
 
 
 def orthogonalize(tree: Any) -> Any:

@@ -200,7 +200,10 @@ def _processor() -> str:
 
 
 def commit() -> str | None:
-    """Returns the commit of this package's checkout, "+" behind it if files differ; else None."""
+    """Returns the commit of this package's checkout, "+" behind it if files differ; else None.
+
+    What was measured, and the page that shows it, make no difference.
+    """
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -209,7 +212,9 @@ def commit() -> str | None:
             command, cwd=folder, capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
 
+    files = (":(top)", ":(top,exclude)results/*.json", ":(top,exclude)README.md")
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        differing = git("status", "--porcelain", "-uno", "--", *files)
+        return git("rev-parse", "HEAD") + ("+" if differing else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -97,6 +97,7 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.0
     # Whether the decay is subtracted from the weights, times the learning rate, or else added to
     # the gradient (L2). Unset: the first where the function has a decay of its own (adamw, lion).
+    # Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019.
     config.optimizer.decoupled_decay = placeholder(bool)
     # Whether the decay reaches biases and the parameters of norms too.
     config.optimizer.decay_norm_and_bias = False
@@ -123,7 +124,8 @@ def get_config() -> ConfigDict:
     config.schedule.factor = 0.1
 
     # Decay per step of the exponential moving average of weights and batch statistics, which is
-    # then what gets evaluated. 0: off.
+    # then what gets evaluated. 0: off. Polyak and Juditsky, "Acceleration of Stochastic
+    # Approximation by Averaging", 1992.
     config.ema_decay = 0.0
 
     # Workdir of another run whose weights this one starts from ("": none). The head is left out

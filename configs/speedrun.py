@@ -4,7 +4,8 @@
 Jordan, "airbench94_muon", 2024: a net that starts with whitened patches and identities, Muon for
 the convolutions, SGD for the rest, alternating flips, mirrored and shifted views at test time. The
 loss is summed over the batch there. Here it is the mean, and the rates of SGD are those of there
-times the batch; the steps of Muon do not depend on the loss's scale.
+times the batch; the steps of Muon do not depend on the loss's scale. All rates are those for
+BATCH_SIZE. The stem's biases begin at zero, those of there at random (PyTorch's default).
 """
 
 from ml_collections import ConfigDict

@@ -4,15 +4,16 @@ import random
 from collections import Counter
 
 import hypothesis
+import jax
 import pytest
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from benchmarks import stops, wrong_configs
 from cifar_jax import config as config_lib
-from cifar_jax import durations, fields
+from cifar_jax import durations, fields, state
 from cifar_jax.errors import UserError
-from configs import default
+from configs import default, speedrun
 from tests import program, tiny
 
 POSITIVE = [
@@ -45,6 +46,7 @@ AT_MOST = {
 def changed(**values):
     """Returns the small config with fields given by dotted names."""
     config = tiny.config()
+    config.test_time.views = "mirror_shift" if "test_time.certainty" in values else "plain"
     config.update_from_flattened_dict(values)
     return config
 
@@ -70,6 +72,23 @@ def kind(name):
 def test_every_config_file_passes_the_check():
     for path in sorted((program.ROOT / "configs").glob("[!_]*.py")):
         assert wrong_configs.try_config(f"--config={path}", []) == (0, stops.SURVIVED)
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"), [("94", 1_971_640), ("95", 4_604_728), ("96", 12_717_752)]
+)
+def test_variants_of_the_speedrun(variant, expected):
+    config = speedrun.get_config(variant)
+    assert config_lib.check(config) is None
+    model = state.create_model(config, 10)
+    create = state.make_init(config, durations.resolve(config, 50_000), model, (32, 32, 3))
+    params = jax.eval_shape(create, jax.random.key(0)).params
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+
+
+def test_certainty_is_for_shifted_views():
+    (line,) = problems(**{"test_time.certainty": 0.5, "test_time.views": "mirror"})
+    assert line.startswith("test_time.certainty is set but test_time.views is not: it leaves out")
 
 
 @pytest.mark.parametrize("name", POSITIVE)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import muon
+from cifar_jax.errors import UserError
 
 SHAPES = {"tall": (3, 3, 4, 6), "wide": (1, 1, 4, 9), "same": (3, 3, 4, 6), "dense": (5, 7)}
 
@@ -81,3 +82,8 @@ def test_on_an_accelerator_the_products_are_in_bfloat16():
         products = [line for line in text.as_text().splitlines() if "dot_general" in line]
         assert len(products) == 3 * muon.NUM_STEPS
         assert not any(f"x{other}>" in line for line in products)
+
+
+def test_what_is_no_kernel_is_named():
+    with pytest.raises(UserError, match="muon trains kernels alone, and head/bias is none"):
+        muon.muon(0.1).init({"head": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}})

@@ -6,9 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import speedrun, workers
+from benchmarks import racer, speedrun, workers
+from cifar_jax import config as config_lib
+from cifar_jax import datasets, signals, train
 from configs import default
 from results import scale
+from tests import tiny
 
 
 @pytest.mark.slow
@@ -50,20 +53,20 @@ def test_runs_alternate_with_the_record_and_go_on(tmp_path):
     def open_results():
         return speedrun.Results(tmp_path / "found.json", fresh=False)
 
-    racer, rival = Racer(), Racer()
-    words = speedrun.race(open_results(), "speedrun", racer, 2, rival.run)
+    runner, rival = Racer(), Racer()
+    words = speedrun.race(open_results(), "speedrun", runner, 2, rival.run)
     assert next(words) == "speedrun, seed 0: 90.00% in 2.00 s"  # stopped here
-    assert racer.ran == [(0, 2), (0, None)]
-    racer = Racer()
-    assert list(speedrun.race(open_results(), "speedrun", racer, 2, rival.run)) == [
+    assert runner.ran == [(0, 2), (0, 2), (0, None)]
+    runner = Racer()
+    assert list(speedrun.race(open_results(), "speedrun", runner, 2, rival.run)) == [
         "the record, run 0: 90.00% in 2.00 s",
         "speedrun, seed 1: 91.00% in 2.00 s",
         "the record, run 1: 91.00% in 2.00 s",
     ]
-    assert racer.ran == [(0, 2), (1, None)]
-    racer = Racer()
-    assert list(speedrun.race(open_results(), "speedrun", racer, 2, rival.run)) == []
-    assert racer.ran == []
+    assert runner.ran == [(0, 2), (0, 2), (1, None)]
+    runner = Racer()
+    assert list(speedrun.race(open_results(), "speedrun", runner, 2, rival.run)) == []
+    assert runner.ran == []
     found = open_results().found
     table = scale.speedrun(found | {"matrix_rate": 6e15})
     assert (
@@ -73,6 +76,38 @@ def test_runs_alternate_with_the_record_and_go_on(tmp_path):
     (tmp_path / "found.json").write_text(json.dumps(found))
     with pytest.raises(SystemExit, match="has another commit, another: --fresh begins anew"):
         open_results()
+
+
+def test_the_record_joins_no_runs_made_without_it(tmp_path):
+    results = speedrun.Results(tmp_path / "found.json", fresh=False)
+    list(speedrun.race(results, "speedrun", Racer(), 2, None))
+    with pytest.raises(SystemExit, match="without the record's between them: --fresh"):
+        next(speedrun.race(results, "speedrun", Racer(), 2, Racer().run))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--configs=speedrun,nothing", "nothing is none of configs/: No module"),
+        ("--configs=speedrun:97", "speedrun:97 is none of configs/: configs/speedrun.py has no"),
+        ("--airbench=nowhere.py", "there is no file nowhere.py"),
+    ],
+)
+def test_wrong_flags_are_named_at_once(capsys, flags, words):
+    with pytest.raises(SystemExit) as stop:
+        speedrun.main([flags])
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_timed_run_is_the_run_of_the_command(tmp_path):
+    config = tiny.speedrun_config(seed=3, data__validation_examples=0, num_steps=3)
+    config_lib.check(config)
+    train.train(config, tmp_path, signals.Signals())
+    found = racer.Racer(config, datasets.load("digits")).run(3)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert found["accuracy"] == pytest.approx(result["test_accuracy"])
 
 
 RECORD = """

@@ -94,7 +94,7 @@ def test_the_speedrun_recipe_stopped_in_mid_epoch_ends_in_the_same_bits(tmp_path
 
 
 def test_the_stem_is_whitened_by_the_first_images_and_stays(tmp_path):
-    config = tiny.speedrun_config(num_steps=3, test_time__views="plain", test_time__certainty=1.0)
+    config = tiny.speedrun_config(num_steps=3, test_time__views="plain", test_time__certainty=None)
     start(config, tmp_path)
     run = cifar_jax.load(tmp_path)
     digits = datasets.carve_validation(datasets.load("digits"), 1117, config.seed)
