@@ -75,6 +75,8 @@ def _row(result: Mapping[str, Any]) -> list[str]:
     accuracies, losses = (
         [seed[key] for seed in result["seeds"]] for key in ("test_accuracy", "test_loss")
     )
+    # What else a machine has to do only adds.
+    times = [seed.get("wall_seconds", result["wall_seconds"]) for seed in result["seeds"]]
     return [
         system.words,
         reported,
@@ -84,7 +86,7 @@ def _row(result: Mapping[str, Any]) -> list[str]:
         _mean(losses, 4),
         f"{result['num_epochs']:g}",
         str(len(result["seeds"])),
-        f"{result['wall_seconds'] / 60:.1f} min",
+        f"{min(times) / 60:.1f} min",
         result["hardware"],
     ]
 
