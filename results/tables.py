@@ -172,7 +172,12 @@ def faults(result: dict[str, Any]) -> str:
 def soak(result: dict[str, Any]) -> str:
     """What an hour's run holds at its beginning and its end."""
     rows = [
-        [name, f"{one['first']:,.4g}", f"{one['last']:,.4g}", f"{one['per_hour']:+,.1f}"]
+        [
+            name,
+            f"{one['first']:,.4g}",
+            f"{one['last']:,.4g}",
+            f"{round(one['per_hour'], 1) + 0:+,.1f}",
+        ]
         for name, one in result["trends"].items()
     ]
     header = [f"{result['minutes']:g} minutes", "after warm-up", "at the end", "trend an hour"]
