@@ -176,7 +176,7 @@ def soak(result: dict[str, Any]) -> str:
             name,
             f"{one['first']:,.4g}",
             f"{one['last']:,.4g}",
-            f"{round(one['per_hour'], 1) + 0:+,.1f}",
+            f"{round(one['per_hour'], 1) + 0:+,}",
         ]
         for name, one in result["trends"].items()
     ]
