@@ -103,6 +103,7 @@ def test_a_missing_framework_is_named():
             workers.Worker("keras", sys.executable, ["keras_tf"])
 
 
+@pytest.mark.slow
 def test_quick_run(tmp_path, capfd):
     path = tmp_path / "bench_step_time.json"
     assert step_time.main(["--quick", f"--output={path}"]) == 0
