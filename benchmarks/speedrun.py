@@ -244,20 +244,21 @@ def parts(options: argparse.Namespace, results: Results, folder: Path) -> Iterat
         results.save()
         yield f"matrix products: {results.found['matrix_rate'] / 1e12:.3g} TFLOP/s"
     dataset = random_dataset() if options.quick else datasets.load("cifar10")
-    rival, row = None, results.found["runs"].get(next(iter(runs)), {"rival": []})
-    if options.airbench and len(row["rival"]) < (options.num_seeds or next(iter(runs.values()))):
+    rival, (first, wanted) = None, next(iter(runs.items()))
+    made = results.found["runs"].get(first, {"rival": []})["rival"]
+    if options.airbench and len(made) < (options.num_seeds or wanted):
         write_images(folder, dataset)
         arguments = ["airbench", str(options.airbench.resolve()), str(folder)]
         rival = Worker("airbench", options.torch_python, arguments, accelerator=True)
         rival.ask("prepare")
-    for place, (name, num_seeds) in enumerate(runs.items()):
+    for name, num_seeds in runs.items():
         config = load_config(name)
         config.dtype = "bfloat16" if accelerator else config.dtype
         config = shrink(config) if options.quick else config
         racer = Racer(config, dataset)
-        against = functools.partial(_run_rival, rival) if rival and place == 0 else None
+        against = functools.partial(_run_rival, rival) if rival and name == first else None
         yield from race(results, name, racer, options.num_seeds or num_seeds, against)
-        if place == 0 and not options.quick:
+        if name == first and not options.quick:
             yield from time_command(results, name, [f"--config.dtype={config.dtype}"])
     if accelerator or options.quick:
         sizes = {"speedrun": 64} if options.quick else THROUGHPUT

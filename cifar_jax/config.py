@@ -118,9 +118,10 @@ def check(config: ConfigDict) -> None:
             if rest % parts:
                 problems.append(f"batch_size {rest} is not a multiple of {name} {parts}")
             rest //= parts
-    if fields["test_time.certainty"] is not None and fields["test_time.views"] != "mirror_shift":
-        words = "it leaves out shifted views, which only mirror_shift has"
-        problems.append(f"test_time.certainty is set but test_time.views is not: {words}")
+    views = fields["test_time.views"]
+    if fields["test_time.certainty"] is not None and views != "mirror_shift":
+        words = f"test_time.views is {views!r}: only 'mirror_shift' has shifted views to leave out"
+        problems.append(f"test_time.certainty is set but {words}")
     problems += _check_seeds(fields)
     problems += _check_parts(config)
     if problems:

@@ -139,3 +139,24 @@ def test_the_cache_lies_in_the_home_if_there_is_one(monkeypatch, home, xdg, fold
 def test_the_commit_is_none_outside_a_checkout(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert workdir_lib.commit() is None
+
+
+def test_what_was_measured_makes_no_other_commit(tmp_path, monkeypatch):
+    def git(*words):
+        options = ("-c", "user.name=x", "-c", "user.email=x")
+        subprocess.run(["git", *options, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    files = [tmp_path / name for name in ("results/a.json", "README.md", "package/a.py")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("before")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    monkeypatch.setattr(workdir_lib, "__file__", str(files[2]))
+    found = []
+    for file in files:
+        file.write_text("after")
+        found.append(workdir_lib.commit())
+    assert len(found[0]) == 40
+    assert found == [found[0], found[0], found[0] + "+"]
