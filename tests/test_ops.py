@@ -95,7 +95,10 @@ def convolutions(draw_one):
     height, width = integer(rows, 12), integer(columns, 12)
     channels, features = draw_one(
         st.sampled_from(
-            [(1, 1), (3, 8), (8, 3), (17, 5), (20, 40), (64, 64), (24, 70), (30, 256), (256, 24)]
+            [
+                *((1, 1), (3, 8), (8, 3), (12, 16), (17, 5)),
+                *((20, 40), (64, 64), (24, 70), (30, 256), (256, 24)),
+            ]
         )
     )
     explicit = tuple((integer(0, 6), integer(0, 6)) for _ in range(2))
@@ -112,6 +115,7 @@ def check_any_shape(convolution, chunk):
     images, kernel, options = convolution
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "_CHUNK", chunk)
+        patch.setattr(winograd, "_WIDE_CHUNK", chunk)
         patch.setattr(cpu_conv, "_PATCHES_CHUNK", chunk)
         patch.setattr(cpu_conv, "_TURNED_CHUNK", chunk)
         compare_with_xla(images, kernel, **options)
@@ -130,17 +134,18 @@ def test_conv_of_many_shapes(convolution, chunk):
     check_any_shape(convolution, chunk)
 
 
-@pytest.mark.parametrize("channels", [3, 64])
+@pytest.mark.parametrize(("channels", "features"), [(3, 64), (12, 16), (64, 64)])
 @pytest.mark.parametrize(("window", "strides"), [(3, 1), (3, 2), (1, 2)])
-def test_conv_in_bfloat16(channels, window, strides):
-    shapes = (9, 9, 8, channels), (window, window, channels, 64)
+def test_conv_in_bfloat16(channels, features, window, strides):
+    shapes = (9, 9, 8, channels), (window, window, channels, features)
     compare_with_xla(*shapes, jnp.bfloat16, tolerance=1e-2, strides=(strides, strides))
 
 
-@pytest.mark.parametrize("channels", [3, 64])
-def test_conv_in_float64(channels):
+@pytest.mark.parametrize(("channels", "features"), [(3, 64), (12, 16), (64, 64)])
+def test_conv_in_float64(channels, features):
+    shapes = (4, 9, 9, channels), (3, 3, channels, features)
     with jax.enable_x64(True):
-        compare_with_xla((4, 9, 9, channels), (3, 3, channels, 64), jnp.float64, tolerance=1e-13)
+        compare_with_xla(*shapes, jnp.float64, tolerance=1e-13)
 
 
 def test_other_convolutions_are_left_alone():

@@ -1,7 +1,8 @@
 """Convolution and its gradients on a CPU: which way is taken for which shape.
 
 - 3x3 kernels with many channels: `winograd`.
-- Few channels: pairs of neighbouring pixels become one pixel with twice the channels.
+- Few channels and features: one product with all rows of the kernel, whose results are shifted.
+- Fewer channels: pairs of neighbouring pixels become one pixel with twice the channels.
 - The gradient by the images is itself a convolution, of the output gradient with the turned kernel;
   with a stride, one for each place in a block of pixels as large as the strides.
 - The gradient by the kernel is a convolution too, of the images with the output gradient as its
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cifar_jax.ops import winograd
-from cifar_jax.ops.chunks import sum_chunks
+from cifar_jax.ops.chunks import map_chunks, sum_chunks
 
 Size = tuple[int, int]
 Strides = tuple[int, int]
@@ -23,10 +24,13 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # XLA's vector code pays from 17 channels on: 3 to 32 channels take 4.8 ms, as pairs 0.9 (batch 64).
 _NARROW = 16
+# One product for all rows of the kernel pays from more channels on, up to so many features.
+_FEWEST, _FEATURES = 8, 24
 # From here on Winograd's transforms cost less than the products they save.
-_WINOGRAD_NARROWER, _WINOGRAD_WIDER = 24, 64
-# How many output pixels are taken at a time, so that what is made of them stays in the cache.
-_PATCHES_CHUNK, _TURNED_CHUNK = 1024, 2048
+_WINOGRAD_NARROWER, _WINOGRAD_WIDER = 24, 32
+# What is taken at a time, so that it and what is made of it stay in the cache: output pixels whose
+# patches are made; values of the images and the gradient that are turned.
+_PATCHES_CHUNK, _TURNED_CHUNK = 1024, 2**17
 
 
 def convolve(images: jax.Array, kernel: jax.Array, strides: Strides, padding: Padding) -> jax.Array:
@@ -38,6 +42,8 @@ def convolve(images: jax.Array, kernel: jax.Array, strides: Strides, padding: Pa
     width = images.shape[2] + sum(padding[1]) - kernel.shape[1] + 1
     if kernel.shape[2] > _NARROW or width == 1:
         return _xla_convolve(images, kernel, strides, padding)
+    if kernel.shape[2] > _FEWEST and kernel.shape[3] <= _FEATURES:
+        return _convolve_rows(images, kernel, padding)
     images, kernel = _pair_columns(images, kernel, padding[1])
     result = _xla_convolve(images, kernel, strides, (padding[0], (0, 0)))
     return result.reshape(*result.shape[:2], -1, result.shape[-1] // 2)[:, :, :width]
@@ -74,7 +80,7 @@ def kernel_gradient(
 ) -> jax.Array:
     """The gradient of `convolve` by a kernel of height and width `size`."""
     shape = (*size, images.shape[-1], gradient.shape[-1])
-    if strides == (1, 1) and _suits_winograd(shape) and min(shape[2:]) >= _WINOGRAD_WIDER:
+    if strides == (1, 1) and _suits_winograd(shape):
         return winograd.kernel_gradient(images, gradient, padding)
     if strides == (1, 1) and size != (1, 1):
         return _convolve_turned(images, gradient, padding)
@@ -112,7 +118,7 @@ def _convolve_any_padding(images, kernel, padding):
 
 def _convolve_turned(images, gradient, padding):
     """The kernel's gradient for stride 1: a convolution that sums over the examples."""
-    _, height, width, features = gradient.shape
+    features = gradient.shape[-1]
     dtype = images.dtype
     wide = jnp.promote_types(dtype, jnp.float32)
 
@@ -125,7 +131,8 @@ def _convolve_turned(images, gradient, padding):
             images.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), (1, 1), edges
         )
 
-    size = max(4, _TURNED_CHUNK // (height * width))
+    # The images are the channels of this convolution: one alone makes no vectors.
+    size = min(16, max(2, _TURNED_CHUNK * len(images) // (images.size + gradient.size)))
     total = sum_chunks(convolve, images, gradient, size=size)
     return total.transpose(1, 2, 0, 3).astype(dtype)
 
@@ -152,6 +159,30 @@ def _sum_patches(images, gradient, size, strides, padding):
 
     total = sum_chunks(multiply, images, gradient, size=max(1, _PATCHES_CHUNK // (height * width)))
     return total.T.reshape(*size, channels, features).astype(dtype)
+
+
+def _convolve_rows(images, kernel, padding):
+    """`convolve` by one product with the kernel's rows side by side, whose results are shifted."""
+    rows, columns, channels, features = kernel.shape
+    height, width = (
+        have + sum(pads) - window + 1
+        for have, pads, window in zip(images.shape[1:3], padding, (rows, columns), strict=True)
+    )
+    dtype = images.dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+    weights = kernel.astype(wide).reshape(rows, -1, features).swapaxes(0, 1)
+    weights = weights.reshape(columns * channels, rows * features)
+
+    def convolve_chunk(images):
+        images = _pad(images.astype(wide), (0, 0), *padding, (0, 0))
+        patches = jnp.concatenate([images[:, :, j : j + width] for j in range(columns)], -1)
+        products = lax.optimization_barrier(patches) @ weights
+        parts = [
+            products[:, i : i + height, :, i * features : (i + 1) * features] for i in range(rows)
+        ]
+        return sum(parts[1:], parts[0]).astype(dtype)
+
+    return map_chunks(convolve_chunk, images, max(1, _PATCHES_CHUNK // (height * width)))
 
 
 def _pair_columns(images, kernel, padding):

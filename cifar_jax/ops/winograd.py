@@ -2,8 +2,7 @@
 
 Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks": the image is cut into
 overlapping tiles, tiles and kernel are transformed, and the convolution becomes one matrix product
-for each place of a transformed tile. F(2x2, 3x3) makes 4 products a pixel, F(4x4, 3x3) 2.25; the
-plain way 9.
+for each place of a transformed tile. F(4x4, 3x3) makes 2.25 products a pixel; the plain way 9.
 """
 
 import functools
@@ -19,20 +18,22 @@ from cifar_jax.ops.chunks import map_chunks, sum_chunks
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
+# Output pixels of a tile along an axis, and its places, of input pixels or products.
+_TILE, _PLACES = 4, 6
 _ROOT = math.sqrt(0.5)
-# Where the polynomials behind the method are evaluated, besides infinity. For tiles of 4 these
-# points leave an error of 2e-6; the customary 0, 1, -1, 2, -2 leave 7e-6.
-_POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, _ROOT, -_ROOT, 1 / _ROOT, -1 / _ROOT)}
-
-
-# How many tiles are made at a time, so that they stay in the cache.
-_CHUNK = 256
-# Wider kernels, transformed to tiles of 4, would not fit there themselves.
-_LARGEST = 2**16
+# Where the polynomials behind the method are evaluated, besides infinity. These points leave an
+# error of 2e-6; the customary 0, 1, -1, 2, -2 leave 7e-6.
+_POINTS = (0.0, _ROOT, -_ROOT, 1 / _ROOT, -1 / _ROOT)
+# How many tiles are made at a time, so that they stay in the cache; of layers whose transformed
+# kernel does not fit there itself more, so that it is read less often.
+_CHUNK, _WIDE_CHUNK = 64, 256
+_WIDE = 2**14
+# With so few channels a product that turns its left operand takes longer than turning it first.
+_TURNED_BELOW = 64
 
 
 def convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """Convolves with stride 1, by F(2x2, 3x3) or, with 256 channels, F(4x4, 3x3).
+    """Convolves with stride 1, by F(4x4, 3x3).
 
     Args:
       images: [batch, height, width, channels].
@@ -42,36 +43,28 @@ def convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Arra
     Returns:
       [batch, height, width, features] in the type of `images`.
     """
-    # Larger tiles save products and cost additions.
     channels, features = kernel.shape[2:]
-    tile = 4 if max(channels, features) >= 256 and channels * features <= _LARGEST else 2
-    outputs, kernels, _ = _transforms(tile)
+    outputs, kernels, inputs = _transforms()
     wide = jnp.promote_types(images.dtype, jnp.float32)
-    size, grid = _sizes(images.shape, padding, tile)
+    size, grid = _sizes(images.shape, padding)
     weights = jnp.asarray(np.kron(kernels, kernels), wide) @ kernel.astype(wide).reshape(9, -1)
     weights = weights.reshape(-1, channels, features)
 
     def convolve_chunk(images):
-        tiles = _image_tiles(images.astype(wide), padding, grid, tile)
-        products = jnp.einsum("atc,aco->ato", tiles.reshape(len(tiles), -1, channels), weights)
-        if tile == 2:
-            places = products.reshape(4, 4, len(images), *grid, features)
-            corners = _combine_twice(outputs, [list(row) for row in places])
-            result = jnp.stack([jnp.stack(corners[:2], 3), jnp.stack(corners[2:], 3)], 2)
-        else:
-            # As 16 sums of 36 terms XLA would make them without vector instructions.
-            join = jnp.asarray(np.kron(outputs, outputs), wide)
-            result = join @ products.reshape(len(products), -1)
-            result = result.reshape(tile, tile, len(images), *grid, features)
-            result = result.transpose(2, 3, 0, 4, 1, 5)
-        result = result.reshape(len(images), grid[0] * tile, grid[1] * tile, features)
+        tiles = _to_tiles(inputs, _pad_to_grid(images.astype(wide), padding, grid), grid)
+        products = jnp.einsum("ptc,pco->pto", tiles, weights)
+        products = lax.optimization_barrier(products)
+        products = products.reshape(_PLACES, _PLACES, len(images), *grid, features)
+        rows = lax.optimization_barrier(jnp.stack(_combine(outputs, list(products)), 3))
+        result = jnp.stack(_combine(outputs, list(rows)), 4)
+        result = result.reshape(len(images), grid[0] * _TILE, grid[1] * _TILE, features)
         return result[:, : size[0], : size[1]].astype(images.dtype)
 
-    return map_chunks(convolve_chunk, images, max(1, _CHUNK // (grid[0] * grid[1])))
+    return map_chunks(convolve_chunk, images, _chunk_size(grid, channels * features))
 
 
 def kernel_gradient(images: jax.Array, gradient: jax.Array, padding: Padding) -> jax.Array:
-    """The gradient of `convolve` by its kernel, by F(4x4, 3x3) or, of wide layers, F(2x2, 3x3).
+    """The gradient of `convolve` by its kernel.
 
     Args:
       images: [batch, height, width, channels].
@@ -82,67 +75,59 @@ def kernel_gradient(images: jax.Array, gradient: jax.Array, padding: Padding) ->
       [3, 3, channels, features] in the type of `images`.
     """
     channels, features = images.shape[-1], gradient.shape[-1]
-    # The sums of all places have to fit the cache, too, or else be touched seldom. Images are few
-    # at a time because their transposition reads them all at once.
-    tile, most = (4, 16) if channels * features <= _LARGEST else (2, _CHUNK)
-    outputs, kernels, _ = _transforms(tile)
+    outputs, kernels, inputs = _transforms()
     wide = jnp.promote_types(images.dtype, jnp.float32)
-    size, grid = _sizes(images.shape, padding, tile)
-    missing = [(0, n * tile - have) for n, have in zip(grid, size, strict=True)]
+    size, grid = _sizes(images.shape, padding)
+    missing = [(0, n * _TILE - have) for n, have in zip(grid, size, strict=True)]
 
     def sum_products(images, gradient):
-        # With the batch last, the transformed tiles come out as the transposed left operand that
-        # a matrix product wants, and rows stay contiguous.
-        images = images.astype(wide).transpose(3, 1, 2, 0)
-        tiles = _image_tiles(images, padding, grid, tile)
-        tiles = tiles.reshape(len(tiles), channels, -1)
+        tiles = _to_tiles(inputs, _pad_to_grid(images.astype(wide), padding, grid), grid)
         gradient = jnp.pad(gradient.astype(wide), [(0, 0), *missing, (0, 0)])
-        gradient = gradient.transpose(1, 2, 0, 3)
-        pieces = [[gradient[i::tile, j::tile] for j in range(tile)] for i in range(tile)]
-        places = jnp.stack(_combine_twice(outputs.T, pieces)).reshape(len(tiles), -1, features)
-        return jnp.einsum("act,ato->aco", tiles, lax.optimization_barrier(places))
+        places = _to_tiles(outputs.T, gradient, grid)
+        if channels < _TURNED_BELOW:
+            tiles = lax.optimization_barrier(tiles.swapaxes(1, 2))
+            return jnp.einsum("pct,pto->pco", tiles, places)
+        return jnp.einsum("ptc,pto->pco", tiles, places)
 
-    chunk = min(most, max(1, _CHUNK // (grid[0] * grid[1])))
+    chunk = _chunk_size(grid, channels * features)
     total = sum_chunks(sum_products, images, gradient, size=chunk)
     result = jnp.asarray(np.kron(kernels, kernels).T, wide) @ total.reshape(len(total), -1)
     return result.reshape(3, 3, channels, features).astype(images.dtype)
 
 
-def _image_tiles(images, padding, grid, tile):
-    """Transformed tiles [places, any, rows, columns, any] of images [any, height, width, any]."""
-    _, _, inputs = _transforms(tile)
-    needed = [(n * tile + 2) - size for n, size in zip(grid, images.shape[1:3], strict=True)]
-    pads = [(low, more - low) for (low, _), more in zip(padding, needed, strict=True)]
-    images = jnp.pad(images, [(0, 0), *pads, (0, 0)])
-    last = [tile * (n - 1) + 1 for n in grid]
-    pieces = [
-        [images[:, i : i + last[0] : tile, j : j + last[1] : tile] for j in range(tile + 2)]
-        for i in range(tile + 2)
-    ]
-    return lax.optimization_barrier(jnp.stack(_combine_twice(inputs, pieces)))
-
-
-def _sizes(shape, padding, tile):
+def _sizes(shape, padding):
     """Height and width of a convolution's result, and of its grid of tiles."""
     size = [have + low + high - 2 for have, (low, high) in zip(shape[1:3], padding, strict=True)]
-    return size, [-(-n // tile) for n in size]
+    return size, [-(-n // _TILE) for n in size]
 
 
-@functools.cache
-def _transforms(tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The matrices of F(tile, 3) for outputs, kernels and inputs (Toom and Cook's).
+def _chunk_size(grid, weights):
+    """How many images are taken at a time."""
+    return max(1, (_CHUNK if weights <= _WIDE else _WIDE_CHUNK) // (grid[0] * grid[1]))
 
-    With A, G, B those of [tile, tile + 2], [tile + 2, 3] and [tile + 2, tile + 2], a convolution of
-    `tile + 2` inputs with 3 weights is A ((G weights) * (B inputs)).
+
+def _pad_to_grid(images, padding, grid):
+    """Images with as many pixels as the tiles of a grid need."""
+    needed = [n * _TILE + 2 - size for n, size in zip(grid, images.shape[1:3], strict=True)]
+    pads = [(low, more - low) for (low, _), more in zip(padding, needed, strict=True)]
+    return jnp.pad(images, [(0, 0), *pads, (0, 0)])
+
+
+def _to_tiles(matrix, images, grid):
+    """Transformed tiles [places, tiles, any] of images [batch, height, width, any].
+
+    Behind the barriers the width is transformed before the height. Both at once XLA would compute
+    anew for each place: twice the time, and not faster with the pieces of a larger chunk.
     """
-
-    def evaluate(degree):
-        powers = np.vander(np.array(_POINTS[tile]), degree, increasing=True)
-        return np.vstack([powers, np.eye(degree)[-1:]])
-
-    inputs = np.linalg.inv(evaluate(tile + 2)).T
-    inputs[abs(inputs) < 1e-12] = 0
-    return evaluate(tile).T, evaluate(3), inputs
+    features = images.shape[-1]
+    for axis, count in ((-2, grid[1]), (-3, grid[0])):
+        last = _TILE * (count - 1) + 1
+        pieces = [
+            lax.slice_in_dim(images, start, start + last, _TILE, axis)
+            for start in range(matrix.shape[1])
+        ]
+        images = lax.optimization_barrier(jnp.stack(_combine(matrix, pieces)))
+    return images.reshape(_PLACES**2, -1, features)
 
 
 def _combine(matrix: np.ndarray, pieces: Sequence[jax.Array]) -> list[jax.Array]:
@@ -160,7 +145,18 @@ def _combine(matrix: np.ndarray, pieces: Sequence[jax.Array]) -> list[jax.Array]
     ]
 
 
-def _combine_twice(matrix: np.ndarray, pieces: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
-    """The matrix applied to the rows and the columns of a square of arrays; a list by rows."""
-    columns = [_combine(matrix, column) for column in zip(*pieces, strict=True)]
-    return [piece for row in zip(*columns, strict=True) for piece in _combine(matrix, row)]
+@functools.cache
+def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The matrices of F(4, 3) for outputs, kernels and inputs (Toom and Cook's).
+
+    With A, G, B those of [4, 6], [6, 3] and [6, 6], a convolution of 6 inputs with 3 weights is
+    A ((G weights) * (B inputs)).
+    """
+
+    def evaluate(degree):
+        powers = np.vander(np.array(_POINTS), degree, increasing=True)
+        return np.vstack([powers, np.eye(degree)[-1:]])
+
+    inputs = np.linalg.inv(evaluate(_PLACES)).T
+    inputs[abs(inputs) < 1e-12] = 0
+    return evaluate(_TILE).T, evaluate(3), inputs
