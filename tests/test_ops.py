@@ -68,11 +68,15 @@ def compare_with_xla(images_shape, kernel_shape, dtype=jnp.float32, tolerance=1e
     [
         ((5, 32, 32, 3), (3, 3, 3, 32), {}),
         ((3, 32, 32, 16), (3, 3, 16, 16), {}),
-        ((3, 16, 16, 32), (3, 3, 32, 32), {}),
+        ((5, 20, 19, 12), (3, 2, 12, 16), {"padding": ((0, 3), (4, 1))}),
+        ((3, 9, 9, 16), (3, 3, 16, 32), {}),
+        ((5, 16, 16, 32), (3, 3, 32, 32), {}),
         ((2, 31, 31, 24), (3, 3, 24, 64), {}),
         ((9, 15, 15, 64), (3, 3, 64, 64), {}),
         ((35, 7, 7, 64), (3, 3, 64, 256), {}),
+        ((20, 15, 16, 136), (3, 3, 136, 128), {}),
         ((3, 4, 4, 512), (3, 3, 512, 256), {}),
+        ((3, 2, 3, 64), (3, 3, 64, 64), {}),
         ((3, 16, 16, 16), (3, 3, 16, 32), {"strides": (2, 2), "padding": SAME_3X3}),
         ((3, 15, 16, 64), (3, 3, 64, 64), {"strides": (2, 2)}),
         ((3, 16, 16, 64), (1, 1, 64, 128), {"strides": (2, 2)}),
@@ -115,7 +119,6 @@ def check_any_shape(convolution, chunk):
     images, kernel, options = convolution
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "_CHUNK", chunk)
-        patch.setattr(winograd, "_WIDE_CHUNK", chunk)
         patch.setattr(cpu_conv, "_PATCHES_CHUNK", chunk)
         patch.setattr(cpu_conv, "_TURNED_CHUNK", chunk)
         compare_with_xla(images, kernel, **options)
@@ -177,8 +180,9 @@ def test_unusual_convolutions_are_xlas(images, kernel, padding, dtype):
     np.testing.assert_array_equal(found, lax.conv_general_dilated(*both, **options))
 
 
-def test_conv_under_vmap():
-    images, kernels = draw(0, (4, 7, 7, 64)), draw(1, (2, 3, 3, 64, 64))
+@pytest.mark.parametrize(("channels", "features"), [(12, 16), (32, 64), (64, 64)])
+def test_conv_under_vmap(channels, features):
+    images, kernels = draw(0, (4, 7, 7, channels)), draw(1, (2, 3, 3, channels, features))
 
     def loss(kernel, images, conv):
         return jnp.sum(conv(images, kernel, (1, 1), "SAME", dimension_numbers=NHWC) ** 2)
@@ -197,7 +201,7 @@ class TinyNet(nn.Module):
     @nn.compact
     def __call__(self, images):
         conv = functools.partial(nn.Conv, conv_general_dilated=ops.conv_general_dilated)
-        x = nn.relu(conv(16, (3, 3))(images))
+        x = nn.relu(conv(16, (3, 3))(nn.relu(conv(16, (3, 3))(images))))
         x = ops.max_pool(nn.relu(conv(32, (3, 3), strides=2)(x)), (2, 2), (2, 2))
         return jnp.mean(conv(64, (3, 3))(x), (1, 2, 3))
 
@@ -271,8 +275,8 @@ def test_accelerators_get_only_xlas_own_operations(tiny, platform):
         traced = jax.jit(tiny_gradient).trace(params, images)
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
-    # Three forward, three for the kernels and two for the inputs: the images need none.
-    assert text.count("stablehlo.convolution") == 8
+    # Four forward, four for the kernels and three for the inputs: the images need none.
+    assert text.count("stablehlo.convolution") == 11
     assert text.count("stablehlo.select_and_scatter") == 1
     assert text.count("stablehlo.reduce_window") == 1
     for foreign in ("manual_computation", "dot_general", "optimization_barrier"):

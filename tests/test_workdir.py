@@ -160,3 +160,18 @@ def test_what_was_measured_makes_no_other_commit(tmp_path, monkeypatch):
         found.append(workdir_lib.commit())
     assert len(found[0]) == 40
     assert found == [found[0], found[0], found[0] + "+"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fma avx2 avx512f avx512bw", "Abacus 3000 (AVX-512)"),
+        ("fma avx avx2 f16c", "Abacus 3000 (AVX2)"),
+        ("sse2", "Abacus 3000"),
+    ],
+)
+def test_the_processor_is_named_with_its_vectors(tmp_path, flags, expected):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: Abacus 3000\nflags\t\t: {flags}\n\n" * 2)
+    assert workdir_lib._processor(cpuinfo) == expected
+    assert workdir_lib._processor(tmp_path / "missing")

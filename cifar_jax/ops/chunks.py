@@ -14,10 +14,11 @@ def map_chunks(
     batch = len(array)
     if batch <= size:
         return function(array)
+    # As many chunks, of sizes as even as can be: the last one may overlap the one before it.
+    size = -(-batch // -(-batch // size))
     one = jax.eval_shape(function, array[:size])
 
     def fill(i, results):
-        # The last chunk may overlap the one before it.
         start = jnp.minimum(i * size, batch - size)
         chunk = function(lax.dynamic_slice_in_dim(array, start, size))
         return lax.dynamic_update_slice_in_dim(results, chunk, start, 0)

@@ -1,10 +1,11 @@
 """Convolution and its gradients on a CPU: which way is taken for which shape.
 
 - 3x3 kernels with many channels: `winograd`.
-- Few channels and features: one product with all rows of the kernel, whose results are shifted.
-- Fewer channels: pairs of neighbouring pixels become one pixel with twice the channels.
-- The gradient by the images is itself a convolution, of the output gradient with the turned kernel;
-  with a stride, one for each place in a block of pixels as large as the strides.
+- 9 to 16 channels and few features: one matrix product with all rows of the kernel, whose results
+  are shifted and added.
+- Few channels otherwise: pairs of neighbouring pixels become one pixel with twice the channels.
+- The gradient by the images is itself a convolution, of the output gradient with the flipped
+  kernel; with a stride, one for each place in a block of pixels as large as the strides.
 - The gradient by the kernel is a convolution too, of the images with the output gradient as its
   kernel, channels in place of images; with a stride, a sum of matrix products. Both take a chunk of
   images at a time.
@@ -24,10 +25,11 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # XLA's vector code pays from 17 channels on: 3 to 32 channels take 4.8 ms, as pairs 0.9 (batch 64).
 _NARROW = 16
-# One product for all rows of the kernel pays from more channels on, up to so many features.
-_FEWEST, _FEATURES = 8, 24
-# From here on Winograd's transforms cost less than the products they save.
-_WINOGRAD_NARROWER, _WINOGRAD_WIDER = 24, 32
+# From so many of these channels on, up to so many features, one product for all rows is faster.
+_ROWS_CHANNELS, _ROWS_FEATURES = 9, 24
+# From here on Winograd's transforms cost less than the products they save; but of a result of two
+# rows or columns they save none.
+_WINOGRAD_NARROWER, _WINOGRAD_WIDER, _WINOGRAD_SIZE = 24, 32, 3
 # What is taken at a time, so that it and what is made of it stay in the cache: output pixels whose
 # patches are made; values of the images and the gradient that are turned.
 _PATCHES_CHUNK, _TURNED_CHUNK = 1024, 2**17
@@ -37,12 +39,12 @@ def convolve(images: jax.Array, kernel: jax.Array, strides: Strides, padding: Pa
     """Convolves [batch, height, width, channels] with [height, width, channels, features]."""
     if strides != (1, 1):
         return _xla_convolve(images, kernel, strides, padding)
-    if _suits_winograd(kernel.shape):
+    height, width = winograd.output_size(images.shape, kernel.shape[:2], padding)
+    if _suits_winograd(kernel.shape, height, width):
         return winograd.convolve(images, kernel, padding)
-    width = images.shape[2] + sum(padding[1]) - kernel.shape[1] + 1
     if kernel.shape[2] > _NARROW or width == 1:
         return _xla_convolve(images, kernel, strides, padding)
-    if kernel.shape[2] > _FEWEST and kernel.shape[3] <= _FEATURES:
+    if kernel.shape[2] >= _ROWS_CHANNELS and kernel.shape[3] <= _ROWS_FEATURES:
         return _convolve_rows(images, kernel, padding)
     images, kernel = _pair_columns(images, kernel, padding[1])
     result = _xla_convolve(images, kernel, strides, (padding[0], (0, 0)))
@@ -80,7 +82,7 @@ def kernel_gradient(
 ) -> jax.Array:
     """The gradient of `convolve` by a kernel of height and width `size`."""
     shape = (*size, images.shape[-1], gradient.shape[-1])
-    if strides == (1, 1) and _suits_winograd(shape):
+    if strides == (1, 1) and _suits_winograd(shape, *gradient.shape[1:3]):
         return winograd.kernel_gradient(images, gradient, padding)
     if strides == (1, 1) and size != (1, 1):
         return _convolve_turned(images, gradient, padding)
@@ -106,12 +108,7 @@ def _convolve_any_padding(images, kernel, padding):
     images = _pad(images, (0, 0), *cut, (0, 0))
     padding = tuple((max(0, low), max(0, high)) for low, high in padding)
     if not (images.size and kernel.size):
-        size = [
-            have + low + high - window + 1
-            for have, (low, high), window in zip(
-                images.shape[1:3], padding, kernel.shape[:2], strict=True
-            )
-        ]
+        size = winograd.output_size(images.shape, kernel.shape[:2], padding)
         return jnp.zeros((len(images), *size, kernel.shape[-1]), images.dtype)
     return convolve(images, kernel, (1, 1), padding)
 
@@ -131,8 +128,10 @@ def _convolve_turned(images, gradient, padding):
             images.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), (1, 1), edges
         )
 
-    # The images are the channels of this convolution: one alone makes no vectors.
-    size = min(16, max(2, _TURNED_CHUNK * len(images) // (images.size + gradient.size)))
+    # A power of two leaves no rest of the usual batches. The images are the channels of this
+    # convolution: one alone makes no vectors.
+    fit = _TURNED_CHUNK * len(images) // (images.size + gradient.size)
+    size = 2 ** min(4, max(1, fit.bit_length() - 1))
     total = sum_chunks(convolve, images, gradient, size=size)
     return total.transpose(1, 2, 0, 3).astype(dtype)
 
@@ -164,10 +163,7 @@ def _sum_patches(images, gradient, size, strides, padding):
 def _convolve_rows(images, kernel, padding):
     """`convolve` by one product with the kernel's rows side by side, whose results are shifted."""
     rows, columns, channels, features = kernel.shape
-    height, width = (
-        have + sum(pads) - window + 1
-        for have, pads, window in zip(images.shape[1:3], padding, (rows, columns), strict=True)
-    )
+    height, width = winograd.output_size(images.shape, (rows, columns), padding)
     dtype = images.dtype
     wide = jnp.promote_types(dtype, jnp.float32)
     weights = kernel.astype(wide).reshape(rows, -1, features).swapaxes(0, 1)
@@ -206,6 +202,7 @@ def _pad(array, *edges):
     return lax.pad(array, jnp.zeros((), array.dtype), [(low, high, 0) for low, high in edges])
 
 
-def _suits_winograd(shape):
+def _suits_winograd(shape, height, width):
     narrower, wider = sorted(shape[2:])
-    return shape[:2] == (3, 3) and narrower >= _WINOGRAD_NARROWER and wider >= _WINOGRAD_WIDER
+    is_wide = narrower >= _WINOGRAD_NARROWER and wider >= _WINOGRAD_WIDER
+    return shape[:2] == (3, 3) and is_wide and min(height, width) >= _WINOGRAD_SIZE

@@ -24,12 +24,14 @@ _ROOT = math.sqrt(0.5)
 # Where the polynomials behind the method are evaluated, besides infinity. These points leave an
 # error of 2e-6; the customary 0, 1, -1, 2, -2 leave 7e-6.
 _POINTS = (0.0, _ROOT, -_ROOT, 1 / _ROOT, -1 / _ROOT)
-# How many tiles are made at a time, so that they stay in the cache; of layers whose transformed
-# kernel does not fit there itself more, so that it is read less often.
+# How many tiles are made at a time, so that they stay in the cache. With more channels times
+# features the transformed kernel, or the sums for its gradient, do not fit there themselves: then
+# more, so that they are read less often.
 _CHUNK, _WIDE_CHUNK = 64, 256
 _WIDE = 2**14
-# With so few channels a product that turns its left operand takes longer than turning it first.
-_TURNED_BELOW = 64
+# With fewer channels a product that transposes its left operand takes longer than to transpose it
+# first.
+_TRANSPOSED_BELOW = 64
 
 
 def convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
@@ -44,19 +46,19 @@ def convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Arra
       [batch, height, width, features] in the type of `images`.
     """
     channels, features = kernel.shape[2:]
-    outputs, kernels, inputs = _transforms()
     wide = jnp.promote_types(images.dtype, jnp.float32)
-    size, grid = _sizes(images.shape, padding)
-    weights = jnp.asarray(np.kron(kernels, kernels), wide) @ kernel.astype(wide).reshape(9, -1)
+    size = output_size(images.shape, (3, 3), padding)
+    grid = _grid(size)
+    weights = jnp.asarray(np.kron(_KERNELS, _KERNELS), wide) @ kernel.astype(wide).reshape(9, -1)
     weights = weights.reshape(-1, channels, features)
 
     def convolve_chunk(images):
-        tiles = _to_tiles(inputs, _pad_to_grid(images.astype(wide), padding, grid), grid)
+        tiles = _to_tiles(_INPUTS, images.astype(wide), padding, grid)
         products = jnp.einsum("ptc,pco->pto", tiles, weights)
         products = lax.optimization_barrier(products)
         products = products.reshape(_PLACES, _PLACES, len(images), *grid, features)
-        rows = lax.optimization_barrier(jnp.stack(_combine(outputs, list(products)), 3))
-        result = jnp.stack(_combine(outputs, list(rows)), 4)
+        rows = lax.optimization_barrier(jnp.stack(_combine(_OUTPUTS, list(products)), 3))
+        result = jnp.stack(_combine(_OUTPUTS, list(rows)), 4)
         result = result.reshape(len(images), grid[0] * _TILE, grid[1] * _TILE, features)
         return result[:, : size[0], : size[1]].astype(images.dtype)
 
@@ -75,59 +77,61 @@ def kernel_gradient(images: jax.Array, gradient: jax.Array, padding: Padding) ->
       [3, 3, channels, features] in the type of `images`.
     """
     channels, features = images.shape[-1], gradient.shape[-1]
-    outputs, kernels, inputs = _transforms()
     wide = jnp.promote_types(images.dtype, jnp.float32)
-    size, grid = _sizes(images.shape, padding)
-    missing = [(0, n * _TILE - have) for n, have in zip(grid, size, strict=True)]
+    grid = _grid(gradient.shape[1:3])
 
     def sum_products(images, gradient):
-        tiles = _to_tiles(inputs, _pad_to_grid(images.astype(wide), padding, grid), grid)
-        gradient = jnp.pad(gradient.astype(wide), [(0, 0), *missing, (0, 0)])
-        places = _to_tiles(outputs.T, gradient, grid)
-        if channels < _TURNED_BELOW:
+        tiles = _to_tiles(_INPUTS, images.astype(wide), padding, grid)
+        places = _to_tiles(_OUTPUTS.T, gradient.astype(wide), ((0, 0), (0, 0)), grid)
+        if channels < _TRANSPOSED_BELOW:
             tiles = lax.optimization_barrier(tiles.swapaxes(1, 2))
             return jnp.einsum("pct,pto->pco", tiles, places)
         return jnp.einsum("ptc,pto->pco", tiles, places)
 
     chunk = _chunk_size(grid, channels * features)
     total = sum_chunks(sum_products, images, gradient, size=chunk)
-    result = jnp.asarray(np.kron(kernels, kernels).T, wide) @ total.reshape(len(total), -1)
+    result = jnp.asarray(np.kron(_KERNELS, _KERNELS).T, wide) @ total.reshape(len(total), -1)
     return result.reshape(3, 3, channels, features).astype(images.dtype)
 
 
-def _sizes(shape, padding):
-    """Height and width of a convolution's result, and of its grid of tiles."""
-    size = [have + low + high - 2 for have, (low, high) in zip(shape[1:3], padding, strict=True)]
-    return size, [-(-n // _TILE) for n in size]
+def output_size(shape: Sequence[int], window: Sequence[int], padding: Padding) -> tuple[int, int]:
+    """Returns height and width of what a convolution with stride 1 makes of [batch, h, w, any]."""
+    height, width = (
+        have + sum(pads) - taps + 1
+        for have, pads, taps in zip(shape[1:3], padding, window, strict=True)
+    )
+    return height, width
 
 
-def _chunk_size(grid, weights):
-    """How many images are taken at a time."""
-    return max(1, (_CHUNK if weights <= _WIDE else _WIDE_CHUNK) // (grid[0] * grid[1]))
+def _grid(size):
+    """Rows and columns of tiles that cover so many output pixels."""
+    return [-(-n // _TILE) for n in size]
 
 
-def _pad_to_grid(images, padding, grid):
-    """Images with as many pixels as the tiles of a grid need."""
-    needed = [n * _TILE + 2 - size for n, size in zip(grid, images.shape[1:3], strict=True)]
-    pads = [(low, more - low) for (low, _), more in zip(padding, needed, strict=True)]
-    return jnp.pad(images, [(0, 0), *pads, (0, 0)])
+def _chunk_size(grid, area):
+    """How many images are taken at a time, of a layer with so many channels times features."""
+    return max(1, (_CHUNK if area <= _WIDE else _WIDE_CHUNK) // (grid[0] * grid[1]))
 
 
-def _to_tiles(matrix, images, grid):
+def _to_tiles(matrix, images, padding, grid):
     """Transformed tiles [places, tiles, any] of images [batch, height, width, any].
 
     Behind the barriers the width is transformed before the height. Both at once XLA would compute
-    anew for each place: twice the time, and not faster with the pieces of a larger chunk.
+    anew for each place, which takes twice the time.
     """
-    features = images.shape[-1]
+    taps = matrix.shape[1]
+    needed = [
+        _TILE * (n - 1) + taps - size for n, size in zip(grid, images.shape[1:3], strict=True)
+    ]
+    pads = [(low, more - low) for (low, _), more in zip(padding, needed, strict=True)]
+    tiles = jnp.pad(images, [(0, 0), *pads, (0, 0)])
     for axis, count in ((-2, grid[1]), (-3, grid[0])):
         last = _TILE * (count - 1) + 1
         pieces = [
-            lax.slice_in_dim(images, start, start + last, _TILE, axis)
-            for start in range(matrix.shape[1])
+            lax.slice_in_dim(tiles, start, start + last, _TILE, axis) for start in range(taps)
         ]
-        images = lax.optimization_barrier(jnp.stack(_combine(matrix, pieces)))
-    return images.reshape(_PLACES**2, -1, features)
+        tiles = lax.optimization_barrier(jnp.stack(_combine(matrix, pieces)))
+    return tiles.reshape(_PLACES**2, -1, images.shape[-1])
 
 
 def _combine(matrix: np.ndarray, pieces: Sequence[jax.Array]) -> list[jax.Array]:
@@ -145,8 +149,7 @@ def _combine(matrix: np.ndarray, pieces: Sequence[jax.Array]) -> list[jax.Array]
     ]
 
 
-@functools.cache
-def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _transforms():
     """The matrices of F(4, 3) for outputs, kernels and inputs (Toom and Cook's).
 
     With A, G, B those of [4, 6], [6, 3] and [6, 6], a convolution of 6 inputs with 3 weights is
@@ -160,3 +163,6 @@ def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     inputs = np.linalg.inv(evaluate(_PLACES)).T
     inputs[abs(inputs) < 1e-12] = 0
     return evaluate(_TILE).T, evaluate(3), inputs
+
+
+_OUTPUTS, _KERNELS, _INPUTS = _transforms()
