@@ -125,7 +125,7 @@ def main(argv: list[str]) -> int:
     finally:
         for worker in workers.values():
             worker.close()
-    if options.output.parent == ROOT / "results":
+    if options.output.parent.resolve() == ROOT / "results":
         write_tables()
     return 0
 

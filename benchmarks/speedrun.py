@@ -289,7 +289,7 @@ def main(argv: list[str]) -> int:
     except (WorkerError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if path.parent == ROOT / "results":
+    if path.parent.resolve() == ROOT / "results":
         write_tables()
     return 0
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -174,4 +175,5 @@ def test_the_processor_is_named_with_its_vectors(tmp_path, flags, expected):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nmodel name\t: Abacus 3000\nflags\t\t: {flags}\n\n" * 2)
     assert workdir_lib._processor(cpuinfo) == expected
-    assert workdir_lib._processor(tmp_path / "missing")
+    other = platform.processor() or platform.machine()
+    assert workdir_lib._processor(tmp_path / "missing") == other
