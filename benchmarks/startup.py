@@ -193,7 +193,7 @@ def main(argv: list[str]) -> int:
     }
     workdir_lib.write_json(options.output, result)
     print(f"wrote {options.output}")
-    if options.output.parent == ROOT / "results":
+    if options.output.parent.resolve() == ROOT / "results":
         write_tables()
     return 0
 
