@@ -37,6 +37,9 @@ def get_config(variant: str = "18") -> ConfigDict:
         )
     if variant in ("18", "34") or wide:
         config.dtype = "bfloat16"
+    if variant in ("18", "34"):
+        config.augment.cutout = 12
+        config.loss.label_smoothing = 0.1
     with config.unlocked():
         config.model = ConfigDict(model)
     return config
