@@ -29,7 +29,7 @@ def get_config(variant: str = "18") -> ConfigDict:
         config.num_epochs = 200.0
     elif variant.isdecimal() and int(variant) in DEPTHS:
         model = {"name": "resnet", "depth": int(variant)}
-        config.num_epochs = 60.0 if variant in ("18", "34") else 40.0
+        config.num_epochs = 200.0 if variant in ("18", "34") else 40.0
     else:
         raise ValueError(
             f"configs/resnet.py has no variant {variant!r}; there are "

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import racer, speedrun, workers
+from benchmarks import collectives, racer, scaling, speedrun, workers
 from cifar_jax import config as config_lib
 from cifar_jax import datasets, signals, train
 from configs import default
@@ -72,10 +72,23 @@ def test_runs_alternate_with_the_record_and_go_on(tmp_path):
     assert (
         "| `speedrun` | 10 | 2 | 90.50% ± 0.71% (84.15% to 96.85%) | 2.00 s | 3.00 | 25% |" in table
     )
+    found["runs"]["speedrun"]["compile_seconds"] = None
+    assert "| 25% |  |" in scale.speedrun(found | {"matrix_rate": 6e15})
     found["commit"] = "another"
     (tmp_path / "found.json").write_text(json.dumps(found))
     with pytest.raises(SystemExit, match="has another commit, another: --fresh begins anew"):
         open_results()
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "resnet:20"])
+def test_a_runs_operations_are_those_of_its_multiplications(name):
+    config = collectives.load_config(name)
+    config.data.name, config.num_epochs = "digits", 2.0
+    dataset = speedrun.random_dataset(2 * config.batch_size)
+    # One way through the net for a test image, three for one of training, two operations each.
+    images = (2 * 3 + 1) * len(dataset.splits["train"].labels)
+    multiplications = images * scaling.forward_macs(name)
+    assert racer.Racer(config, dataset).count_flops() == pytest.approx(2 * multiplications, rel=0.1)
 
 
 def test_the_record_joins_no_runs_made_without_it(tmp_path):
