@@ -17,7 +17,6 @@ from matplotlib import rcsetup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
 
 from cifar_jax import tables
 
@@ -124,7 +123,8 @@ def plot_curves(
         axes.set(xlabel="epoch", ylabel=_AXES[quantity])
         axes.set_xlim(left=0)
         if quantity == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+            # matplotlib's PercentFormatter writes 80.0 where the axis is short.
+            axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 6):g}")
         elif quantity == "learning_rate":
             axes.set_ylim(bottom=0)
         if not several and quantity != "learning_rate":

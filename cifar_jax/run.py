@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import datasets, devices, hosts, sampling, steps, summary, views
+from cifar_jax import datasets, devices, hosts, sampling, summary, views
 from cifar_jax import metrics as metrics_lib
 from cifar_jax import scores as scores_lib
 from cifar_jax import seeds as seeds_lib
@@ -178,7 +178,7 @@ def save(
     Raises:
       UserError: a weight is not finite; nothing is written then.
     """
-    finite = jax.vmap(steps.all_finite)(state) if run.seeds[1:] else [steps.all_finite(state)]
+    finite = state_lib.all_finite(state, len(run.seeds))
     check_finite(run, finite, f"a weight is not finite at step {progress.step}")
     metrics = None
     if scores and "validation" in run.dataset.splits:

@@ -6,6 +6,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -128,3 +129,20 @@ def make_init(
         )
 
     return init
+
+
+def all_finite(tree: Any, num_seeds: int = 1) -> np.ndarray:
+    """Returns for each seed whether every number of its arrays is finite, bool [num_seeds].
+
+    On the host, where a save needs the arrays anyway: a program for it would have a kernel for each
+    array to compile.
+
+    Args:
+      tree: of arrays; with several seeds their first axis is that of the seeds.
+      num_seeds: how many.
+    """
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    finite = np.ones(num_seeds, bool)
+    for leaf in jax.device_get(floats):
+        finite &= np.isfinite(leaf).reshape(num_seeds, -1).all(axis=1)
+    return finite

@@ -193,10 +193,3 @@ def compile_predict(
         NamedSharding(mesh, spec) for spec in (seeds.spec(num_seeds), PartitionSpec(None, "data"))
     )
     return jax.jit(predict, in_shardings=(own, rows), out_shardings=own)
-
-
-@jax.jit
-def all_finite(tree: Any) -> jax.Array:
-    """Whether every number of a tree of arrays is finite, bool []."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

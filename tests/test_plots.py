@@ -27,6 +27,8 @@ def test_curves_of_one_run():
         assert evaluation.get_marker() == "o"  # one point makes no line
         assert axes.get_xlabel() == "epoch"
     assert figure.axes[0].get_ylabel() == "loss (nats per image)"
+    write = figure.axes[1].yaxis.get_major_formatter()
+    assert [write(share, 0) for share in (0.7, 0.29, 0.985, 1.0)] == ["70", "29", "98.5", "100"]
 
 
 def test_curves_of_several_runs_have_a_colour_each():

@@ -8,6 +8,7 @@ import pytest
 
 from cifar_jax import devices, models, steps
 from cifar_jax import metrics as metrics_lib
+from cifar_jax import state as state_lib
 from cifar_jax.metrics import Metrics, to_sums
 from cifar_jax.state import TrainState
 from tests import tiny
@@ -153,8 +154,11 @@ def test_a_step_of_convolutions_in_bfloat16_on_two_devices():
     assert 1 < metrics_lib.means(to_sums(metrics))["loss"] < 5
 
 
-def test_all_finite():
-    good = {"a": jnp.ones(3), "b": jnp.int32(1)}
-    assert steps.all_finite(good)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_finite(dtype):
+    good = {"a": jnp.ones((2, 3), dtype), "b": jnp.array([1, 2])}
+    assert state_lib.all_finite(good).tolist() == [True]
     for bad in (jnp.nan, jnp.inf):
-        assert not steps.all_finite(good | {"c": jnp.array([1.0, bad])})
+        tree = good | {"c": jnp.array([1.0, bad], dtype)}
+        assert state_lib.all_finite(tree).tolist() == [False]
+        assert state_lib.all_finite(tree, 2).tolist() == [True, False]
