@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 from cifar_jax import augment, datasets, devices, sampling, seeds, state, steps, views
 from cifar_jax import config as config_lib
 from cifar_jax import durations as durations_lib
+from cifar_jax.errors import UserError
 
 THROUGHPUT_ROUNDS = 3
 
@@ -84,8 +85,16 @@ class Racer:
 
         They are counted as lowered for a GPU, since the loops of those for a CPU hide most of them,
         by the client of a CPU, since that of a GPU counts nothing.
+
+        Raises:
+          UserError: JAX is kept from the CPU.
         """
-        size, cpu = self.config.batch_size, jax.local_devices(backend="cpu")[:1]
+        try:
+            size, cpu = self.config.batch_size, jax.local_devices(backend="cpu")[:1]
+        except RuntimeError as error:
+            raise UserError(
+                f"counting needs the CPU too, as in JAX_PLATFORMS=cuda,cpu: {error}"
+            ) from None
         mesh = jax.make_mesh((1, 1), ("seed", "data"), (AxisType.Auto,) * 2, devices=cpu)
         create = state.make_init(self.config, self.durations, self.model, self.shape)
 
