@@ -83,14 +83,16 @@ class Racer:
     def count_flops(self) -> float:
         """Returns the floating-point operations of a run, as XLA counts those of its programs.
 
-        They are counted as lowered for a GPU, since the loops of those for a CPU hide most of them,
-        by the client of a CPU, since that of a GPU counts nothing.
+        They are lowered for a GPU, since the loops in the programs for a CPU hide most operations,
+        and counted by the client of a CPU, since that of a GPU gives no counts. What a loop repeats
+        (`accumulation_steps`) counts once; shifted views count for every image.
 
         Raises:
           UserError: JAX is kept from the CPU.
         """
+        size = self.config.batch_size
         try:
-            size, cpu = self.config.batch_size, jax.local_devices(backend="cpu")[:1]
+            cpu = jax.local_devices(backend="cpu")[:1]
         except RuntimeError as error:
             raise UserError(
                 f"counting needs the CPU too, as in JAX_PLATFORMS=cuda,cpu: {error}"

@@ -11,7 +11,7 @@ same command goes on (exit code 75 while something is missing):
   `--airbench` each of the first config alternates with a run of the record's own script, by its
   own clock, on the same device;
 * the whole command `python main.py --config=...` once, with all that takes;
-* the rate of matrix products, and the multiplications of a run (XLA's count) over it;
+* the rate of matrix products, and the operations of a run (XLA's count) over it;
 * on an accelerator, images per second in training of other configs in bfloat16.
 
 `--quick` tries all of it at a small scale, on random images.
@@ -114,6 +114,8 @@ def race(
         raise SystemExit(
             f"error: {name} has runs without the record's between them: --fresh begins anew"
         )
+    row |= {"flops": racer.count_flops(), "epochs": racer.config.num_epochs}
+    row |= {"batch_size": racer.config.batch_size, "dtype": racer.config.dtype}
     seconds = []
     for _ in range(2):  # the first one compiles
         begun = time.perf_counter()
@@ -121,8 +123,7 @@ def race(
         seconds.append(time.perf_counter() - begun)
     # What a later start of this command finds compiled does not count.
     row.setdefault("compile_seconds", seconds[0] - seconds[1])
-    row |= {"flops": racer.count_flops(), "epochs": racer.config.num_epochs}
-    row |= {"batch_size": racer.config.batch_size, "dtype": racer.config.dtype}
+    results.save()
     for seed in range(num_seeds):
         for side, run in sides.items():
             if seed < len(row[side]):
@@ -275,6 +276,7 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     devices.configure(2000)
     path = options.output or choose_output(options.quick)
+    path.parent.mkdir(parents=True, exist_ok=True)
     results = Results(path, options.fresh, options.quick)
     longest, last = 0.0, begun
     try:

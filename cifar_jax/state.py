@@ -134,8 +134,8 @@ def make_init(
 def all_finite(tree: Any, num_seeds: int = 1) -> np.ndarray:
     """Returns for each seed whether every number of its arrays is finite, bool [num_seeds].
 
-    On the host, where a save needs the arrays anyway: a program for it would have a kernel for each
-    array to compile.
+    On the host, to which the first process copies the arrays for the save anyway: a program for it
+    would have a kernel for each array to compile.
 
     Args:
       tree: of arrays; with several seeds their first axis is that of the seeds.

@@ -126,8 +126,7 @@ def speedrun(result: dict[str, Any]) -> str:
             own = each is row["seeds"]
             share = row["flops"] / seconds / result["matrix_rate"]
             cells += [f"{row['flops'] / 1e15:.2f}", f"{share:.0%}"] if own else ["", ""]
-            # None: all of it was compiled before.
-            compiled = row["compile_seconds"] if own else None
+            compiled = row.get("compile_seconds") if own else None
             cells.append("" if compiled is None else f"{compiled:.1f} s")
             rows.append(cells)
     header = ["config", "epochs", "seeds", "accuracy", "seconds", "PFLOP", "of the matrix rate"]

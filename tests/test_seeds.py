@@ -13,7 +13,7 @@ import pytest
 
 import cifar_jax
 from cifar_jax import config as config_lib
-from cifar_jax import devices, evaluate, logs, scores, seeds, train, workdir
+from cifar_jax import devices, evaluate, logs, scores, seeds, state, train, workdir
 from cifar_jax import signals as signals_lib
 from cifar_jax.errors import UserError
 from tests import program, tiny
@@ -229,6 +229,14 @@ def test_a_seed_whose_loss_is_not_finite_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"not finite in steps 1 to 1, seed 7: there is no") as stop:
         start(tmp_path / "run", num_seeds=4)
     assert stop.value.exit_code == 1
+
+
+def test_a_seed_whose_weights_are_not_finite_is_found():
+    mesh = devices.make_mesh(64, 4)
+    assert mesh.shape["seed"] > 1
+    trees = [{"kernel": np.ones((2, 3), "float32"), "count": np.int32(1)} for _ in range(4)]
+    trees[2]["kernel"][1, 2] = np.inf
+    assert state.all_finite(seeds.stack(mesh, trees), 4).tolist() == [True, True, False, True]
 
 
 def test_what_cannot_be_is_refused():

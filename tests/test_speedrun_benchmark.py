@@ -9,6 +9,7 @@ import pytest
 from benchmarks import collectives, racer, scaling, speedrun, workers
 from cifar_jax import config as config_lib
 from cifar_jax import datasets, signals, train
+from cifar_jax.errors import UserError
 from configs import default
 from results import scale
 from tests import tiny
@@ -72,7 +73,7 @@ def test_runs_alternate_with_the_record_and_go_on(tmp_path):
     assert (
         "| `speedrun` | 10 | 2 | 90.50% ± 0.71% (84.15% to 96.85%) | 2.00 s | 3.00 | 25% |" in table
     )
-    found["runs"]["speedrun"]["compile_seconds"] = None
+    del found["runs"]["speedrun"]["compile_seconds"]
     assert "| 25% |  |" in scale.speedrun(found | {"matrix_rate": 6e15})
     found["commit"] = "another"
     (tmp_path / "found.json").write_text(json.dumps(found))
@@ -89,6 +90,16 @@ def test_a_runs_operations_are_those_of_its_multiplications(name):
     images = (2 * 3 + 1) * len(dataset.splits["train"].labels)
     multiplications = images * scaling.forward_macs(name)
     assert racer.Racer(config, dataset).count_flops() == pytest.approx(2 * multiplications, rel=0.1)
+
+
+def test_counting_without_a_processor_is_refused(monkeypatch):
+    def local_devices(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    own = racer.Racer(default.get_config(), speedrun.random_dataset(128))
+    monkeypatch.setattr(racer.jax, "local_devices", local_devices)
+    with pytest.raises(UserError, match="JAX_PLATFORMS=cuda,cpu: Unknown backend cpu"):
+        own.count_flops()
 
 
 def test_the_record_joins_no_runs_made_without_it(tmp_path):
