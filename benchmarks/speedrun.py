@@ -215,6 +215,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if options.airbench and not options.airbench.is_file():
         parser.error(f"--airbench: there is no file {options.airbench}")
     try:
+        if options.output:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output: its folder cannot be made: {error}")
+    try:
         for name in (options.configs or "speedrun").split(","):
             load_config(name)
     except (ImportError, TypeError, ValueError) as error:
@@ -276,7 +281,6 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     devices.configure(2000)
     path = options.output or choose_output(options.quick)
-    path.parent.mkdir(parents=True, exist_ok=True)
     results = Results(path, options.fresh, options.quick)
     longest, last = 0.0, begun
     try:

@@ -7,9 +7,9 @@ import sys
 # glibc's tunables: ask for huge pages; take blocks below 32 MiB, the most that all versions allow
 # here, from the heaps, and leave what is freed there for the next call. The larger ones, a call's
 # activations, are mapped and given back: in a heap small blocks settle in their places, and the
-# next call takes as much again (14 GB where 6 are enough for a speedrun). The threads have
-# heaps of their own: in a common one the devices' threads wait for each other, all the longer the
-# more pieces a compilation has left there (a step of ResNet-20 took 1.4 times as long).
+# next call takes as much again (14 GB where 6 are enough for a speedrun). The threads have heaps
+# of their own: in a common one the devices' threads wait for each other, all the longer the more
+# pieces a compilation has left there (a step of ResNet-20 took 1.4 times as long).
 ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
     ":glibc.malloc.trim_threshold=68719476736"

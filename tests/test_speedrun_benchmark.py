@@ -92,6 +92,30 @@ def test_a_runs_operations_are_those_of_its_multiplications(name):
     assert racer.Racer(config, dataset).count_flops() == pytest.approx(2 * multiplications, rel=0.1)
 
 
+def test_what_cannot_be_counted_is_named_before_compiling(tmp_path, monkeypatch):
+    def count_flops(self):
+        raise UserError("no CPU")
+
+    monkeypatch.setattr(Racer, "count_flops", count_flops)
+    runner = Racer()
+    results = speedrun.Results(tmp_path / "found.json", fresh=False)
+    with pytest.raises(UserError, match="no CPU"):
+        next(speedrun.race(results, "speedrun", runner, 1, None))
+    assert runner.ran == []
+
+
+def test_the_time_of_compiling_is_kept_when_the_first_run_fails(tmp_path, monkeypatch):
+    def run(self, seed, num_steps=None):
+        if num_steps is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Racer, "run", run)
+    path = tmp_path / "found.json"
+    with pytest.raises(KeyboardInterrupt):
+        next(speedrun.race(speedrun.Results(path, fresh=False), "speedrun", Racer(), 1, None))
+    assert "compile_seconds" in json.loads(path.read_text())["runs"]["speedrun"]
+
+
 def test_counting_without_a_processor_is_refused(monkeypatch):
     def local_devices(backend):
         raise RuntimeError(f"Unknown backend {backend}")
@@ -115,6 +139,7 @@ def test_the_record_joins_no_runs_made_without_it(tmp_path):
         ("--configs=speedrun,nothing", "nothing is none of configs/: No module"),
         ("--configs=speedrun:97", "speedrun:97 is none of configs/: configs/speedrun.py has no"),
         ("--airbench=nowhere.py", "there is no file nowhere.py"),
+        ("--output=setup.cfg/found.json", "--output: its folder cannot be made: "),
     ],
 )
 def test_wrong_flags_are_named_at_once(capsys, flags, words):
