@@ -1,7 +1,7 @@
 """ResNets for CIFAR: `resnet.py` is ResNet-18 for accelerators, `resnet.py:20` (or 32, 44, 56) the
 small ones of He et al., which a CPU can train, `resnet.py:wrn-28-10` a wide one.
 
-The small ones train their convolutions by Muon (see cifar_jax/muon.py), for which norms behind them
+All but the wide ones train their convolutions by Muon (see cifar_jax/muon.py), for which norms behind them
 take out the kernels' scale, all else by SGD, and a test image's logits are the mean over it and its
 mirror image. The rates were chosen for ResNet-20 and 40 epochs on images set aside.
 """
@@ -37,7 +37,7 @@ def get_config(variant: str = "18") -> ConfigDict:
         config.num_epochs = 200.0
     elif variant.isdecimal() and int(variant) in DEPTHS:
         model = {"name": "resnet", "depth": int(variant)}
-        config.num_epochs = 200.0 if variant in ACCELERATED else 40.0
+        config.num_epochs = 45.0 if variant in ACCELERATED else 40.0
     else:
         raise ValueError(
             f"configs/resnet.py has no variant {variant!r}; there are "
@@ -48,7 +48,7 @@ def get_config(variant: str = "18") -> ConfigDict:
     if variant in ACCELERATED:
         config.augment.cutout = 12
         config.loss.label_smoothing = 0.1
-    elif not wide:
+    if not wide:
         _use_muon(config)
     with config.unlocked():
         config.model = ConfigDict(model)
