@@ -1,9 +1,9 @@
 """ResNets for CIFAR: `resnet.py` is ResNet-18 for accelerators, `resnet.py:20` (or 32, 44, 56) the
 small ones of He et al., which a CPU can train, `resnet.py:wrn-28-10` a wide one.
 
-All but the wide ones train their convolutions by Muon (see cifar_jax/muon.py), for which norms behind them
-take out the kernels' scale, all else by SGD, and a test image's logits are the mean over it and its
-mirror image. The rates were chosen for ResNet-20 and 40 epochs on images set aside.
+All but the wide ones train their convolutions by Muon (see cifar_jax/muon.py), since norms behind
+these take out the kernels' scale, and the rest by SGD; a test image's logits are the mean over it
+and its mirror image. The rate was chosen for ResNet-20, 40 epochs, on training images set aside.
 """
 
 import re
@@ -14,7 +14,7 @@ from configs import default
 
 DEPTHS = (18, 20, 32, 34, 44, 56)
 ACCELERATED = ("18", "34")
-# Of Muon the relative change of a kernel in a step; that of SGD for the rest is the same number.
+# Muon's, the relative change of a kernel in a step; SGD has the same number for the rest.
 MUON_RATE = 0.02
 
 

@@ -39,7 +39,6 @@ SYSTEMS = {
     "vgg_bn_augment": _VGG._replace(words="The same, augmented"),
     "resnet_20": System("ResNet (Keras)", 90.35, 0.3836, 130),
     "resnet_18": System("ResNet-18"),
-    "resnet_18_60": System("The same, shorter"),
     # The mean of 200 runs.
     "speedrun": System("Speed record (airbench94_muon, PyTorch)", 94.01, None, 8),
 }
