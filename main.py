@@ -1,7 +1,7 @@
 """Train, evaluate and use image classifiers.
 
   python main.py --config=configs/simple_cnn.py           train; the same again goes on
-  python main.py --config=configs/resnet.py:20 --config.optimizer.learning_rate=0.05
+  python main.py --config=configs/resnet.py:20 --config.optimizer.learning_rate=0.01
   python main.py --mode=evaluate --workdir=runs/simple_cnn
   python main.py --mode=report --workdir=runs/simple_cnn  pictures, in runs/simple_cnn/report
   python main.py --mode=explore --dataset=cifar100        images and counts of each class

@@ -86,8 +86,9 @@ def test_a_runs_operations_are_those_of_its_multiplications(name):
     config = collectives.load_config(name)
     config.data.name, config.num_epochs = "digits", 2.0
     dataset = speedrun.random_dataset(2 * config.batch_size)
-    # One way through the net for a test image, three for one of training, two operations each.
-    images = (2 * 3 + 1) * len(dataset.splits["train"].labels)
+    # One way through the net for each view of a test image, three for an image of training.
+    views = {"plain": 1, "mirror": 2}[config.test_time.views]
+    images = (2 * 3 + views) * len(dataset.splits["train"].labels)
     multiplications = images * scaling.forward_macs(name)
     assert racer.Racer(config, dataset).count_flops() == pytest.approx(2 * multiplications, rel=0.1)
 
