@@ -34,6 +34,8 @@ if sys.argv[2].startswith("bn_cnn"):
         config.augment.cutout, config.augment.brightness = 4, 0.2
         config.augment.mixup_alpha = config.augment.cutmix_alpha = 0.5
         config.optimizer.accumulation_steps = 2
+elif sys.argv[2] == "resnet":
+    config = tiny.resnet_config(num_steps=4)
 else:
     # After more steps a rounding error has chosen another of two pixels almost equal in a pooling.
     config = tiny.speedrun_config(num_steps=1)
@@ -67,6 +69,7 @@ def run(folder, num_devices, recipe):
     [
         ("bn_cnn", 2e-5),
         pytest.param("bn_cnn, mixed and in parts", 2e-5, marks=pytest.mark.slow),
+        pytest.param("resnet", 2e-4, marks=pytest.mark.slow),
         pytest.param("speedrun", 2e-4, marks=pytest.mark.slow),
     ],
 )

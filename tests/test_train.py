@@ -80,14 +80,17 @@ def test_a_run_stopped_in_mid_epoch_ends_in_the_same_bits(finished, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_the_speedrun_recipe_stopped_in_mid_epoch_ends_in_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", [tiny.speedrun_config, tiny.resnet_config])
+def test_a_recipe_with_muon_stopped_in_mid_epoch_ends_in_the_same_bits(
+    tmp_path, monkeypatch, recipe
+):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    start(tiny.speedrun_config(), whole)
+    start(recipe(), whole)
     with monkeypatch.context() as patch:
-        assert start(tiny.speedrun_config(steps_per_call=1), stopped, StopAt(patch, 7)) == 130
+        assert start(recipe(steps_per_call=1), stopped, StopAt(patch, 7)) == 130
     # What the images give at the start is in the checkpoint: nobody asks for it again.
     monkeypatch.setattr(train.state_lib, "params_from_data", None)
-    assert start(tiny.speedrun_config(steps_per_call=2), stopped) == 0
+    assert start(recipe(steps_per_call=2), stopped) == 0
     assert program.difference(whole, stopped) == ""
     scores = evaluate.evaluate(stopped)
     assert scores.num_correct == json.loads((whole / workdir.RESULT).read_text())["num_correct"]

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import default, speedrun
+from configs import default, resnet, speedrun
 
 
 def config(**fields: Any) -> ConfigDict:
@@ -40,6 +40,11 @@ def speedrun_config(**fields: Any) -> ConfigDict:
         result.optimizer.groups[name].learning_rate *= 64 / 2000
     result.model.group_features = (8, 8, 16)
     return _shorten(result, fields)
+
+
+def resnet_config(**fields: Any) -> ConfigDict:
+    """Returns configs/resnet.py:20, which trains by Muon and SGD, for digits."""
+    return _shorten(resnet.get_config("20"), fields)
 
 
 def _shorten(result: ConfigDict, fields: dict[str, Any]) -> ConfigDict:
