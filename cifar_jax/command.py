@@ -107,7 +107,9 @@ def _unknown_field(argv: list[str], error: Exception) -> str | None:
     for argument in argv:
         name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
         leaf = name.rpartition(".")[2]
-        if argument.lstrip("-").startswith("config.") and leaf in str(error):
+        if not argument.lstrip("-").startswith("config.") or name in known:
+            continue
+        if any(re.search(rf"\b{re.escape(part)}\b", str(error)) for part in name.split(".")):
             leaves = [field for field in known if field.rpartition(".")[2] == leaf]
             near = leaves or difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean --config.{near[0]}?" if near else "; see configs/default.py"

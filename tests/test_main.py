@@ -36,6 +36,11 @@ WRONG = [
     ((DIGITS, "--config.sed=1"), ("--config.sed: there is no such field; did you mean",)),
     ((DIGITS, "--config.learning_rate=1"), ("did you mean --config.optimizer.learning_rate?",)),
     ((DIGITS, "--config.optimizer.lr=1"), ("--config.optimizer.lr: there is no such field",)),
+    (
+        (DIGITS, "--config.optimizer.learning_rate=1", "--config.optimiser.learning_rate=1"),
+        ("optimiser.learning_rate: there is no such field; did you mean --config.optimizer.",),
+    ),
+    ((DIGITS, "--config.nonsense.x=1"), ("--config.nonsense.x: there is no such field",)),
     ((DIGITS, "--config.model.dropout_rat=0.1"), ("--config.model.dropout_rat: there is no",)),
     ((DIGITS, "--config.batch_size=many"), ("--config.batch_size=many",)),
     ((DIGITS, "--config.batch_size=12.5"), ("--config.batch_size=12.5",)),
