@@ -21,9 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from cifar_jax import devices, durations, steps
-from cifar_jax import metrics as metrics_lib
-from cifar_jax import state as state_lib
+from cifar_jax.config import durations
+from cifar_jax.models import registry
+from cifar_jax.optim import build
+from cifar_jax.parallel import devices
+from cifar_jax.training import metrics as metrics_lib
+from cifar_jax.training import program as program_lib
+from cifar_jax.training import state as state_lib
+from cifar_jax.training import step as step_lib
 
 _KINDS = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
@@ -65,10 +70,10 @@ def compile_steps(config: Any, mesh: Mesh, image_shape: tuple[int, ...]) -> Any:
       image_shape: (height, width, channels).
     """
     length = durations.resolve(config, 2 * config.batch_size)
-    model = state_lib.create_model(config, 10)
+    model = registry.create_model(config, 10)
     mean = std = (0.5,) * image_shape[-1]
-    optimizer = state_lib.create_optimizer(config, length)
-    step = steps.make_train_step(model, optimizer, config, mean, std, length.steps_per_epoch)
+    optimizer = build.create_optimizer(config, length)
+    step = step_lib.make_train_step(model, optimizer, config, mean, std, length.steps_per_epoch)
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
         create = state_lib.make_init(config, length, model, image_shape)
@@ -89,7 +94,7 @@ def compile_steps(config: Any, mesh: Mesh, image_shape: tuple[int, ...]) -> Any:
             devices.abstract(mesh, rows, PartitionSpec(None, "data")),
             *devices.abstract(mesh, (count, key)),
         )
-        return steps.compile_train(step, mesh, resident=True).lower(*arguments).compile()
+        return program_lib.compile_train(step, mesh, resident=True).lower(*arguments).compile()
 
 
 def expected_bytes(config: Any, image_shape: tuple[int, ...]) -> dict[str, int]:
@@ -98,8 +103,8 @@ def expected_bytes(config: Any, image_shape: tuple[int, ...]) -> dict[str, int]:
     Each feature of a norm has two sums forward, of the values and of their squares. The two
     backward are the gradients of its scale and bias.
     """
-    model = state_lib.create_model(config, 10)
-    shapes = jax.eval_shape(state_lib.make_variables(model, image_shape), jax.random.key(0))
+    model = registry.create_model(config, 10)
+    shapes = jax.eval_shape(registry.make_variables(model, image_shape), jax.random.key(0))
     gradients = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
     sums = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.get("batch_stats", {})))
     return {"gradients": 4 * gradients, "batch_norm": 4 * sums}

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.stops import SILENT, SURVIVED
-from cifar_jax import image_cache
-from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.data import cache
+from cifar_jax.runs.checkpoint import Checkpoints
 
 KINDS = ("truncate", "empty", "delete", "flip", "flip", "flip", "extra", "link", "stale", "half")
 
@@ -105,7 +105,7 @@ def damage_checkpoint(sound: Path, workdir: Path, rng: random.Random) -> str:
     words = damage(workdir / "checkpoints" / str(steps[-1]), rng)
     writable = rng.random() < 0.5
     try:
-        with warnings_of("cifar_jax.checkpoint") as lines:
+        with warnings_of("cifar_jax.runs.checkpoint") as lines:
             checkpoints = Checkpoints(workdir, writable=writable)
             found = checkpoints.find("last")
         if found != steps[-2]:
@@ -128,8 +128,8 @@ def damage_cache(source: Path, rng: random.Random) -> str:
     images = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
     labels = np.arange(5, dtype=np.int32)
 
-    def load() -> image_cache.CachedSplit:
-        return image_cache.load_or_build(source, "set", "train", lambda: (images, labels, ("a",)))
+    def load() -> cache.CachedSplit:
+        return cache.load_or_build(source, "set", "train", lambda: (images, labels, ("a",)))
 
     source.mkdir(exist_ok=True)
     load()
@@ -146,7 +146,7 @@ def damage_cache(source: Path, rng: random.Random) -> str:
     loaded = load()
     sound = np.array_equal(loaded.images, images) and np.array_equal(loaded.labels, labels)
     sound = sound and loaded.class_names == ("a",)
-    sound = sound and (loaded.mean, loaded.std) == image_cache.channel_statistics(images)
+    sound = sound and (loaded.mean, loaded.std) == cache.channel_statistics(images)
     return SURVIVED if sound else f"{SILENT}{kind} {path.name}"
 
 

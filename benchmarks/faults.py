@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import damages, jobs, stops, wrong_configs
 from benchmarks.stops import SILENT, SURVIVED
 from benchmarks.workers import describe_machine
-from cifar_jax import workdir as workdir_lib
+from cifar_jax import files
 from tests import program
 
 # A function (number, rng) -> outcome.
@@ -134,7 +134,7 @@ def main() -> int:
             record["seen"] = dict(seen[fault])
             missing += max(0, options.trials - record["trials"])
             content = {"name": "bench_faults", "faults": records, **describe_machine()}
-            workdir_lib.write_json(file, content)
+            files.write_json(file, content)
             line = "{:>8} {trials:>6} trials {survived:>6} survived {silent:>3} silent"
             print(line.format(fault, **record), f"{record['seconds']:.0f} s", dict(seen[fault]))
             print(*record["bad"], sep="\n", end="", flush=True)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.held FILE FLAGS...
 
-What a process has resident is more: with the settings of `cifar_jax.allocator` it keeps what was
+What a process has resident is more: with the allocator settings of `parallel.cpu` it keeps what was
 freed.
 """
 

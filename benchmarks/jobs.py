@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.stops import SILENT, SURVIVED, Forked
-from cifar_jax import hosts
-from cifar_jax import workdir as workdir_lib
+from cifar_jax.parallel import processes
+from cifar_jax.runs import workdir as workdir_lib
 from tests import program
 from tests.loopback import unanswered_port
 
@@ -18,7 +18,7 @@ FIELDS = {"num_steps": 12, "steps_per_call": 1, "eval_every_steps": 4, "checkpoi
 NUM_PROCESSES = 2
 # After a kill the others end within the heartbeat's timeout, or that of the job's start, and some
 # work on a busy machine.
-_MOST_SECONDS = {True: hosts.HEARTBEAT_TIMEOUT + 60, False: hosts.JOIN_TIMEOUT + 60}
+_MOST_SECONDS = {True: processes.HEARTBEAT_TIMEOUT + 60, False: processes.JOIN_TIMEOUT + 60}
 
 
 def start(

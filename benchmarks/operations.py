@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workers import ROOT, Worker, WorkerError, write_tables
-from cifar_jax import workdir as workdir_lib
+from cifar_jax import files
+from cifar_jax.runs import provenance
 
 BATCH_SIZE = 64
 # (height and width, channels, features)
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> int:
     finally:
         for worker in started.values():
             worker.close()
-    machine = workdir_lib.environment()
+    machine = provenance.environment()
     result = {
         "name": options.output.stem,
         "hardware": f"one core of {machine['processor']}",
@@ -102,7 +103,7 @@ def main(argv: list[str]) -> int:
         "versions": {name: worker.versions for name, worker in started.items()},
         **measured,
     }
-    workdir_lib.write_json(options.output, result)
+    files.write_json(options.output, result)
     if options.output.parent.resolve() == ROOT / "results":
         write_tables()
     return 0

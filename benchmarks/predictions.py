@@ -31,7 +31,9 @@ TIE = 1e-4
 
 def predict(workdir: str, batch_size: int, num_images: int, output: str) -> None:
     """Writes the logits of the first test images; the number of devices is the environment's."""
-    from cifar_jax import datasets, devices, trained
+    from cifar_jax.data import datasets
+    from cifar_jax.evaluation import trained
+    from cifar_jax.parallel import devices
 
     devices.configure()
     run = trained.load(workdir)
@@ -41,7 +43,8 @@ def predict(workdir: str, batch_size: int, num_images: int, output: str) -> None
 
 def measure(workdir: str) -> list[dict[str, Any]]:
     """Predicts with each setting, in a process of its own; returns a row for each."""
-    from cifar_jax import datasets, trained
+    from cifar_jax.data import datasets
+    from cifar_jax.evaluation import trained
 
     labels = datasets.load(trained.load(workdir).config.data.name).splits["test"].labels
     rows: list[dict[str, Any]] = []
@@ -86,10 +89,11 @@ def main() -> None:
     if flags.output:
         predict(flags.workdir, flags.batch_size, flags.num_images, flags.output)
         return
-    from cifar_jax import workdir as workdir_lib
+    from cifar_jax import files
+    from cifar_jax.runs import provenance
 
     rows = measure(flags.workdir)
-    environment = workdir_lib.environment()
+    environment = provenance.environment()
     content = {
         "name": "bench_predictions",
         "run": Path(flags.workdir).name,
@@ -98,7 +102,7 @@ def main() -> None:
         "versions": environment["versions"],
         "commit": environment["commit"],
     }
-    workdir_lib.write_json(ROOT / "results" / "bench_predictions.json", content)
+    files.write_json(ROOT / "results" / "bench_predictions.json", content)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
-from cifar_jax import augment, datasets, devices, sampling, seeds, state, steps, views
-from cifar_jax import config as config_lib
-from cifar_jax import durations as durations_lib
+from cifar_jax.augment import batch as augment
+from cifar_jax.config import durations as durations_lib
+from cifar_jax.data import datasets
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import views
+from cifar_jax.models import registry
+from cifar_jax.optim import build
+from cifar_jax.parallel import devices
+from cifar_jax.training import check, state
+from cifar_jax.training import metrics as metrics_lib
+from cifar_jax.training import program as program_lib
+from cifar_jax.training import step as step_lib
 
 THROUGHPUT_ROUNDS = 3
 
@@ -24,18 +32,18 @@ class Racer:
 
     def __init__(self, config: Any, dataset: datasets.Dataset):
         """Gets ready; compiles nothing yet."""
-        config_lib.check(config)
+        check.check_config(config)
         self.config, self.dataset = config, dataset
         train = dataset.splits["train"]
         self.durations = durations_lib.resolve(config, len(train.labels))
         self.mesh = devices.make_mesh(config.batch_size)
-        self.model = state.create_model(config, len(dataset.class_names))
-        optimizer = state.create_optimizer(config, self.durations)
+        self.model = registry.create_model(config, len(dataset.class_names))
+        optimizer = build.create_optimizer(config, self.durations)
         mean, std = dataset.mean, dataset.std
-        self.step = steps.make_train_step(
+        self.step = step_lib.make_train_step(
             self.model, optimizer, config, mean, std, self.durations.steps_per_epoch
         )
-        self.program = steps.compile_train(self.step, self.mesh, resident=True)
+        self.program = program_lib.compile_train(self.step, self.mesh, resident=True)
         self.predict = views.make_predict(self.model, self.mesh, mean, std, config.test_time)
         self.shape = train.images.shape[1:]
 
@@ -44,17 +52,17 @@ class Racer:
 
         self.create = jax.jit(create)
 
-    def lay(self, seed: int) -> tuple[jax.Array, sampling.Feed]:
+    def lay(self, seed: int) -> tuple[jax.Array, program_lib.Feed]:
         """Returns the key of a run and its images, laid on the devices."""
         train, size = self.dataset.splits["train"], self.config.batch_size
         key = devices.replicate(self.mesh, jax.random.key(seed))
-        return key, sampling.Feed(train, self.mesh, [seed], size, resident=True)
+        return key, program_lib.Feed(train, self.mesh, [seed], size, resident=True)
 
     def begin(self, key: jax.Array) -> tuple[state.TrainState, Any]:
         """Returns the state before the first step, and metrics without a step."""
         given = state.params_from_data(self.model, self.dataset)
         current = devices.replicate(self.mesh, self.create(key, given))
-        return current, seeds.lay_sums(self.mesh, {}, 1)
+        return current, metrics_lib.put_metrics(self.mesh, {}, 1)
 
     def run(self, seed: int, num_steps: int | None = None) -> dict[str, float]:
         """Makes one run; returns its accuracy, as its config evaluates, and its seconds.

@@ -26,7 +26,8 @@ import numpy as np
 from benchmarks import jobs
 from benchmarks.stops import Forked
 from benchmarks.workers import ROOT, describe_machine, write_tables
-from cifar_jax import workdir as workdir_lib
+from cifar_jax import files
+from cifar_jax.runs import workdir as workdir_lib
 from tests import program
 
 # (devices of a process, processes)
@@ -152,12 +153,11 @@ def speed(folder: Path, rounds: int) -> list[dict[str, Any]]:
 def forward_macs(name: str) -> int:
     """Returns the multiplications of a model's convolutions and dense layers for an image."""
     from benchmarks.collectives import load_config
-    from cifar_jax import state as state_lib
-    from cifar_jax import summary
+    from cifar_jax.models import layer_table, registry
 
-    model = state_lib.create_model(load_config(name, PER_DEVICE), 10)
+    model = registry.create_model(load_config(name, PER_DEVICE), 10)
     total = 0
-    for row in summary.layer_table(model, (32, 32, 3)):
+    for row in layer_table.layer_table(model, (32, 32, 3)):
         if row.kind != "BatchNorm":
             # A kernel's numbers are used once for each place of the output; biases hardly count.
             total += row.num_trainable * math.prod(row.output_shape[1:-1])
@@ -228,7 +228,7 @@ def main(argv: list[str]) -> int:
             assumed = {"utilisation": UTILISATION, "batch_of_a_device": PER_DEVICE}
             result |= {"name": file.stem, part: parts[part](), **describe_machine()}
             result["assumed"] = assumed | {"machines": MACHINES}
-            workdir_lib.write_json(file, result)
+            files.write_json(file, result)
     write_tables()
     return 0
 

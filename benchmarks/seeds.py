@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.peers import protocol
 from benchmarks.workers import ROOT, Worker, WorkerError, describe_machine, write_tables
-from cifar_jax import workdir as workdir_lib
+from cifar_jax import files
 
 BATCH_SIZE = 128
 SEED_MODELS = ("mlp", "lenet")
@@ -100,10 +100,10 @@ def merge(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str
 
 def save(output: Path, devices: str, **new: list[dict[str, Any]]) -> None:
     """Adds rows to the file; those of a model that is measured again are replaced."""
-    old = workdir_lib.read_json(output) if output.exists() else {}
+    old = files.read_json(output) if output.exists() else {}
     rows = {kind: merge(old.get(kind, []), new.get(kind, [])) for kind in ("seeds", "calls")}
     result = {"name": output.stem, **describe_machine(), "devices": devices, **rows}
-    workdir_lib.write_json(output, result)
+    files.write_json(output, result)
 
 
 def main(argv: list[str]) -> int:

@@ -25,8 +25,8 @@ import numpy as np
 
 from benchmarks import held
 from benchmarks.workers import describe_machine
-from cifar_jax import logs
-from cifar_jax import workdir as workdir_lib
+from cifar_jax.runs import history
+from cifar_jax.runs import workdir as workdir_lib
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ("--config=configs/resnet.py:20", "--config.data.name=digits")
@@ -128,7 +128,7 @@ def soak(minutes: float, arguments: Sequence[str], workdir: Path) -> dict[str, A
     workdir.mkdir(parents=True)
     looks = watch(command, 60 * minutes, workdir)
     trends = fit(looks)
-    lines = logs.read(workdir / workdir_lib.METRICS)
+    lines = history.read_lines(workdir / workdir_lib.METRICS)
     return {
         "name": "bench_soak",
         "arguments": list(arguments),

@@ -37,9 +37,11 @@ from benchmarks.collectives import load_config
 from benchmarks.peers import protocol
 from benchmarks.racer import Racer, measure_throughput
 from benchmarks.workers import ROOT, Worker, WorkerError, describe_machine, write_tables
-from cifar_jax import datasets, devices
-from cifar_jax import workdir as workdir_lib
+from cifar_jax import files
+from cifar_jax.data import datasets
 from cifar_jax.errors import UserError
+from cifar_jax.parallel import devices
+from cifar_jax.runs import workdir as workdir_lib
 
 # Config and number of seeds, on an accelerator; on a processor only the first.
 RUNS = {"speedrun": 50, "speedrun:95": 10, "speedrun:96": 10, "resnet:18": 1}
@@ -85,7 +87,7 @@ class Results:
         same = describe_machine() | {"devices": devices.describe(), "quick": quick}
         self.found: dict[str, Any] = {"name": path.stem, **same, "runs": {}, "throughput": {}}
         if path.exists() and not fresh:
-            old = workdir_lib.read_json(path)
+            old = files.read_json(path)
             for name, value in same.items():
                 if old.get(name) != value:
                     raise SystemExit(
@@ -95,7 +97,7 @@ class Results:
 
     def save(self) -> None:
         """Writes the file."""
-        workdir_lib.write_json(self.path, self.found)
+        files.write_json(self.path, self.found)
 
 
 def race(
@@ -149,7 +151,7 @@ def time_command(results: Results, name: str, extra: list[str]) -> Iterator[str]
             [*command, *extra], cwd=ROOT, check=True, env=os.environ | env, capture_output=True
         )
         seconds = time.monotonic() - begun
-        accuracy = workdir_lib.read_json(Path(folder) / "run" / workdir_lib.RESULT)["test_accuracy"]
+        accuracy = files.read_json(Path(folder) / "run" / workdir_lib.RESULT)["test_accuracy"]
     commands[name] = {"seconds": seconds, "accuracy": accuracy, "overrides": extra}
     results.save()
     yield f"{' '.join(command[1:3])}: {accuracy:.2%} in {seconds:.1f} s, all told"

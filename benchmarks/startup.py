@@ -29,7 +29,8 @@ from typing import Any
 
 from benchmarks import workers
 from benchmarks.workers import ROOT, Worker, WorkerError, resident_bytes, write_tables
-from cifar_jax import workdir as workdir_lib
+from cifar_jax import files
+from cifar_jax.runs import provenance
 
 CONFIG = "--config=configs/simple_cnn.py"
 NUM_STEPS, BATCH_SIZE = 100, 128
@@ -42,7 +43,7 @@ PEERS = {"keras": "keras_tf", "pytorch": "pytorch"}
 PREPARE = """
 import sys
 import numpy as np
-from cifar_jax import datasets
+from cifar_jax.data import datasets
 splits = datasets.load("cifar10").splits
 parts = {f"{name}_{part}": getattr(split, part) for name, split in splits.items()
          for part in ("images", "labels")}
@@ -182,7 +183,7 @@ def main(argv: list[str]) -> int:
         startup = measure_startup(Path(folder), options.repeats)
         pythons = {"keras": options.keras_python, "pytorch": options.torch_python}
         sizes = measure_memory(Path(folder), pythons)
-    machine = workdir_lib.environment()
+    machine = provenance.environment()
     result = {
         "name": options.output.stem,
         "hardware": f"{machine['cores']} cores of {machine['processor']}",
@@ -191,7 +192,7 @@ def main(argv: list[str]) -> int:
         **startup,
         "resident_bytes": sizes,
     }
-    workdir_lib.write_json(options.output, result)
+    files.write_json(options.output, result)
     print(f"wrote {options.output}")
     if options.output.parent.resolve() == ROOT / "results":
         write_tables()

@@ -23,7 +23,8 @@ import numpy as np
 
 from benchmarks.peers import protocol
 from benchmarks.workers import ROOT, Worker, WorkerError, ask_all, write_tables
-from cifar_jax import workdir as workdir_lib
+from cifar_jax import files
+from cifar_jax.runs import provenance
 
 MODELS = ("simple_cnn", "vgg_bn", "resnet", "speedrun", "mlp")
 BATCH_SIZES = (128, 32, 512)
@@ -285,7 +286,7 @@ def main(argv: list[str]) -> int:
             worker.close()
     if options.output is None:
         return 0
-    machine = workdir_lib.environment()
+    machine = provenance.environment()
     result = {
         "name": options.output.stem,
         "hardware": f"{machine['cores']} cores of {machine['processor']}",
@@ -295,7 +296,7 @@ def main(argv: list[str]) -> int:
         "seconds": options.seconds,
         **measured,
     }
-    workdir_lib.write_json(options.output, result)
+    files.write_json(options.output, result)
     print(f"wrote {options.output}")
     if options.output.parent.resolve() == ROOT / "results":
         write_tables()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import main as program_main
+from cifar_jax.cli import main as program_main
 from tests import program
 
 SURVIVED = "survived"
@@ -92,7 +92,9 @@ class Forked:
     def __init__(self, log: Path, *arguments: str):
         self._log = log
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.stops", "cifar_jax.train", "sklearn.datasets"])
+        context.set_forkserver_preload(
+            ["benchmarks.stops", "cifar_jax.training.loop", "sklearn.datasets"]
+        )
         # JAX warns of every fork; nothing of it runs in the server.
         warnings = "ignore::RuntimeWarning,ignore::DeprecationWarning"
         changes = {"PYTHONPATH": str(program.ROOT), "PYTHONWARNINGS": warnings}

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import allocator
-from cifar_jax import workdir as workdir_lib
+from cifar_jax.parallel import cpu
+from cifar_jax.runs import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,7 +70,7 @@ class Worker:
                 stderr=self._errors,
                 text=True,
                 env=environment(os.environ, accelerator)
-                | (allocator.ENVIRONMENT if keep_memory else {}),
+                | (cpu.ALLOCATOR_ENVIRONMENT if keep_memory else {}),
             )
         except OSError as error:
             self._errors.close()
@@ -153,7 +153,7 @@ def environment(old: Mapping[str, str], accelerator: bool = False) -> dict[str, 
 
 def describe_machine() -> dict[str, Any]:
     """Returns what a result says of where it was measured, which is not the machine's name."""
-    found = workdir_lib.environment()
+    found = provenance.environment()
     hardware = f"{found['cores']} cores of {found['processor']}"
     return {"hardware": hardware, "commit": found["commit"], "versions": found["versions"]}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import main as program_main
 from benchmarks.stops import SURVIVED
-from cifar_jax import config as config_lib
-from cifar_jax import fields
+from cifar_jax.cli import main as program_main
+from cifar_jax.config import fields
+from cifar_jax.training.check import check_config
 from configs import default
 from tests import program
 
@@ -49,8 +49,7 @@ def try_config(flag: str, overrides: list[str]) -> tuple[int, str]:
     """Gives a command line to the program up to the data; returns the exit code and the outcome."""
 
     def check() -> int:
-        fields.check(program_main.FLAGS.config, default.get_config())
-        config_lib.check(program_main.FLAGS.config)
+        check_config(program_main.FLAGS.config, default.get_config())
         return 0
 
     with mock.patch.dict(program_main.MODES, train=check):

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cifar_jax.trained import Trained, load
+    from cifar_jax.evaluation.trained import Trained, load
 
 __all__ = ["Trained", "load"]
 
@@ -11,7 +11,7 @@ __all__ = ["Trained", "load"]
 def __getattr__(name: str) -> Any:
     # JAX takes a second to import: `python main.py --help` does without.
     if name in __all__:
-        from cifar_jax import trained
+        from cifar_jax.evaluation import trained
 
         return getattr(trained, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -205,6 +205,6 @@ def evaluate(network: Network, images: np.ndarray, labels: np.ndarray) -> tuple[
 
 
 if __name__ == "__main__":
-    from cifar_jax import numpy_mlp_command
+    from cifar_jax.cli import numpy_mlp as numpy_mlp_command
 
     sys.exit(numpy_mlp_command.main())

@@ -7,6 +7,8 @@ it is the one that counts. A field whose default is a `placeholder` is unset unt
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from cifar_jax.config.fields import GROUP_FIELDS, OPTIMIZER_OPTIONS
+
 
 def get_config() -> ConfigDict:
     """Returns the default config, locked: unknown fields cannot be set."""
@@ -89,11 +91,10 @@ def get_config() -> ConfigDict:
     # "none": 1; "linear": their ratio; "sqrt": the root of their ratio.
     config.optimizer.learning_rate_scaling = "none"
     config.optimizer.base_batch_size = 128
-    # Passed on to the optax function where set; an error if it does not know them.
-    config.optimizer.momentum = placeholder(float)
-    config.optimizer.nesterov = placeholder(bool)
-    config.optimizer.b1 = placeholder(float)
-    config.optimizer.b2 = placeholder(float)
+    # Passed to the optax function where set, an error if it does not take them: momentum, nesterov,
+    # b1, b2, b3 and eps.
+    for name, kind in OPTIMIZER_OPTIONS.items():
+        config.optimizer[name] = placeholder(kind)
     config.optimizer.weight_decay = 0.0
     # Whether the decay is subtracted from the weights, times the learning rate, or else added to
     # the gradient (L2). Unset: the first where the function has a decay of its own (adamw, lion).
@@ -142,8 +143,8 @@ def get_config() -> ConfigDict:
     # of the same for the image shifted by one pixel, up and left and down and right.
     config.test_time = ConfigDict()
     config.test_time.views = "plain"
-    # Only images whose largest probability after mirroring is below that are shifted. Unset: all.
-    config.test_time.certainty = placeholder(float)
+    # Only images whose largest probability after mirroring is below this are shifted. Unset: all.
+    config.test_time.confidence_threshold = placeholder(float)
 
     config.checkpoint = ConfigDict()
     # Besides one at the end and one at a signal. 0: only those.
@@ -168,18 +169,8 @@ def get_group(params: str) -> ConfigDict:
     Args:
       params: a regular expression for the parameters' whole paths, such as ".*/bias".
     """
-    group = ConfigDict({"params": params})
-    # As in `optimizer`, from which what is unset is taken; but a group that has a name of its own
-    # takes none of the four below it.
-    group.name = placeholder(str)
-    group.momentum = placeholder(float)
-    group.nesterov = placeholder(bool)
-    group.b1 = placeholder(float)
-    group.b2 = placeholder(float)
-    group.learning_rate = placeholder(float)
-    group.weight_decay = placeholder(float)
-    group.decay_norm_and_bias = placeholder(bool)
-    group.decoupled_decay = placeholder(bool)
-    # Where set, the group's schedule ends after so many epochs, and its learning rate is then 0.
-    group.num_epochs = placeholder(float)
-    return group
+    # Fields as in `optimizer`, from which unset ones are taken; but a group with a name of its own
+    # takes none of OPTIMIZER_OPTIONS. If `num_epochs` is set, the group's schedule ends after that
+    # many epochs, and its learning rate is then 0.
+    fields = {name: placeholder(kind) for name, kind in GROUP_FIELDS.items()}
+    return ConfigDict(fields | {"params": params})

@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import config as config_lib
-from cifar_jax import fields, scores
-from cifar_jax import workdir as workdir_lib
+from cifar_jax import files
+from cifar_jax.config import fields, stored
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import scores
+from cifar_jax.runs import workdir as workdir_lib
 
 FOLDER = Path(__file__).resolve().parent
 # Where a run's data lie, and its seeds, are not what makes it another run.
@@ -78,7 +79,7 @@ def read_seeds(workdir: Path) -> list[tuple[dict[str, Any], Path]]:
 
     The time of each of several seeds is its share of the time of all.
     """
-    run = workdir_lib.read_json(workdir / workdir_lib.RESULT)
+    run = files.read_json(workdir / workdir_lib.RESULT)
     seeds = run.pop("seeds", [{}])
     share = {"wall_seconds": run["wall_seconds"] / len(seeds)}
     return [({**run, **seed, **share}, workdir) for seed in seeds]
@@ -118,7 +119,7 @@ def describe_config(config: Mapping[str, Any], command: Sequence[str]) -> dict[s
     theirs: dict[str, Any] = {}
     with contextlib.suppress(ImportError):
         module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-        theirs = config_lib.to_json(module.get_config(*[variant] if variant else []))
+        theirs = stored.to_json(module.get_config(*[variant] if variant else []))
     own, base = (dict(fields.flatten(part)) for part in (config, theirs))
     overrides = {
         field: Path(value).name if field == "init_from" else value
@@ -158,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     path = options.folder / f"{options.name}.json"
-    workdir_lib.write_json(path, result)
+    files.write_json(path, result)
     words = scores.describe_summary([seed["test_accuracy"] for seed in result["seeds"]])
     print(f"{path}: {result['num_seeds']} seeds, {words}")
     return 0

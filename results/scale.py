@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from cifar_jax.scores import summarize
+from cifar_jax.evaluation.scores import summarize
 from results.markdown import markdown
 
 

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-import main
+from cifar_jax.cli import main
 
-ROOT = Path(main.__file__).parent
+ROOT = Path(__file__).parent.parent
 # A column of metrics.jsonl that the same run gives again, to the bit.
 EXACT = ("step", "epoch", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
 

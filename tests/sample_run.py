@@ -15,9 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import cifar_jax
-from cifar_jax import signals as signals_lib
-from cifar_jax import workdir as workdir_lib
-from cifar_jax.train import train
+from cifar_jax.runs import signals as signals_lib
+from cifar_jax.runs import workdir as workdir_lib
+from cifar_jax.training.loop import train
 from tests import tiny
 
 

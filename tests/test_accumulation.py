@@ -14,10 +14,12 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from cifar_jax import devices, steps
-from cifar_jax.metrics import Metrics, to_sums
 from cifar_jax.models import layers
-from cifar_jax.state import TrainState
+from cifar_jax.parallel import devices
+from cifar_jax.training import step as step_lib
+from cifar_jax.training import step as steps
+from cifar_jax.training.metrics import Metrics, to_sums
+from cifar_jax.training.state import TrainState
 from tests import tiny
 
 RNG = np.random.default_rng(0)
@@ -61,7 +63,7 @@ def make(norm, parts):
     params, stats = variables["params"], variables.get("batch_stats", {})
     state = TrainState(np.int32(0), params, stats, optimizer.init(params), {})
     return state, jax.jit(
-        steps.make_train_step(model, optimizer, config, MEAN, STD, steps_per_epoch=3)
+        step_lib.make_train_step(model, optimizer, config, MEAN, STD, steps_per_epoch=3)
     )
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cifar_jax import allocator
+from cifar_jax.parallel import cpu
 
 
 class Restarted(Exception):
@@ -28,7 +28,7 @@ def start(monkeypatch):
         monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
         if tunables is not None:
             monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-        allocator.restart()
+        cpu.restart()
 
     return run
 
@@ -39,7 +39,7 @@ def test_restarts_with_the_same_arguments(start):
     program, arguments, environment = restarted.value.args
     assert program == sys.executable
     assert arguments == [sys.executable, "-W", "error", "main.py", "--mode=train"]
-    assert environment == os.environ | allocator.ENVIRONMENT
+    assert environment == os.environ | cpu.ALLOCATOR_ENVIRONMENT
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_goes_on_where_it_is_set_or_would_change_nothing(start, tunables, libc):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
 def test_restarts_once_as_the_same_process():
     program = (
-        "import os; from cifar_jax import allocator; print(os.getpid(), flush=True); "
-        "allocator.restart(); print(os.environ['GLIBC_TUNABLES'])"
+        "import os; from cifar_jax.parallel import cpu; print(os.getpid(), flush=True); "
+        "cpu.restart(); print(os.environ['GLIBC_TUNABLES'])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     first, second, tunables = done.stdout.split()
     assert first == second
-    assert tunables == allocator.ENVIRONMENT["GLIBC_TUNABLES"]
+    assert tunables == cpu.ALLOCATOR_ENVIRONMENT["GLIBC_TUNABLES"]

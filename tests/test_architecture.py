@@ -1,4 +1,4 @@
-"""Imports go one way; training needs neither TensorFlow nor PyTorch; modules stay small."""
+"""Rooms and files import one way; training needs no TensorFlow or PyTorch; files stay small."""
 
 import ast
 import os
@@ -11,103 +11,118 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cifar_jax"
 
-# A module may import from its own layer's earlier lines and from the layers above it in this list.
-LAYERS = [
-    ["errors", "fields", "durations", "tables", "allocator", "groups", "muon"],
-    [
-        "workdir",
-        "command",
-        "curves",
-        "arrays",
-        "manifest",
-        "quiet",
-        "signals",
-        "image_ops",
-        "download",
-        "numpy_mlp",
-        "losses",
-        "metrics",
-        "ops",
-        "plots",
-        "photos",
-        "diagnostics",
-        "page",
-    ],
-    [
-        "auto_augment",
-        "augment",
-        "mixing",
-        "image_cache",
-        "records",
-        "prepare",
-        "datasets",
-        "models",
-    ],
-    ["summary", "optim", "config", "devices", "hosts", "logs", "checkpoint", "compare", "explore"],
-    ["seeds", "sampling", "state", "steps", "scores", "views"],
-    ["trained", "run", "trace"],
-    ["evaluate", "predict", "report", "train", "numpy_mlp_command"],
-    ["distributed"],
+# A room may import from itself and from the rooms before it; rooms on one line not from each other.
+ORDER = [
+    {"errors", "text", "numpy_mlp"},
+    {"files"},
+    {"config"},
+    {"ops", "augment", "optim"},
+    {"models"},
+    {"data"},
+    {"parallel"},
+    {"runs"},
+    {"evaluation"},
+    {"training"},
+    {"reports"},
+    {"cli"},
 ]
-# The command of `python -m cifar_jax.numpy_mlp`, imported when that is run.
-ALLOWED = {("numpy_mlp", "numpy_mlp_command")}
-ORDER = {name: place for place, names in enumerate(LAYERS) for name in names}
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+MOST_LINES, MOST_FUNCTION_LINES = 250, 60
+# `python -m cifar_jax.numpy_mlp` runs its command, which imports it.
+COMMANDS = {("numpy_mlp", "cli.numpy_mlp")}
 
 
-def imports(path):
-    """Yields the modules of this package that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "cifar_jax":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cifar_jax."):
-            yield node.module.split(".")[1]
-        elif isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-            yield from (parts[1] for parts in names if parts[0] == "cifar_jax" and parts[1:])
-
-
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-
-
-def module(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path):
-    own = module(path)
-    assert own in ORDER, f"{own} has no layer"
-    for other in imports(path):
-        if other != own and (own, other) not in ALLOWED:
-            assert ORDER[other] <= ORDER[own], f"{own} imports {other}, of a higher layer"
-
-
-def test_no_circle():
+def read_imports(package):
+    """Returns for each module of a package, "room.file", those that it imports, wherever in it."""
+    paths = [path for path in package.rglob("*.py") if path.name != "__init__.py"]
+    modules = {".".join(path.relative_to(package).with_suffix("").parts): path for path in paths}
     graph = {}
-    for path in FILES:
-        own = module(path)
-        others = {other for other in imports(path) if (own, other) not in ALLOWED}
-        graph.setdefault(own, set()).update(others - {own})
-    while ends := [name for name, others in graph.items() if not others & graph.keys()]:
+    for name, path in modules.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package.name):
+                place = node.module.removeprefix(package.name).removeprefix(".")
+                parts = [".".join(filter(None, (place, alias.name))) for alias in node.names]
+                found |= {x for x in [place, *parts] if x in modules}
+                found |= {f"{x}." for x in parts if (package / x.replace(".", "/")).is_dir()}
+            elif isinstance(node, ast.Import):
+                dotted = [alias.name for alias in node.names if "." in alias.name]
+                found |= {x.partition(".")[2] for x in dotted if x.startswith(f"{package.name}.")}
+        graph[name] = {other for other in found - {name} if (name, other) not in COMMANDS}
+    return graph
+
+
+def find_violations(graph):
+    """Returns a line for each import that goes against the order of rooms, and for each circle."""
+    lines = []
+    for name, others in graph.items():
+        room = name.partition(".")[0]
+        if room not in LEVEL:
+            lines.append(f"{name}: the room {room} has no place in the order")
+        for other in others:
+            theirs = other.partition(".")[0]
+            if theirs != room and LEVEL.get(theirs, 99) >= LEVEL.get(room, 99):
+                lines.append(f"{name} imports {other}, which is not in an earlier room")
+    left = {name: others & graph.keys() for name, others in graph.items()}
+    while ends := [name for name, others in left.items() if not others & left.keys()]:
         for name in ends:
-            del graph[name]
-    assert not graph, f"these import each other: {sorted(graph)}"
+            del left[name]
+    return lines + [f"these files import each other: {', '.join(sorted(left))}"] * bool(left)
+
+
+def test_imports_go_one_way_and_in_no_circle():
+    graph = read_imports(PACKAGE)
+    assert len(graph) > 40
+    assert not find_violations(graph)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "words"),
+    [
+        ("ops/a.py", "from cifar_jax.training import loop", "not in an earlier room"),
+        ("ops/a.py", "def f():\n    from cifar_jax.cli.main import main", "not in an earlier room"),
+        ("ops/a.py", "from cifar_jax.augment import batch", "not in an earlier room"),
+        ("ops/a.py", "import cifar_jax.runs.logs", "not in an earlier room"),
+        ("ops/a.py", "from cifar_jax import models", "not in an earlier room"),
+        ("ops/a.py", "from cifar_jax.ops.b import g", "import each other: ops.a, ops.b"),
+        ("cellar/a.py", "", "cellar has no place"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path, file, line, words):
+    package = tmp_path / "cifar_jax"
+    for name, text in (
+        *(("training/loop.py", ""), ("cli/main.py", ""), ("augment/batch.py", "")),
+        *(("runs/logs.py", ""), ("models/__init__.py", "")),
+        ("ops/b.py", "from cifar_jax.ops.a import f"),
+        (file, line),
+    ):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    (violation,) = find_violations(read_imports(package))
+    assert words in violation
 
 
 def test_files_and_functions_stay_small():
-    for path in FILES:
-        assert len(path.read_text().splitlines()) <= 260, path
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= MOST_LINES, path
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 70, f"{path}: {node.name}"
+                assert node.end_lineno - node.lineno < MOST_FUNCTION_LINES, f"{path}: {node.name}"
+
+
+def test_benchmarks_import_no_tests_nor_tests_them_but_to_test_them():
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        assert "from tests" not in path.read_text(), path
+        assert "import tests" not in path.read_text(), path
 
 
 def test_training_and_evaluation_import_neither_tensorflow_nor_torch(tmp_path):
     program = (
         "import sys; from pathlib import Path\n"
-        "from cifar_jax import evaluate, signals, train; from tests import tiny\n"
+        "from cifar_jax.evaluation import evaluate; from cifar_jax.training import loop\n"
+        "from cifar_jax.runs import signals; from tests import tiny\n"
         f"folder = Path({str(tmp_path)!r})\n"
-        "train.train(tiny.config(num_steps=2, log__tensorboard=True), folder, signals.Signals())\n"
+        "loop.train(tiny.config(num_steps=2, log__tensorboard=True), folder, signals.Signals())\n"
         "evaluate.evaluate(folder)\n"
         "bad = {'tensorflow', 'torch', 'keras', 'matplotlib'} & set(sys.modules)\n"
         "assert not bad, bad"

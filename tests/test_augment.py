@@ -12,7 +12,8 @@ import pytest
 from hypothesis import strategies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cifar_jax import augment, mixing
+from cifar_jax.augment import batch as augment
+from cifar_jax.augment import mixing
 from cifar_jax.errors import UserError
 from tests.pictures import FILL, noise, on_batch, sample_images
 

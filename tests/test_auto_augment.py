@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import ImageOps
 
-from cifar_jax import auto_augment, image_ops
+from cifar_jax.augment import auto as auto_augment
+from cifar_jax.augment import image_ops
 from cifar_jax.errors import UserError
 from tests.pictures import (
     ENHANCERS,

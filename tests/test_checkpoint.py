@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from benchmarks import damages, stops
-from cifar_jax import devices, manifest
-from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.errors import UserError
+from cifar_jax.parallel import devices
+from cifar_jax.runs import manifest
+from cifar_jax.runs.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 

@@ -30,7 +30,7 @@ def test_exchanges_are_read_from_a_program():
 PROGRAM = """
 import json
 from benchmarks import collectives
-from cifar_jax import devices
+from cifar_jax.parallel import devices
 from tests import tiny
 
 for config in (tiny.config(), tiny.bn_config(optimizer__clip_norm=1.0, ema_decay=0.9)):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_jax import compare
-from cifar_jax import config as config_lib
+from cifar_jax.config import stored
+from cifar_jax.reports import compare
 from tests import program, tiny
 
 
@@ -28,7 +28,7 @@ def line(epoch, **values):
 def write_run(folder, finished=True, epochs=3, **fields):
     """Writes what a run leaves behind."""
     folder.mkdir(parents=True)
-    config = config_lib.to_json(tiny.config(**fields))
+    config = stored.to_json(tiny.config(**fields))
     (folder / "config.json").write_text(json.dumps(config))
     scores = [{"train_loss": 2 / n, "train_accuracy": 1 - 0.5 / n} for n in range(1, epochs + 1)]
     lines = [

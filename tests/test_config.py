@@ -10,16 +10,18 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from benchmarks import stops, wrong_configs
-from cifar_jax import config as config_lib
-from cifar_jax import durations, fields, state
+from cifar_jax.config import durations, fields, stored
+from cifar_jax.config import rules as config_lib
 from cifar_jax.errors import UserError
+from cifar_jax.models import registry
+from cifar_jax.training import check, state
 from configs import default, speedrun
 from tests import program, tiny
 
 POSITIVE = [
     *("num_epochs", "num_steps", "num_seeds", "batch_size", "eval_batch_size", "num_cpu_devices"),
     *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
-    *("optimizer.base_batch_size", "schedule.factor", "test_time.certainty"),
+    *("optimizer.base_batch_size", "schedule.factor", "test_time.confidence_threshold"),
 ]
 NOT_NEGATIVE = [
     *("seed", "data.validation_examples", "augment.crop_padding", "augment.cutout"),
@@ -33,7 +35,7 @@ NOT_NEGATIVE = [
 FRACTIONS = ["loss.label_smoothing", "ema_decay"]
 AT_MOST = {
     "schedule.final_fraction": 1,
-    "test_time.certainty": 1,
+    "test_time.confidence_threshold": 1,
     "augment.hue": 0.5,
     "augment.rand_augment_magnitude": 30,
     "augment.rand_augment_ops": 16,
@@ -46,7 +48,9 @@ AT_MOST = {
 def changed(**values):
     """Returns the small config with fields given by dotted names."""
     config = tiny.config()
-    config.test_time.views = "mirror_shift" if "test_time.certainty" in values else "plain"
+    config.test_time.views = (
+        "mirror_shift" if "test_time.confidence_threshold" in values else "plain"
+    )
     config.update_from_flattened_dict(values)
     return config
 
@@ -54,7 +58,7 @@ def changed(**values):
 def problems(**values):
     """Returns the lines with which a config is refused."""
     try:
-        config_lib.check(changed(**values))
+        check.check_config(changed(**values))
     except UserError as error:
         return str(error).splitlines()
     return []
@@ -79,16 +83,18 @@ def test_every_config_file_passes_the_check():
 )
 def test_variants_of_the_speedrun(variant, expected):
     config = speedrun.get_config(variant)
-    assert config_lib.check(config) is None
-    model = state.create_model(config, 10)
+    assert check.check_config(config) is None
+    model = registry.create_model(config, 10)
     create = state.make_init(config, durations.resolve(config, 50_000), model, (32, 32, 3))
     params = jax.eval_shape(create, jax.random.key(0)).params
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
 
 
 def test_certainty_is_for_shifted_views():
-    (line,) = problems(**{"test_time.certainty": 0.5, "test_time.views": "mirror"})
-    assert line.startswith("test_time.certainty is set but test_time.views is 'mirror': only 'mirr")
+    (line,) = problems(**{"test_time.confidence_threshold": 0.5, "test_time.views": "mirror"})
+    assert line.startswith(
+        "test_time.confidence_threshold is set but test_time.views is 'mirror': only 'mirr"
+    )
 
 
 @pytest.mark.parametrize("name", POSITIVE)
@@ -208,14 +214,14 @@ def test_durations_are_resolved_once():
 )
 def test_durations_that_do_not_fit(values, words):
     config = changed(**values)
-    config_lib.check(config)
+    check.check_config(config)
     with pytest.raises(UserError, match=words) as caught:
         durations.resolve(config, 320)
     assert "\n" not in str(caught.value)
 
 
 def conflicts(old, new):
-    return config_lib.conflicts(*(config_lib.to_json(changed(**values)) for values in (old, new)))
+    return stored.conflicts(*(stored.to_json(changed(**values)) for values in (old, new)))
 
 
 @pytest.mark.parametrize(
@@ -265,29 +271,29 @@ def test_more_epochs_are_harmless_where_the_rates_stay(name):
 
 
 def test_fields_that_only_one_of_two_has_are_named():
-    old = config_lib.to_json(tiny.config())
+    old = stored.to_json(tiny.config())
     new = dict(old, more=1)
-    assert config_lib.conflicts(old, new) == ["more was None and is now 1"]
-    assert config_lib.conflicts(new, old) == ["more was 1 and is now None"]
+    assert stored.conflicts(old, new) == ["more was None and is now 1"]
+    assert stored.conflicts(new, old) == ["more was 1 and is now None"]
 
 
 def test_json_gives_back_the_config():
     config = changed(**{"schedule.milestones": (1, 2)})
-    again = config_lib.from_json(config_lib.to_json(config))
+    again = stored.from_json(stored.to_json(config))
     assert again.is_locked
-    assert config_lib.to_json(again) == config_lib.to_json(config)
-    config_lib.check(again)
+    assert stored.to_json(again) == stored.to_json(config)
+    check.check_config(again)
 
 
 def test_only_the_default_fields_and_types_pass():
     known = default.get_config()
-    fields.check(tiny.config(), known)
+    fields.check_fields(tiny.config(), known)
     values = tiny.config().to_dict()
     values |= {"sede": 1, "batch_size": True, "num_epochs": "two"}
     values["data"]["name"] = 3
     del values["seed"]
     with pytest.raises(UserError) as caught:
-        fields.check(ConfigDict(values), known)
+        fields.check_fields(ConfigDict(values), known)
     assert str(caught.value).splitlines() == [
         "batch_size is True but must be of the type int",
         "data.name is 3 but must be of the type str",
@@ -297,7 +303,7 @@ def test_only_the_default_fields_and_types_pass():
     ]
     for other in (None, {}, "x"):
         with pytest.raises(UserError, match="the config is of the type"):
-            fields.check(other, known)
+            fields.check_fields(other, known)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 import cifar_jax
-from cifar_jax import augment, datasets, models, signals, train
-from cifar_jax import config as config_lib
+from cifar_jax.augment import batch as augment
+from cifar_jax.data import datasets
+from cifar_jax.models import registry
+from cifar_jax.runs import signals
+from cifar_jax.training import check
+from cifar_jax.training import loop as train
 from tests import tiny
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
@@ -26,13 +30,13 @@ def run_block(name, folder, monkeypatch):
 
 
 def start(config, folder):
-    config_lib.check(config)
+    check.check_config(config)
     assert train.train(config, folder, signals.Signals()) == 0
 
 
 def test_a_model_and_its_config(tmp_path, monkeypatch):
     monkeypatch.setitem(
-        models.MODELS, "two_layers", run_block("model", tmp_path, monkeypatch).TwoLayers
+        registry.MODELS, "two_layers", run_block("model", tmp_path, monkeypatch).TwoLayers
     )
     config = run_block("config", tmp_path, monkeypatch).get_config()
     config.update(tiny.config(num_steps=2).to_dict() | {"model": config.model})

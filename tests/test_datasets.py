@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_jax import datasets
+from cifar_jax.data import datasets
 from cifar_jax.errors import UserError
 from tests import tiny_cifar
 
@@ -116,7 +116,7 @@ def test_unknown_names_are_refused(name, message):
 
 def test_neither_names_nor_reading_import_tensorflow_or_torch(root):
     program = (
-        "import sys; from cifar_jax import datasets\n"
+        "import sys; from cifar_jax.data import datasets\n"
         "datasets.check_name('svhn_cropped', sys.argv[1])\n"
         "for name in ('digits', 'cifar10', 'cifar10'): datasets.load(name, sys.argv[1])\n"
         "print([m for m in ('tensorflow', 'torch', 'jax') if m in sys.modules])"
@@ -127,7 +127,7 @@ def test_neither_names_nor_reading_import_tensorflow_or_torch(root):
 def test_what_is_decoded_is_loaded_without_tfds(root):
     datasets.load("cifar10", str(root))
     program = (
-        "import sys; from cifar_jax import datasets; datasets.load('cifar10', sys.argv[1])\n"
+        "import sys; from cifar_jax.data import datasets; datasets.load('cifar10', sys.argv[1])\n"
         "print('tensorflow_datasets' in sys.modules)"
     )
     assert run_python(program, str(root)) == "False\n"
@@ -173,7 +173,7 @@ def test_the_real_cifar10_cold_and_warm(tmp_path):
         if file.is_file():
             (tmp_path / "data/cifar10/3.0.2" / file.name).symlink_to(file)
     program = (
-        "import json, sys, numpy as np; from cifar_jax import datasets\n"
+        "import json, sys, numpy as np; from cifar_jax.data import datasets\n"
         "d = datasets.load('cifar10', sys.argv[1])\n"
         "counts = [np.bincount(d.splits[s].labels).tolist() for s in ('train', 'test')]\n"
         "tensorflow = 'tensorflow' in sys.modules\n"

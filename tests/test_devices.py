@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_jax import devices
 from cifar_jax.errors import UserError
+from cifar_jax.parallel import cpu, devices
 from tests import program
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,9 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 import cifar_jax
-from cifar_jax import config as config_lib, datasets, evaluate, signals, train
+from cifar_jax.data import datasets
+from cifar_jax.runs import signals
+from cifar_jax.training import check, loop
 from tests import tiny
 
 folder = Path(sys.argv[1])
@@ -39,8 +41,8 @@ elif sys.argv[2] == "resnet":
 else:
     # After more steps a rounding error has chosen another of two pixels almost equal in a pooling.
     config = tiny.speedrun_config(num_steps=1)
-config_lib.check(config)
-train.train(config, folder, signals.Signals())
+check.check_config(config)
+loop.train(config, folder, signals.Signals())
 trained = cifar_jax.load(folder)
 leaves = jax.tree.leaves(trained.variables)
 images = datasets.load("digits").splits["test"].images[:101]
@@ -103,15 +105,15 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
 )
 def test_the_default_number_of_cpu_devices(monkeypatch, batch_size, gibibytes, expected):
     """The most that divide the batch, up to the cores and a GiB of memory for each."""
-    monkeypatch.setattr(devices, "_num_cores", lambda: 8)
-    monkeypatch.setattr(devices, "host_memory", lambda: int(gibibytes * 2**30))
-    assert devices._default_devices(batch_size) == expected
+    monkeypatch.setattr(cpu, "num_cores", lambda: 8)
+    monkeypatch.setattr(cpu, "host_memory", lambda: int(gibibytes * 2**30))
+    assert cpu.default_num_devices(batch_size) == expected
 
 
 CONFIGURE = """
 import os
-from cifar_jax import devices
-devices._default_devices = lambda batch_size: 3
+from cifar_jax.parallel import cpu, devices
+cpu.default_num_devices = lambda batch_size: 3
 devices.configure({arguments})
 import jax
 print(jax.device_count(), os.environ.get("XLA_FLAGS"))
@@ -142,18 +144,18 @@ def test_the_config_goes_before_the_environment_and_that_before_the_default(
 
 
 def test_memory_is_the_containers_where_it_has_less(tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
-    whole = devices.host_memory()
+    monkeypatch.setattr(cpu, "_CGROUP", tmp_path)
+    whole = cpu.host_memory()
     assert whole > 2**28
     for file in ("memory.max", "memory/memory.limit_in_bytes"):
         path = tmp_path / file
         path.parent.mkdir(exist_ok=True)
         path.write_text("max\n")
-        assert devices.host_memory() == whole
+        assert cpu.host_memory() == whole
         path.write_text(f"{2**28}\n")
-        assert devices.host_memory() == 2**28
+        assert cpu.host_memory() == 2**28
         path.write_text(f"{2**62}\n")
-        assert devices.host_memory() == whole
+        assert cpu.host_memory() == whole
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_processors_of_two_kinds_share_no_compiled_programs(monkeypatch, kinds):
 DETERMINISTIC = """
 import os, sys
 from unittest import mock
-from cifar_jax import devices
+from cifar_jax.parallel import devices
 import main
 
 def make_mesh(*_):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from cifar_jax import diagnostics, plots
+from cifar_jax.reports import diagnostics, plots
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 0, 1, 1, 0, 1])  # class 2 is never the answer, class 3 does not occur

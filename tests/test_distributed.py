@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import cifar_jax
-from cifar_jax import datasets, hosts
+from cifar_jax.data import datasets
 from cifar_jax.errors import UserError
+from cifar_jax.parallel import processes
 from tests import job, program
 from tests.loopback import unanswered_port
 from tests.test_checkpoint import rewrite
@@ -151,7 +152,7 @@ def test_a_killed_process_ends_the_others_and_the_job_goes_on(tmp_path, number):
         os.kill(processes[number].pid, signal.SIGKILL)
         begin = time.monotonic()
         found = job.ends(processes)
-        assert time.monotonic() - begin < hosts.HEARTBEAT_TIMEOUT + 30
+        assert time.monotonic() - begin < processes.HEARTBEAT_TIMEOUT + 30
     code, _, err = found[1 - number]
     assert code != 0
     assert "error: another process of the job has ended" in err or "another task died" in err
@@ -188,24 +189,24 @@ def test_flags_of_a_job_need_the_word(tmp_path):
 
 
 def test_one_process_asks_itself():
-    assert hosts.is_first()
-    assert hosts.ask_first(lambda: 3) == 3
-    assert hosts.first_then_others(lambda: 4) == 4
-    assert hosts.share(lambda: "state", None) == "state"
-    assert hosts.agree(None, 0.1) == (None, 0.1)
+    assert processes.is_first()
+    assert processes.run_on_first(lambda: 3) == 3
+    assert processes.first_then_others(lambda: 4) == 4
+    assert processes.broadcast(lambda: "state", None) == "state"
+    assert processes.agree_to_stop(None, 0.1) == (None, 0.1)
 
 
 def test_a_long_message_goes_in_parts(monkeypatch):
-    monkeypatch.setattr(hosts, "_PART", 3)
-    assert hosts._broadcast(b"0123456789") == b"0123456789"
+    monkeypatch.setattr(processes, "_PART", 3)
+    assert processes._broadcast_bytes(b"0123456789") == b"0123456789"
 
 
 def test_a_value_that_only_one_process_has_is_named(monkeypatch):
     monkeypatch.setattr(
-        hosts, "ask_first", lambda ask: {"seed": 0, "optimizer.groups.a.name": "sgd"}
+        processes, "run_on_first", lambda ask: {"seed": 0, "optimizer.groups.a.name": "sgd"}
     )
     with pytest.raises(UserError, match=r"groups\.a\.name is None here and 'sgd' in the first"):
-        hosts.check_same({"seed": 0})
+        processes.check_same({"seed": 0})
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cifar_jax import download
+from cifar_jax.data import download
 from cifar_jax.errors import UserError
 from tests import tiny_cifar
 from tests.loopback import babbling, serving, unanswered_port

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_jax import datasets, explore, plots, tables
+from cifar_jax.data import datasets
+from cifar_jax.reports import explore, plots
+from cifar_jax.text import shorten_middle
 from tests import program
 
 
@@ -115,7 +117,7 @@ def test_each_image_stands_in_the_row_of_its_class(monkeypatch):
     drawn = figure.axes[0].images
     assert len(drawn) == 10 + 10 + 3 + 0 + 10
     names = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
-    assert list(names) == ["a", "b", "c", "d$", tables.shorten_middle("e" * 40, 20)]
+    assert list(names) == ["a", "b", "c", "d$", shorten_middle("e" * 40, 20)]
     for image in drawn:
         _, _, bottom, top = image.get_extent()
         row = list(names.values()).index(pytest.approx((bottom + top) / 2))

@@ -12,9 +12,10 @@ import pytest
 
 import cifar_jax
 from benchmarks import damages, faults, stops
-from cifar_jax import manifest, report
-from cifar_jax import run as run_lib
-from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.reports import report
+from cifar_jax.runs import manifest
+from cifar_jax.runs.checkpoint import Checkpoints
+from cifar_jax.training import run as run_lib
 from tests import program
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import cifar_jax
-from cifar_jax import checkpoint, image_cache, manifest, trained
-from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.data import cache
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import trained
+from cifar_jax.runs import checkpoint, manifest
+from cifar_jax.runs.checkpoint import Checkpoints
 from tests import program, sample_run
 
 DATA = Path(__file__).parent / "data"
@@ -145,7 +147,7 @@ def test_pickled_arrays_in_the_cache_are_damage(tmp_path, caplog):
     images, labels = np.zeros((3, 4, 4, 3), np.uint8), np.arange(3, dtype=np.int32)
 
     def load():
-        return image_cache.load_or_build(tmp_path, "set", "train", lambda: (images, labels, ("a",)))
+        return cache.load_or_build(tmp_path, "set", "train", lambda: (images, labels, ("a",)))
 
     load()
     (file,) = (tmp_path / "decoded").glob("train-images-*.npy")

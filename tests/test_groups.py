@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cifar_jax import config as config_lib
-from cifar_jax import durations, fields, groups, state
+from cifar_jax.config import durations, fields
 from cifar_jax.errors import UserError
+from cifar_jax.optim import build, groups
+from cifar_jax.training import check, state
 from configs import default
 from tests import tiny
 
@@ -47,10 +48,10 @@ GROUPS = {
 
 def test_each_group_follows_its_own_rule_rate_and_decay():
     settings = config(**GROUPS)
-    fields.check(settings, default.get_config())
-    config_lib.check(settings)
+    fields.check_fields(settings, default.get_config())
+    check.check_config(settings)
     lengths = durations.resolve(settings, 320)  # 10 steps, 3 for the group "early"
-    optimizer = state.create_optimizer(settings, lengths)
+    optimizer = build.create_optimizer(settings, lengths)
     params, opt_state = PARAMS, jax.jit(optimizer.init)(PARAMS)
     expected = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), PARAMS)
     velocity = np.zeros(2)
@@ -71,7 +72,7 @@ def test_each_group_follows_its_own_rule_rate_and_decay():
 def test_nothing_moves_what_is_frozen():
     settings = config(still={"params": "stem/.*", "name": "frozen"})
     settings.optimizer.update({"weight_decay": 0.1, "decoupled_decay": True})
-    optimizer = state.create_optimizer(settings, durations.resolve(settings, 320))
+    optimizer = build.create_optimizer(settings, durations.resolve(settings, 320))
     updates, _ = optimizer.update(GRADIENT, optimizer.init(PARAMS), PARAMS)
     np.testing.assert_array_equal(updates["stem"]["kernel"], 0)
     np.testing.assert_allclose(updates["body"]["kernel"], -0.5 * (1.2 + 0.1 * 2), rtol=1e-6)
@@ -85,7 +86,7 @@ def test_the_rate_stays_0_after_the_end_of_a_group_whatever_the_schedule():
     assert [float(rate(step)) for step in range(5)] == [0.5, 0.5, 0.5, 0, 0]
     settings.schedule.warmup_steps = 3
     with pytest.raises(UserError, match=r"groups.early.num_epochs is 0.6, which the warm-up takes"):
-        state.create_optimizer(settings, durations.resolve(settings, 320))
+        build.create_optimizer(settings, durations.resolve(settings, 320))
 
 
 def test_what_a_group_takes_over():
@@ -95,7 +96,7 @@ def test_what_a_group_takes_over():
     same, other = resolved["same"], resolved["other"]
     assert (same.name, same.momentum, same.learning_rate, same.weight_decay) == ("sgd", 0.9, 3, 0.1)
     assert (other.name, other.momentum, other.learning_rate) == ("adam", None, 0.5)
-    assert config_lib.check(settings) is None
+    assert check.check_config(settings) is None
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_what_a_group_takes_over():
 )
 def test_patterns_that_match_nothing_or_the_same_are_named(given, words):
     settings = config(**{name: {"params": pattern} for name, pattern in given.items()})
-    optimizer = state.create_optimizer(settings, durations.resolve(settings, 320))
+    optimizer = build.create_optimizer(settings, durations.resolve(settings, 320))
     with pytest.raises(UserError, match=words):
         optimizer.init(PARAMS)
 
@@ -134,7 +135,7 @@ def test_mistakes_have_a_line(field, value, line):
     settings = config(a={})
     settings.optimizer.groups.a[field] = value
     with pytest.raises(UserError) as caught:
-        config_lib.check(settings)
+        check.check_config(settings)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
 
@@ -150,15 +151,15 @@ def test_a_group_has_the_fields_that_default_gives_it():
         with settings.unlocked():
             settings.optimizer.groups = ConfigDict({"a": broken})
         with pytest.raises(UserError, match=words):
-            fields.check(settings, default.get_config())
+            fields.check_fields(settings, default.get_config())
     with settings.unlocked():
         settings.optimizer.groups = ConfigDict({"a": group})
         settings.optimizer.groups.a = ConfigDict(dict(group.items()) | {"learning_rate": "fast"})
     with pytest.raises(UserError, match=r"learning_rate is 'fast' but must be of the type float"):
-        fields.check(settings, default.get_config())
+        fields.check_fields(settings, default.get_config())
 
 
 @pytest.mark.parametrize("name", ["rest", "two words"])
 def test_a_group_is_called_by_a_word(name):
     with pytest.raises(UserError, match="must be called by a word other than rest"):
-        config_lib.check(config(**{name: {}}))
+        check.check_config(config(**{name: {}}))

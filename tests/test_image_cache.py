@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import damages, stops
-from cifar_jax import datasets, image_cache, records
+from cifar_jax.data import cache, datasets
+from cifar_jax.data import tfds as tfds_lib
 from tests import tiny_cifar
 
 
@@ -29,13 +30,13 @@ def no_decoding(monkeypatch):
     def refuse(source, split):
         raise AssertionError(f"decoded {split} again")
 
-    return lambda: monkeypatch.setattr(records, "decode", refuse)
+    return lambda: monkeypatch.setattr(tfds_lib, "decode", refuse)
 
 
 def test_statistics_are_those_of_numpy():
     images = np.random.default_rng(0).integers(0, 256, (1000, 3, 5, 3), np.uint8)
     images[..., 2] = 51
-    mean, std = image_cache.channel_statistics(images)
+    mean, std = cache.channel_statistics(images)
     as_float = images.astype(np.float64) / 255
     np.testing.assert_allclose(mean, as_float.mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std[:2], as_float.std((0, 1, 2))[:2], rtol=1e-12)
@@ -109,7 +110,7 @@ def test_data_prepared_again_are_decoded_again(root):
     # Another set in the same place: the labels of its classes are the same, the images are not.
     other = tiny_cifar.images_of(tiny_cifar.cifar10_rows(tiny_cifar.NUM_TRAIN, 1))[::-1]
     (source / "features.json").touch()
-    built = image_cache.load_or_build(
+    built = cache.load_or_build(
         source, "cifar10", "train", lambda: (other.copy(), np.arange(60, dtype=np.int32), ("a",))
     )
     np.testing.assert_array_equal(built.images, other)
@@ -164,7 +165,7 @@ def test_a_full_disk_is_no_error(root, tmp_path, monkeypatch, caplog):
 
 def test_two_processes_may_decode_at_once(root):
     program = (
-        "import sys, numpy as np; from cifar_jax import datasets\n"
+        "import sys, numpy as np; from cifar_jax.data import datasets\n"
         "train = datasets.load('cifar10', sys.argv[1]).splits['train']\n"
         "print(int(np.sum(train.images, dtype=np.int64)), type(train.images).__name__)"
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import ImageOps
 
-from cifar_jax import image_ops
+from cifar_jax.augment import image_ops
 from tests.pictures import ENHANCERS, noise, on_batch, sample_images, with_pillow
 
 

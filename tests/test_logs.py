@@ -5,8 +5,9 @@ import struct
 
 import pytest
 
-from cifar_jax import logs
-from cifar_jax.curves import Event, SessionLog
+from cifar_jax.runs import history, logs
+from cifar_jax.runs.logs import Event, SessionLog
+from cifar_jax.text import format_duration
 
 LINES = [{"step": step, "epoch": step / 2, "train_loss": 1 / step} for step in (1, 2, 3)]
 
@@ -32,7 +33,7 @@ def read_events(folder):
 
 def test_lines_come_back(tmp_path):
     write(tmp_path, 0, LINES)
-    assert logs.read(tmp_path / "metrics.jsonl") == LINES
+    assert history.read_lines(tmp_path / "metrics.jsonl") == LINES
 
 
 def test_an_earlier_start_is_taken_back(tmp_path):
@@ -40,7 +41,10 @@ def test_an_earlier_start_is_taken_back(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train')
     write(tmp_path, 2, [{"step": 3, "train_loss": 0.5}], tensorboard=False)
-    assert logs.read(tmp_path / "metrics.jsonl") == [*LINES[:2], {"step": 3, "train_loss": 0.5}]
+    assert history.read_lines(tmp_path / "metrics.jsonl") == [
+        *LINES[:2],
+        {"step": 3, "train_loss": 0.5},
+    ]
     assert not (tmp_path / "tensorboard").exists()
 
 
@@ -64,4 +68,9 @@ def test_a_later_start_purges_the_curves_from_its_step_on(tmp_path):
 
 
 def test_durations_in_words():
-    assert [logs.duration(x) for x in (0.4, 65, 7389, math.inf)] == ["0:00", "1:05", "2:03:09", "-"]
+    assert [format_duration(x) for x in (0.4, 65, 7389, math.inf)] == [
+        "0:00",
+        "1:05",
+        "2:03:09",
+        "-",
+    ]

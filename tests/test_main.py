@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cifar_jax import config as config_lib
-from cifar_jax import datasets
-from cifar_jax import workdir as workdir_lib
+from cifar_jax.config import stored
+from cifar_jax.data import datasets
+from cifar_jax.runs import workdir as workdir_lib
 from configs import default
 from tests import program
 
@@ -248,7 +248,7 @@ def test_the_runs_folder_is_named_after_the_config(here):
         "configs/digits.py": "digits",
         "../x y/ü.py:a/../b": "ü_a_.._b",
     }
-    from cifar_jax.command import run_name
+    from cifar_jax.cli.flags import run_name
 
     assert {config: run_name(config) for config in sys_path} == sys_path
 
@@ -349,7 +349,7 @@ def test_evaluation_without_a_checkpoint_or_a_sound_config(here):
     for text, part in (("{", "damaged"), ("[]", "holds no JSON object"), ("", "damaged")):
         (workdir / "config.json").write_text(text)
         assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), part)
-    config_json = config_lib.to_json(default.get_config())
+    config_json = stored.to_json(default.get_config())
     (workdir / "config.json").write_text(json.dumps(config_json))
     assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), "no checkpoint yet")
     (workdir / "checkpoints").mkdir()
@@ -365,7 +365,7 @@ def test_evaluation_without_a_checkpoint_or_a_sound_config(here):
     ],
 )
 def test_an_edited_config_of_a_run_is_named_by_its_field(here, field, value):
-    content = config_lib.to_json(default.get_config()) | {field: value}
+    content = stored.to_json(default.get_config()) | {field: value}
     (here / "config.json").write_text(json.dumps(content))
     (here / "a.png").touch()
     for arguments in (("evaluate",), ("report",), ("predict", "--images=a.png")):
@@ -426,7 +426,7 @@ def test_too_little_memory_is_told(monkeypatch, tmp_path):
     def train(*_):
         raise RuntimeError("INTERNAL: Out of memory allocating\n99 bytes.")
 
-    monkeypatch.setattr("cifar_jax.train.train", train)
+    monkeypatch.setattr("cifar_jax.training.loop.train", train)
     code, _, err = program.run_here(DIGITS, f"--workdir={tmp_path / 'run'}")
     words = "INTERNAL: Out of memory allocating 99 bytes.: make the model or the batch smaller"
     assert (code, err) == (1, f"error: {words}\n")

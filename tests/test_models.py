@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import devices, models
 from cifar_jax.errors import UserError
-from cifar_jax.models import resnet, speedrun
+from cifar_jax.models import registry, resnet, speedrun
+from cifar_jax.parallel import devices
 
 CIFAR = (32, 32, 3)
 # name, options, image shape, parameters, moving statistics; every registered name has a row.
@@ -47,22 +47,22 @@ def count(tree):
 
 
 def test_every_model_has_a_row_of_counts():
-    assert {name for name, *_ in COUNTS} == set(models.MODELS)
+    assert {name for name, *_ in COUNTS} == set(registry.MODELS)
 
 
 @pytest.mark.parametrize(("name", "options", "image_shape", "params", "statistics"), COUNTS)
 def test_counts(name, options, image_shape, params, statistics):
-    variables = initial_shapes(models.create(name, 10, **options), image_shape)
+    variables = initial_shapes(registry.create(name, 10, **options), image_shape)
     assert count(variables["params"]) == params
     assert count(variables.get("batch_stats", {})) == statistics
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", registry.MODELS)
 @pytest.mark.parametrize("image_shape", [(32, 32, 1), (28, 28, 1), (48, 40, 3)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_any_shape_classes_and_dtype(name, image_shape, dtype):
-    model = models.create(name, 7, dtype)
+    model = registry.create(name, 7, dtype)
     variables = initial_shapes(model, image_shape)
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     logits, updates = jax.eval_shape(
@@ -105,20 +105,20 @@ def test_any_shape_classes_and_dtype(name, image_shape, dtype):
 )
 def test_errors(name, options, message):
     with pytest.raises(UserError, match=message):
-        models.create(name, 10, **options)
+        registry.create(name, 10, **options)
 
 
 def test_default_options():
-    assert models.default_options("wide_resnet") == {
+    assert registry.default_options("wide_resnet") == {
         "depth": 28,
         "widen_factor": 10,
         "dropout_rate": 0.0,
     }
-    assert models.create("mlp", 10, hidden_sizes=[3, 4]).hidden_sizes == (3, 4)
+    assert registry.create("mlp", 10, hidden_sizes=[3, 4]).hidden_sizes == (3, 4)
 
 
 def test_mlp_is_sigmoids_of_matrix_products():
-    model = models.create("mlp", 3, hidden_sizes=(5, 4))
+    model = registry.create("mlp", 3, hidden_sizes=(5, 4))
     images = np.random.default_rng(0).normal(size=(6, 4, 4, 2)).astype(np.float32)
     variables = devices.jit_once(model.init)(jax.random.key(0), images)
     params = jax.tree.map(np.float64, variables["params"])
@@ -130,7 +130,7 @@ def test_mlp_is_sigmoids_of_matrix_products():
 
 
 def test_dropout_acts_in_training_only_and_by_its_key():
-    model = models.create("simple_cnn", 10)
+    model = registry.create("simple_cnn", 10)
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
     images = np.repeat(image, 1000, axis=0)
     variables = devices.jit_once(model.init)(jax.random.key(0), image)
@@ -150,16 +150,16 @@ def test_dropout_acts_in_training_only_and_by_its_key():
 
 def test_bfloat16_is_near_float32():
     images = np.random.default_rng(0).normal(size=(8, *CIFAR)).astype(np.float32)
-    model = models.create("lenet", 10)
+    model = registry.create("lenet", 10)
     variables = devices.jit_once(model.init)(jax.random.key(0), images)
     expected = jax.jit(model.apply)(variables, images)
-    logits = jax.jit(models.create("lenet", 10, jnp.bfloat16).apply)(variables, images)
+    logits = jax.jit(registry.create("lenet", 10, jnp.bfloat16).apply)(variables, images)
     error = np.abs(logits - expected).max() / np.abs(expected).max()
     assert 0 < error < 0.03
 
 
 def test_weights_compiled_with_little_optimization_are_the_same_bits():
-    init = functools.partial(models.create("lenet", 10).init, jax.random.key(0))
+    init = functools.partial(registry.create("lenet", 10).init, jax.random.key(0))
     images = np.zeros((1, *CIFAR), np.float32)
     expected, variables = jax.jit(init)(images), devices.jit_once(init)(images)
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
@@ -234,7 +234,7 @@ def test_whitening_kernel_bounds_directions_without_variance():
     ],
 )
 def test_gradients_are_fast_on_a_cpu_and_xlas_own_elsewhere(name, options):
-    model = models.create(name, 10, **options)
+    model = registry.create(name, 10, **options)
     variables = initial_shapes(model, CIFAR)
 
     def loss(params, rest, images):

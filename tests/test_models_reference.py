@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from cifar_jax import models, summary
+from cifar_jax.models import layer_table, registry
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -56,7 +56,7 @@ def layer_pairs(model, reference, image_shape):
     """Pairs the paths of our layers with the reference's layers, both in the order of calls."""
     kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
     theirs = [layer for layer in reference.modules() if isinstance(layer, kinds)]
-    ours = [row.path.split("/") for row in summary.layer_table(model, image_shape)]
+    ours = [row.path.split("/") for row in layer_table.layer_table(model, image_shape)]
     return list(zip(ours, theirs, strict=True))
 
 
@@ -135,7 +135,7 @@ def train_step(model, variables, images, labels):
 
 
 def test_every_model_has_a_reference():
-    assert {name for name, *_ in CASES} == set(models.MODELS)
+    assert {name for name, *_ in CASES} == set(registry.MODELS)
 
 
 @pytest.mark.parametrize(("name", "options", "no_dropout", "size", "channels", "n"), CASES)
@@ -143,7 +143,7 @@ def test_same_numbers(name, options, no_dropout, size, channels, n):
     rng = np.random.default_rng(1)
     images = rng.normal(size=(n, size, size, channels)).astype(np.float32)
     labels = rng.integers(0, 10, n)
-    model = models.create(name, 10, **options, **no_dropout)
+    model = registry.create(name, 10, **options, **no_dropout)
     variables = random_variables(model, images, rng)
     reference = getattr(torch_models, name)(size, channels, **options).double()
     pairs = layer_pairs(model, reference, images.shape[1:])

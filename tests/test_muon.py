@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import muon
 from cifar_jax.errors import UserError
+from cifar_jax.optim import muon
 
 SHAPES = {"tall": (3, 3, 4, 6), "wide": (1, 1, 4, 9), "same": (3, 3, 4, 6), "dense": (5, 7)}
 

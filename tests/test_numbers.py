@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import cifar_jax
-from cifar_jax import config as config_lib
-from cifar_jax import logs, signals, train, workdir
-from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.errors import UserError
+from cifar_jax.runs import history, signals, workdir
+from cifar_jax.runs.checkpoint import Checkpoints
+from cifar_jax.training import check
+from cifar_jax.training import loop as train
 from tests import tiny
 
 STEPS_PER_EPOCH = 5  # of the small config; the log has a line an epoch
@@ -34,7 +35,7 @@ def stop(monkeypatch, folder, step, steps_per_call, every):
     config = tiny.config(
         num_epochs=6.0, steps_per_call=steps_per_call, checkpoint__every_steps=every
     )
-    config_lib.check(config)
+    check.check_config(config)
     with pytest.raises(UserError, match="not finite") as caught:
         train.train(config, folder, signals.Signals())
     assert caught.value.exit_code == 1
@@ -58,4 +59,4 @@ def test_nan_at_a_random_step_stops_within_a_logging_interval(monkeypatch, tmp_p
         arrays = jax.tree.leaves(cifar_jax.load(tmp_path, str(one)).variables)
         assert all(np.isfinite(array).all() for array in arrays)
     if (tmp_path / workdir.METRICS).exists():
-        assert all(line["step"] < step for line in logs.read(tmp_path / workdir.METRICS))
+        assert all(line["step"] < step for line in history.read_lines(tmp_path / workdir.METRICS))

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from cifar_jax import models, numpy_mlp
+from cifar_jax import numpy_mlp
 from cifar_jax.models import mlp as flax_mlp
+from cifar_jax.models import registry
 
 SIZES = (784, 500, 50, 10)
 
@@ -42,7 +43,7 @@ def flax_loss(double, monkeypatch):
     """The loss of the Flax network, a function of (params, images [b, 784], labels [b])."""
     # The model computes its logits in float32 whatever its dtype; here they must be doubles.
     monkeypatch.setattr(flax_mlp, "jnp", SimpleNamespace(float32=jnp.float64))
-    model = models.create("mlp", 10, dtype=jnp.float64, activation="sigmoid")
+    model = registry.create("mlp", 10, dtype=jnp.float64, activation="sigmoid")
 
     def loss(params, images, labels):
         logits = model.apply({"params": params}, images.reshape(-1, 28, 28, 1), train=True)
@@ -220,7 +221,7 @@ def test_the_command_learns_the_digits(tmp_path):
     ],
 )
 def test_wrong_arguments_are_answered_in_one_line(argument, words, capsys):
-    from cifar_jax import numpy_mlp_command
+    from cifar_jax.cli import numpy_mlp as numpy_mlp_command
 
     try:
         code = numpy_mlp_command.main(["--dataset=digits", argument])
@@ -234,7 +235,7 @@ def test_wrong_arguments_are_answered_in_one_line(argument, words, capsys):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(capsys):
-    from cifar_jax import numpy_mlp_command
+    from cifar_jax.cli import numpy_mlp as numpy_mlp_command
 
     arguments = ["--dataset=digits", "--num_epochs=1", "--learning_rate=1e300"]
     assert numpy_mlp_command.main(arguments) == 1

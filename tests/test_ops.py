@@ -12,8 +12,9 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cifar_jax import devices, ops
+from cifar_jax import ops
 from cifar_jax.ops import cpu_conv, winograd
+from cifar_jax.parallel import devices
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 SAME_3X3 = ((1, 1), (1, 1))

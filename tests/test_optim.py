@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import optim
-from cifar_jax import state as state_lib
-from cifar_jax.durations import Durations
+from cifar_jax.config.durations import Durations
+from cifar_jax.optim import build as optim
+from cifar_jax.optim import schedules
 from configs import default
 
 DURATIONS = Durations(
@@ -17,7 +17,7 @@ DURATIONS = Durations(
 def schedule(name, warmup=20, **fields):
     config = default.get_config().schedule
     config.update({"name": name, **fields})
-    return optim.create_schedule(config, 0.4, DURATIONS._replace(warmup=warmup))
+    return schedules.shape_schedule(config, 0.4, DURATIONS._replace(warmup=warmup))
 
 
 @pytest.mark.parametrize(
@@ -58,17 +58,17 @@ def test_the_learning_rate_for_another_batch_size(rule, factor):
     config.optimizer.update(
         {"learning_rate": 0.1, "learning_rate_scaling": rule, "base_batch_size": 256}
     )
-    assert optim.batch_size_factor(config) == factor
+    assert schedules.batch_size_factor(config) == factor
     with config.unlocked():
         config.optimizer.groups.heads = default.get_group("head/.*")
     config.optimizer.groups.heads.learning_rate = 0.02
     durations = DURATIONS._replace(warmup=0)
-    rate = state_lib.create_schedule(config, durations)
+    rate = schedules.create_schedule(config, durations)
     np.testing.assert_allclose(rate(5), 0.1 * factor, rtol=1e-6)
-    rate = optim.create_group_schedules(config, durations)["heads"]
+    rate = schedules.create_group_schedules(config, durations)["heads"]
     np.testing.assert_allclose(rate(5), 0.02 * factor, rtol=1e-6)
     config.batch_size = 256
-    assert optim.batch_size_factor(config) == 1
+    assert schedules.batch_size_factor(config) == 1
 
 
 PARAMS = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
@@ -78,7 +78,7 @@ GRADIENT = {"kernel": jnp.array([[3.0, 0.0]]), "bias": jnp.array([4.0])}
 def updates(**fields):
     config = default.get_config().optimizer
     config.update({"name": "sgd", "learning_rate": 0.1, **fields})
-    optimizer = optim.create_optimizer(config, lambda step: 0.1)
+    optimizer = optim.combine_rules(config, lambda step: 0.1)
     state = optimizer.init(PARAMS)
     for _ in range(2):
         result, state = optimizer.update(GRADIENT, state, PARAMS)

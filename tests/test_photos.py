@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_jax import photos
+from cifar_jax.data import photos
 from cifar_jax.errors import UserError
 
 SHAPE = (32, 32, 3)

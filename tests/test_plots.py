@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_jax import plots
+from cifar_jax.reports import plots
 
 ROWS = [
     {"epoch": 0.5, "step": 5, "train_loss": 2.0, "train_accuracy": 0.2, "learning_rate": 1e-3},

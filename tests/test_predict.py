@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import cifar_jax
-from cifar_jax import datasets, predict
+from cifar_jax.data import datasets
+from cifar_jax.reports import predict
 from tests import program
 from tests.test_photos import bomb, scene
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cifar_jax import datasets, prepare
+from cifar_jax.data import cifar, datasets
+from cifar_jax.data import tfds as tfds_lib
 from cifar_jax.errors import UserError
 from tests import tiny_cifar
 from tests.loopback import serving, unanswered_port
@@ -32,7 +33,7 @@ def read_with_tfds(builder, split):
 
 def test_archives_are_those_of_tfds():
     folder = tfds.core.utils.tfds_path() / "url_checksums"
-    for name, archive in prepare.ARCHIVES.items():
+    for name, archive in cifar.ARCHIVES.items():
         known = tfds.core.download.checksums.load_url_infos(folder / f"{name}.txt")[archive.url]
         assert (known.checksum, int(known.size)) == (archive.sha256, archive.size)
         assert known.filename == archive.filename
@@ -42,11 +43,11 @@ def test_cifar10_over_http_is_read_by_the_builder_of_tfds(tmp_path):
     content = tiny_cifar.cifar10_archive()
     with serving(content) as (address, requests):
         archive = tiny_cifar.describe(content, f"{address}/data/cifar-10-binary.tar.gz")
-        folder = prepare.prepare_cifar("cifar10", tmp_path, archive)
+        folder = cifar.prepare_cifar("cifar10", tmp_path, archive)
         assert requests == ["/data/cifar-10-binary.tar.gz"]
         assert folder == tmp_path / "cifar10" / "3.0.2"
         # What is prepared stays; and without the folder, the archive is not fetched again.
-        prepare.prepare_cifar("cifar10", tmp_path, archive)
+        cifar.prepare_cifar("cifar10", tmp_path, archive)
         assert len(requests) == 1
     assert files_below(tmp_path) == [
         "cifar10/3.0.2/cifar10-test.array_record-00000-of-00001",
@@ -75,7 +76,7 @@ def test_cifar100_over_http(tmp_path):
     content = tiny_cifar.cifar100_archive()
     with serving(content) as (address, _):
         archive = tiny_cifar.describe(content, f"{address}/cifar-100-binary.tar.gz")
-        folder = prepare.prepare_cifar("cifar100", tmp_path, archive)
+        folder = cifar.prepare_cifar("cifar100", tmp_path, archive)
     builder = tfds.builder("cifar100", data_dir=tmp_path)
     assert folder == Path(builder.data_dir)
     assert builder.info.features["label"].names == [f"fine_{i}" for i in range(100)]
@@ -112,11 +113,11 @@ def test_a_download_cut_off_leaves_nothing_and_the_next_try_works(tmp_path):
     with serving(content[:5000], length=len(content)) as (address, _):
         archive = tiny_cifar.describe(content, f"{address}/cifar-10-binary.tar.gz")
         with pytest.raises(UserError, match=f"cut off after 5000 of {len(content)} bytes"):
-            prepare.prepare_cifar("cifar10", tmp_path, archive)
+            cifar.prepare_cifar("cifar10", tmp_path, archive)
     assert files_below(tmp_path) == []
     with serving(content) as (address, _):
         archive = tiny_cifar.describe(content, f"{address}/cifar-10-binary.tar.gz")
-        assert prepare.prepare_cifar("cifar10", tmp_path, archive).is_dir()
+        assert cifar.prepare_cifar("cifar10", tmp_path, archive).is_dir()
 
 
 def test_another_file_than_the_published_one_is_refused(tmp_path):
@@ -125,7 +126,7 @@ def test_another_file_than_the_published_one_is_refused(tmp_path):
     with serving(damaged) as (address, _):
         archive = tiny_cifar.describe(content, f"{address}/cifar-10-binary.tar.gz")
         with pytest.raises(UserError, match="another file than the published one") as caught:
-            prepare.prepare_cifar("cifar10", tmp_path, archive)
+            cifar.prepare_cifar("cifar10", tmp_path, archive)
     assert "\n" not in str(caught.value)
     assert files_below(tmp_path) == []
 
@@ -137,7 +138,7 @@ def test_a_wrong_file_in_the_manual_directory_is_named_and_kept(tmp_path):
     with pytest.raises(
         UserError, match=r"manual/cifar-10-binary\.tar\.gz is not the file published"
     ):
-        prepare.prepare("cifar10", tmp_path)
+        datasets._prepare("cifar10", tmp_path)
     assert files_below(tmp_path) == ["downloads/manual/cifar-10-binary.tar.gz"]
 
 
@@ -163,16 +164,16 @@ def test_a_failed_preparation_leaves_no_folder_behind(tmp_path):
     with serving(content) as (address, _):
         archive = tiny_cifar.describe(content, f"{address}/cifar-10-binary.tar.gz")
         with pytest.raises(UserError, match="TFDS could not prepare cifar10: ReadError"):
-            prepare.prepare_cifar("cifar10", tmp_path, archive)
+            cifar.prepare_cifar("cifar10", tmp_path, archive)
     assert files_below(tmp_path) == ["downloads/manual/cifar-10-binary.tar.gz"]
-    assert datasets.records.find_prepared("cifar10", tmp_path) is None
+    assert tfds_lib.find_prepared("cifar10", tmp_path) is None
 
 
 def test_two_processes_may_prepare_at_once(tmp_path):
     program = (
-        "import sys, pathlib; from cifar_jax import prepare; from tests import tiny_cifar; "
+        "import sys, pathlib; from cifar_jax.data import cifar; from tests import tiny_cifar; "
         + (
-            "prepare.prepare_cifar('cifar10', pathlib.Path(sys.argv[1]), "
+            "cifar.prepare_cifar('cifar10', pathlib.Path(sys.argv[1]), "
             "tiny_cifar.describe(tiny_cifar.cifar10_archive(), sys.argv[2]))"
         )
     )
@@ -204,7 +205,7 @@ def test_tensorflow_and_this_package_read_each_others_folders(tmp_path, monkeypa
         root = tmp_path / file_format
         theirs = tfds.builder("cifar10", data_dir=root)
         manual = tmp_path / "ours" / "downloads" / "manual"
-        url = prepare.ARCHIVES["cifar10"].url
+        url = cifar.ARCHIVES["cifar10"].url
         info = tfds.core.download.checksums.UrlInfo(
             tfds.core.utils.Size(len(content)),
             tiny_cifar.describe(content, url).sha256,

@@ -9,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from cifar_jax import datasets, records
+from cifar_jax.data import datasets
+from cifar_jax.data import tfds as tfds_lib
 from cifar_jax.errors import UserError
 from tests import tiny_cifar
 
@@ -63,7 +64,7 @@ def test_a_set_of_ones_own(tmp_path):
     # The newest version is taken, by number and not by spelling.
     shutil.copytree(tmp_path / "shades" / "1.0.0", tmp_path / "shades" / "1.0.10")
     shutil.copytree(tmp_path / "shades" / "1.0.0", tmp_path / "shades" / "1.0.9")
-    assert records.find_prepared("shades", tmp_path) == tmp_path / "shades" / "1.0.10"
+    assert tfds_lib.find_prepared("shades", tmp_path) == tmp_path / "shades" / "1.0.10"
 
 
 def test_configs_are_found(tmp_path):
@@ -73,9 +74,9 @@ def test_configs_are_found(tmp_path):
     (tmp_path / "many" / ".config").mkdir()
     (tmp_path / "many/.config/metadata.json").write_text('{"default_config_name": "pale"}')
     expected = tmp_path / "many" / "pale" / "1.0.0"
-    assert records.find_prepared("many/pale", tmp_path) == expected
-    assert records.find_prepared("many", tmp_path) == expected
-    assert records.find_prepared("many/dark", tmp_path) is None
+    assert tfds_lib.find_prepared("many/pale", tmp_path) == expected
+    assert tfds_lib.find_prepared("many", tmp_path) == expected
+    assert tfds_lib.find_prepared("many/dark", tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_jax import config as config_lib
-from cifar_jax import evaluate, models, page, plots, report, trained
+from cifar_jax.config import stored
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import evaluate, trained
+from cifar_jax.models import registry
+from cifar_jax.reports import page, plots, report
 from tests import program, tiny
 
 CURVES = {"loss", "accuracy", "learning_rate"}
@@ -50,7 +52,7 @@ def made_up(tmp_path, monkeypatch, class_names, logits, labels):
     config = tiny.config()
     with config.unlocked():
         config.model = {"name": "simple_cnn"}
-    model = models.create("simple_cnn", len(class_names))
+    model = registry.create("simple_cnn", len(class_names))
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (len(labels), 8, 8, 3), np.uint8)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images.astype(np.float32))
@@ -59,7 +61,7 @@ def made_up(tmp_path, monkeypatch, class_names, logits, labels):
     run = trained.Trained(config, model, variables, class_names, *statistics, (8, 8, 3), 7)
     answers = evaluate.Answers(run, images, labels, logits)
     monkeypatch.setattr(evaluate, "answer", lambda *_, **__: answers)
-    (tmp_path / "config.json").write_text(json.dumps(config_lib.to_json(config)))
+    (tmp_path / "config.json").write_text(json.dumps(stored.to_json(config)))
     return report.report(tmp_path).read_text()
 
 

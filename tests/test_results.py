@@ -65,10 +65,10 @@ def test_one_seed_has_no_deviation(tmp_path):
 
 
 def test_overrides_are_what_the_file_does_not_say():
-    from cifar_jax import config as config_lib
+    from cifar_jax.config import stored
     from configs import resnet
 
-    config = config_lib.to_json(resnet.get_config("20"))
+    config = stored.to_json(resnet.get_config("20"))
     config |= {"seed": 7, "num_epochs": 5.0, "init_from": "/home/me/runs/first"}
     config["data"]["data_dir"] = "/home/me/data"
     described = collect.describe_config(config, ["main.py", "--config", "configs/resnet.py:20"])

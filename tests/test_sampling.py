@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from cifar_jax import devices, sampling
-from cifar_jax.datasets import Split
+from cifar_jax.data import sampling
+from cifar_jax.data.datasets import Split
+from cifar_jax.parallel import cpu, devices
+from cifar_jax.training import program as program_lib
 
 
 def test_epoch_order_is_a_permutation_that_depends_on_seed_and_epoch():
@@ -45,7 +47,7 @@ def test_feed_gives_the_batches_of_the_order(resident):
     images = generator.integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
     labels = np.arange(50, dtype=np.int32)
     mesh = devices.make_mesh(4)
-    feed = sampling.Feed(Split(images, labels), mesh, seeds=[3], batch_size=4, resident=resident)
+    feed = program_lib.Feed(Split(images, labels), mesh, seeds=[3], batch_size=4, resident=resident)
     step = 0
     for num_steps in (2, 2, 1, feed.capacity, 3):
         (some_images, some_labels), indices = feed(step, num_steps)
@@ -62,8 +64,8 @@ def test_a_set_lies_on_the_devices_where_they_have_the_memory(monkeypatch):
     split = Split(np.zeros((96, 4, 4, 3), np.uint8), np.zeros(96, np.int32))
     size = 2 * 4 * (96 * 4 * 4 * 3 + 4 * 96)  # two devices, a quarter of each one's memory
     for memory, expected in ((size, True), (size - 8, False)):
-        monkeypatch.setattr(devices, "host_memory", lambda memory=memory: memory)
-        assert sampling.fits_on_device(split) == expected
+        monkeypatch.setattr(cpu, "host_memory", lambda memory=memory: memory)
+        assert program_lib.fits_on_device(split) == expected
 
 
 def test_a_streamed_batch_is_read_in_the_rows_of_each_device():
@@ -79,7 +81,7 @@ def test_a_streamed_batch_is_read_in_the_rows_of_each_device():
 
     mesh = devices.make_mesh(4)
     split = Split(Images(), np.arange(50, dtype=np.int32))
-    feed = sampling.Feed(split, mesh, seeds=[3], batch_size=4, resident=False)
+    feed = program_lib.Feed(split, mesh, seeds=[3], batch_size=4, resident=False)
     feed(0, feed.capacity)
     feed.close()
     expected = sampling.batch_indices(3, 0, feed.capacity, 4, 50)

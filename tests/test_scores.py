@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_jax import scores
+from cifar_jax.evaluation import scores
 
 ROOT = Path(__file__).parent.parent
 NUM_IMAGES = 10_007  # a prime: no batch size divides it
@@ -18,7 +18,7 @@ PROGRAM = f"""
 import jax, numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh
-from cifar_jax import scores, steps
+from cifar_jax.evaluation import logits as logits_lib
 
 class Reader(nn.Module):
     dtype: type = np.float32
@@ -27,7 +27,7 @@ class Reader(nn.Module):
         digits = images.reshape(len(images), -1)[:, :2] * 255
         return digits.round()
 
-scores._CHUNK_BYTES = 5000  # 2,500 of these images at a time
+logits_lib._CHUNK_BYTES = 5000  # 2,500 of these images at a time
 numbers = np.arange({NUM_IMAGES})
 images = np.zeros((len(numbers), 2, 1, 1), np.uint8)
 images[:, 0, 0, 0], images[:, 1, 0, 0] = numbers // 256, numbers % 256
@@ -35,10 +35,10 @@ for num_devices in (1, 2, 8):
     devices = np.array(jax.devices()[:num_devices]).reshape(1, -1)
     mesh = Mesh(devices, ("seed", "data"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
-        predict = steps.compile_predict(Reader(), mesh, (0.0,), (1.0,))
+        predict = logits_lib.compile_predict(Reader(), mesh, (0.0,), (1.0,))
         for batch_size in (1, 7, 128, 10_000):
             part = images[:1000] if batch_size == 1 else images
-            logits = scores.predict_logits(predict, {{}}, part, batch_size, mesh)
+            logits = logits_lib.predict_logits(predict, {{}}, part, batch_size, mesh)
             assert logits.shape == (len(part), 2)
             read = (logits @ [256, 1]).astype(int)
             np.testing.assert_array_equal(read, numbers[: len(part)])

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 import cifar_jax
-from cifar_jax import config as config_lib
-from cifar_jax import devices, evaluate, logs, scores, seeds, state, train, workdir
-from cifar_jax import signals as signals_lib
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import evaluate, scores
+from cifar_jax.parallel import devices, seeds
+from cifar_jax.runs import history, workdir
+from cifar_jax.runs import signals as signals_lib
+from cifar_jax.training import check, state
+from cifar_jax.training import loop as train
 from tests import program, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +36,7 @@ def config(**fields):
 
 def start(folder, **fields):
     wanted = config(**fields)
-    config_lib.check(wanted)
+    check.check_config(wanted)
     folder.mkdir(exist_ok=True)
     assert train.train(wanted, folder, signals_lib.Signals()) == 0
     return folder
@@ -47,7 +50,7 @@ def together(tmp_path_factory):
 
 def lines_of(folder, seed):
     """Returns a seed's lines of the log without what depends on the clock."""
-    lines = logs.read(folder / workdir.METRICS)
+    lines = history.read_lines(folder / workdir.METRICS)
     left_out = ("seed", "seconds", "images_per_second")
     return [
         {name: line[name] for name in line if name not in left_out}
@@ -77,7 +80,7 @@ def test_a_seed_of_the_speedrun_is_what_it_is_alone(tmp_path, at_once):
     for name, more in (("two", {"num_seeds": 2, "seeds_at_once": at_once}), ("alone", {})):
         (tmp_path / name).mkdir()
         wanted = tiny.speedrun_config(**fields | more)
-        config_lib.check(wanted)
+        check.check_config(wanted)
         assert train.train(wanted, tmp_path / name, signals_lib.Signals()) == 0
     # Muon divides by the gradient's norm, so that rounding errors grow faster.
     two, alone = cifar_jax.load(tmp_path / "two", seed=5), cifar_jax.load(tmp_path / "alone")
@@ -90,7 +93,7 @@ def test_the_seeds_differ(together):
         for seed in (5, 6, 7, 8)
     ]
     assert all((a != b).mean() > 0.9 for a, b in itertools.pairwise(kernels))
-    assert len({line["train_loss"] for line in logs.read(together / workdir.METRICS)}) == 8
+    assert len({line["train_loss"] for line in history.read_lines(together / workdir.METRICS)}) == 8
 
 
 PROGRAM = """
@@ -103,7 +106,7 @@ from tests import test_seeds
 folder = Path(sys.argv[1])
 fields = dict(arg.split("=") for arg in sys.argv[2:])
 test_seeds.start(folder, **{name: int(value) for name, value in fields.items()})
-leaves = jax.tree.leaves([one.variables for one in cifar_jax.trained.load_seeds(folder)])
+leaves = jax.tree.leaves([one.variables for one in cifar_jax.evaluation.trained.load_seeds(folder)])
 np.savez(folder / "out.npz", *leaves)
 print(jax.device_count(), "devices")
 """
@@ -119,19 +122,19 @@ def run_apart(folder, num_devices, **fields):
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"{num_devices} devices" in done.stdout
     with np.load(folder / "out.npz", allow_pickle=False) as arrays:
-        return list(arrays.values()), logs.read(folder / workdir.METRICS)
+        return list(arrays.values()), history.read_lines(folder / workdir.METRICS)
 
 
 @pytest.mark.slow
 def test_1_2_and_8_devices_agree(together, tmp_path):
     """One device has all seeds, two have two each, eight share the batches of each."""
-    every = cifar_jax.trained.load_seeds(together)
+    every = cifar_jax.evaluation.trained.load_seeds(together)
     expected = jax.tree.leaves([one.variables for one in every])
     for num_devices in (1, 8):
         arrays, lines = run_apart(tmp_path / str(num_devices), num_devices, num_seeds=4)
         for one, other in zip(arrays, expected, strict=True):
             np.testing.assert_allclose(one, other, atol=2e-5)
-        for line, other in zip(lines, logs.read(together / workdir.METRICS), strict=True):
+        for line, other in zip(lines, history.read_lines(together / workdir.METRICS), strict=True):
             assert (line["seed"], line["step"]) == (other["seed"], other["step"])
             assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
 
@@ -200,7 +203,7 @@ def test_the_result_has_every_seed_and_their_spread(together, capsys):
 
 
 def test_the_history_has_means_and_edges(together):
-    lines, rows = logs.read(together / workdir.METRICS), logs.history(together)
+    lines, rows = history.read_lines(together / workdir.METRICS), history.read_history(together)
     assert [row["step"] for row in rows] == [2, 4]
     losses = [line["train_loss"] for line in lines if line["step"] == 4]
     assert rows[1]["train_loss"] == pytest.approx(np.mean(losses))
@@ -242,7 +245,7 @@ def test_a_seed_whose_weights_are_not_finite_is_found():
 def test_what_cannot_be_is_refused():
     def refused(**fields):
         with pytest.raises(UserError) as refusal:
-            config_lib.check(config(**fields))
+            check.check_config(config(**fields))
         return str(refusal.value)
 
     words = refused(num_seeds=2, data__validation_examples=10)
@@ -262,7 +265,7 @@ def test_devices_with_seeds_of_their_own_exchange_nothing():
 
     mesh = devices.make_mesh(64, 4)
     for at_once in (False, True):
-        run = jax.jit(seeds.spread(square, mesh, (0, None), at_once))
+        run = jax.jit(seeds.map_seeds(square, mesh, (0, None), at_once))
         x = seeds.stack(mesh, [jax.numpy.full(3, i) for i in range(4)])
         compiled = run.lower(x, 2).compile()
         np.testing.assert_array_equal(compiled(x, 2), [0, 6, 12, 18])

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cifar_jax import signals as signals_lib
+from cifar_jax.runs import signals as signals_lib
 
 
 def run(program):
     """Runs a program that has noted its signals; returns the exit code and what it printed."""
     beginning = (
         "import hashlib, os, signal, threading, time\n"
-        "from cifar_jax import signals\n"
+        "from cifar_jax.runs import signals\n"
         "def send(pause):\n"
         "    for number in (signal.SIGTERM, signal.SIGINT):\n"
         "        os.kill(os.getpid(), number); time.sleep(pause)\n"

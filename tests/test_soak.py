@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import damages, soak
-from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.runs.checkpoint import Checkpoints
 from results import tables
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")

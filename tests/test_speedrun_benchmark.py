@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import collectives, racer, scaling, speedrun, workers
-from cifar_jax import config as config_lib
-from cifar_jax import datasets, signals, train
+from cifar_jax.data import datasets
 from cifar_jax.errors import UserError
+from cifar_jax.runs import signals
+from cifar_jax.training import check
+from cifar_jax.training import loop as train
 from configs import default
 from results import scale
 from tests import tiny
@@ -153,7 +155,7 @@ def test_wrong_flags_are_named_at_once(capsys, flags, words):
 @pytest.mark.slow
 def test_a_timed_run_is_the_run_of_the_command(tmp_path):
     config = tiny.speedrun_config(seed=3, data__validation_examples=0, num_steps=3)
-    config_lib.check(config)
+    check.check_config(config)
     train.train(config, tmp_path, signals.Signals())
     found = racer.Racer(config, datasets.load("digits")).run(3)
     result = json.loads((tmp_path / "result.json").read_text())

@@ -6,11 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from cifar_jax import devices, models, steps
-from cifar_jax import metrics as metrics_lib
-from cifar_jax import state as state_lib
-from cifar_jax.metrics import Metrics, to_sums
-from cifar_jax.state import TrainState
+from cifar_jax.models import registry
+from cifar_jax.parallel import devices
+from cifar_jax.training import metrics as metrics_lib
+from cifar_jax.training import program as program_lib
+from cifar_jax.training import state as state_lib
+from cifar_jax.training import step as step_lib
+from cifar_jax.training.metrics import Metrics, to_sums
+from cifar_jax.training.state import TrainState
 from tests import tiny
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
@@ -25,12 +28,12 @@ def make(config, model, optimizer):
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     ema = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
     state = TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema)
-    return state, steps.make_train_step(model, optimizer, config, MEAN, STD, steps_per_epoch=3)
+    return state, step_lib.make_train_step(model, optimizer, config, MEAN, STD, steps_per_epoch=3)
 
 
 def softmax_regression(**fields):
     config = tiny.config(**fields)
-    model = models.create("mlp", 10, hidden_sizes=())
+    model = registry.create("mlp", 10, hidden_sizes=())
     state, step = make(config, model, optax.sgd(0.1))
     new, metrics = jax.jit(step)(state, (IMAGES, LABELS, np.arange(32)), jax.random.key(0))
     return state, new, metrics
@@ -75,7 +78,7 @@ def bn_program():
     """Returns {resident: compiled program}, the initial state and the rows of 12 batches."""
     config = tiny.bn_config(augment__flip=True, augment__crop_padding=1, augment__mixup_alpha=0.3)
     options = config.model.to_dict()
-    model = models.create(options.pop("name"), 10, **options)
+    model = registry.create(options.pop("name"), 10, **options)
     mesh = devices.make_mesh(8)
     rows = np.random.default_rng(2).integers(0, 32, (12, 8)).astype(np.int32)
     with jax.set_mesh(mesh):
@@ -83,7 +86,7 @@ def bn_program():
         state = devices.replicate(mesh, state)
         programs = {}
         for resident, data in ((True, (IMAGES, LABELS)), (False, (IMAGES[rows], LABELS[rows]))):
-            program = steps.compile_train(step, mesh, resident)
+            program = program_lib.compile_train(step, mesh, resident)
             arguments = (state, Metrics.empty(), data, rows, 12, jax.random.key(0))
             programs[resident] = program.lower(*arguments).compile()
         yield programs, state, rows
@@ -127,7 +130,7 @@ def test_the_gradients_are_joined_into_one_all_reduce(bn_program):
 def test_bfloat16_computes_close_to_float32_with_float32_parameters():
     losses = {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        model = models.create("mlp", 10, dtype=dtype)
+        model = registry.create("mlp", 10, dtype=dtype)
         variables = devices.jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
         images = jnp.asarray(np.random.default_rng(0).normal(size=(8, 32, 32, 3)), jnp.float32)
@@ -139,12 +142,12 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters():
 def test_a_step_of_convolutions_in_bfloat16_on_two_devices():
     config = tiny.bn_config(dtype="bfloat16")
     options = config.model.to_dict()
-    model = models.create(options.pop("name"), 10, dtype=jnp.bfloat16, **options)
+    model = registry.create(options.pop("name"), 10, dtype=jnp.bfloat16, **options)
     mesh = devices.make_mesh(32)
     with jax.set_mesh(mesh):
         state, step = make(config, model, optax.sgd(0.01))
         before = jax.device_get(state.params)
-        program = steps.compile_train(step, mesh, resident=True)
+        program = program_lib.compile_train(step, mesh, resident=True)
         rows = np.arange(32, dtype=np.int32)[None]
         arguments = (devices.replicate(mesh, state), Metrics.empty(), (IMAGES, LABELS), rows, 1)
         new, metrics = program(*arguments, jax.random.key(0))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cifar_jax import models, summary
+from cifar_jax.models import layer_table, registry
 
 CIFAR = (32, 32, 3)
 # Counts with moving statistics, as a Keras summary prints them.
@@ -32,7 +32,7 @@ VGG_BN_LAYERS = [
 
 
 def test_layers_of_vgg_bn():
-    rows = summary.layer_table(models.create("vgg_bn", 10), CIFAR)
+    rows = layer_table.layer_table(registry.create("vgg_bn", 10), CIFAR)
     assert [(row.path, row.output_shape, row.num_variables) for row in rows] == VGG_BN_LAYERS
     assert [row.num_trainable for row in rows if row.kind == "Conv"] == [
         size for path, _, size in VGG_BN_LAYERS if path.startswith("Conv")
@@ -42,14 +42,14 @@ def test_layers_of_vgg_bn():
     ]
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", registry.MODELS)
 def test_layers_add_up_to_the_variables(name):
-    model = models.create(name, 10)
+    model = registry.create(name, 10)
     images = jax.ShapeDtypeStruct((1, *CIFAR), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     trainable = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     total = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    rows = summary.layer_table(model, CIFAR)
+    rows = layer_table.layer_table(model, CIFAR)
     assert sum(row.num_trainable for row in rows) == trainable
     assert sum(row.num_variables for row in rows) == total
     assert len({row.path for row in rows}) == len(rows)
@@ -57,8 +57,8 @@ def test_layers_add_up_to_the_variables(name):
 
 
 def test_format_of_the_table():
-    lines = summary.format_table(
-        summary.layer_table(models.create("vgg_bn", 10), CIFAR)
+    lines = layer_table.format_layers(
+        layer_table.layer_table(registry.create("vgg_bn", 10), CIFAR)
     ).splitlines()
     assert lines[0].split() == ["layer", "output", "shape", "parameters"]
     assert lines[2].split("  ")[0] == "Conv_0 (Conv)"
@@ -70,5 +70,5 @@ def test_format_of_the_table():
 
 def test_the_table_of_the_largest_model_is_quick():
     start = time.perf_counter()
-    summary.layer_table(models.create("wide_resnet", 10), CIFAR)
+    layer_table.layer_table(registry.create("wide_resnet", 10), CIFAR)
     assert time.perf_counter() - start < 5

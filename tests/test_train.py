@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 import cifar_jax
-from cifar_jax import config as config_lib
-from cifar_jax import datasets, durations, evaluate, logs, metrics, train, trained, workdir
-from cifar_jax import signals as signals_lib
+from cifar_jax.config import durations
+from cifar_jax.data import datasets
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import evaluate, trained
 from cifar_jax.models import speedrun
-from cifar_jax.run import Progress
+from cifar_jax.runs import history, workdir
+from cifar_jax.runs import signals as signals_lib
+from cifar_jax.training import check, loop, metrics
+from cifar_jax.training.run import Progress
 from tests import program, tiny
 
 
@@ -24,20 +27,20 @@ class StopAt(signals_lib.Signals):
 
     def __init__(self, monkeypatch, step):
         super().__init__()
-        original = train.run_lib.show
+        original = loop.run_lib.update_bar
 
         def show(run, progress):
             if progress.step >= step:
                 self.received = signal.SIGINT
             original(run, progress)
 
-        monkeypatch.setattr(train.run_lib, "show", show)
+        monkeypatch.setattr(loop.run_lib, "update_bar", show)
 
 
 def start(config, folder, signals=None):
-    config_lib.check(config)
+    check.check_config(config)
     folder.mkdir(exist_ok=True)
-    return train.train(config, folder, signals or signals_lib.Signals())
+    return loop.train(config, folder, signals or signals_lib.Signals())
 
 
 def assert_same_bits(one, other):
@@ -47,7 +50,7 @@ def assert_same_bits(one, other):
 
 def log_lines(folder):
     """Returns the log without what depends on the clock."""
-    lines = logs.read(folder / workdir.METRICS)
+    lines = history.read_lines(folder / workdir.METRICS)
     return [
         {name: line[name] for name in line if name not in ("seconds", "images_per_second")}
         for line in lines
@@ -89,7 +92,7 @@ def test_a_recipe_with_muon_stopped_in_mid_epoch_ends_in_the_same_bits(
     with monkeypatch.context() as patch:
         assert start(recipe(steps_per_call=1), stopped, StopAt(patch, 7)) == 130
     # What the images give at the start is in the checkpoint: nobody asks for it again.
-    monkeypatch.setattr(train.state_lib, "params_from_data", None)
+    monkeypatch.setattr(loop.start, "params_from_data", None)
     assert start(recipe(steps_per_call=2), stopped) == 0
     assert program.difference(whole, stopped) == ""
     scores = evaluate.evaluate(stopped)
@@ -170,7 +173,7 @@ def test_fewer_steps_than_were_made_are_refused(tmp_path):
 def test_the_time_left_leaves_out_what_came_before_the_steps(monkeypatch):
     clock = iter((0.0, 62.0, 62.0, 64.0))
     stopwatch = types.SimpleNamespace(monotonic=lambda: next(clock))
-    monkeypatch.setattr(train.run_lib, "time", stopwatch)
+    monkeypatch.setattr(loop.run_lib, "time", stopwatch)
     progress = Progress()
     progress.add(4, 2.0, metrics.Metrics.empty())
     assert progress.pace() == 1.0
@@ -188,14 +191,14 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
     config = tiny.config(
         optimizer__name="sgd", optimizer__learning_rate=1e-3, checkpoint__every_steps=1
     )
-    schedule = train.state_lib.create_schedule
+    schedule = loop.run_lib.create_schedule
 
     def explode(config, durations):
         rate = schedule(config, durations)
         return lambda step: jax.numpy.where(step < 4, rate(step), 1e38)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.state_lib, "create_schedule", explode)
+        patch.setattr(loop.run_lib, "create_schedule", explode)
         with pytest.raises(UserError, match="not finite") as stop:
             start(config, tmp_path)
     assert stop.value.exit_code == 1
@@ -236,16 +239,16 @@ def test_starting_from_another_runs_weights(tmp_path):
 def test_another_number_of_classes_gets_a_new_head(finished):
     run = cifar_jax.load(finished)
     config = bn_config()
-    model = train.state_lib.create_model(config, 7)
+    model = loop.create_model(config, 7)
     lengths = durations.resolve(config, 320)
-    create = train.state_lib.make_init(config, lengths, model, run.image_shape)
+    create = loop.start.make_init(config, lengths, model, run.image_shape)
     fresh = jax.jit(create)(jax.random.key(5))
-    state = trained.transplant(finished, fresh)
+    state = loop.start.transplant(finished, fresh)
     np.testing.assert_array_equal(state.params["head"]["kernel"], fresh.params["head"]["kernel"])
     kernel = state.params["Conv_0"]["kernel"]
     np.testing.assert_array_equal(kernel, run.variables["params"]["Conv_0"]["kernel"])
     with pytest.raises(UserError, match="another model"):
-        trained.transplant(finished, dataclasses.replace(fresh, params={"head": {}}))
+        loop.start.transplant(finished, dataclasses.replace(fresh, params={"head": {}}))
 
 
 def test_images_of_another_shape_are_refused(finished):

@@ -6,7 +6,9 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from cifar_jax import devices, models, scores, views
+from cifar_jax.evaluation import scores, views
+from cifar_jax.models import registry
+from cifar_jax.parallel import devices
 from tests import tiny
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (41, 8, 8, 3), dtype=np.uint8)
@@ -23,9 +25,9 @@ class Linear(nn.Module):
         return images.reshape(len(images), -1) @ WEIGHTS
 
 
-def predict(images, kind, certainty=None, batch_size=7):
+def predict(images, kind, confidence_threshold=None, batch_size=7):
     mesh = devices.make_mesh()
-    test_time = ConfigDict({"views": kind, "certainty": certainty})
+    test_time = ConfigDict({"views": kind, "confidence_threshold": confidence_threshold})
     with jax.set_mesh(mesh):
         return views.make_predict(Linear(), mesh, MEAN, STD, test_time)({}, images, batch_size)
 
@@ -72,11 +74,11 @@ def test_the_views_of_a_picture():
 
 @pytest.mark.parametrize("batch_size", [1, 7, 500])
 def test_only_uncertain_images_are_shifted(batch_size):
-    certainty = np.median(scores.softmax(EXPECTED["mirror"]).max(axis=1)) + 1e-4
-    uncertain = scores.softmax(EXPECTED["mirror"]).max(axis=1) < certainty
+    confidence_threshold = np.median(scores.softmax(EXPECTED["mirror"]).max(axis=1)) + 1e-4
+    uncertain = scores.softmax(EXPECTED["mirror"]).max(axis=1) < confidence_threshold
     assert 15 < uncertain.sum() < 30
     expected = np.where(uncertain[:, None], EXPECTED["mirror_shift"], EXPECTED["mirror"])
-    logits = predict(IMAGES, "mirror_shift", float(certainty), batch_size)
+    logits = predict(IMAGES, "mirror_shift", float(confidence_threshold), batch_size)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
@@ -93,12 +95,12 @@ def test_an_answer_does_not_depend_on_the_other_images():
 def test_batchnorm_takes_its_running_statistics():
     config = tiny.bn_config()
     options = config.model.to_dict()
-    model = models.create(options.pop("name"), 10, **options)
+    model = registry.create(options.pop("name"), 10, **options)
     variables = devices.jit_once(lambda key: model.init(key, np.zeros((1, 8, 8, 3))))(
         jax.random.key(0)
     )
     mesh = devices.make_mesh()
-    test_time = ConfigDict({"views": "mirror", "certainty": None})
+    test_time = ConfigDict({"views": "mirror", "confidence_threshold": None})
     with jax.set_mesh(mesh):
         both = views.make_predict(model, mesh, MEAN, STD, test_time)(variables, IMAGES[:8], 8)
         plain = views.make_predict(model, mesh, MEAN, STD)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cifar_jax import workdir as workdir_lib
+from cifar_jax import files
 from cifar_jax.errors import UserError
+from cifar_jax.runs import provenance
+from cifar_jax.runs import workdir as workdir_lib
 
 HOLD = (
-    "import sys; from pathlib import Path; from cifar_jax import workdir\n"
+    "import sys; from pathlib import Path; from cifar_jax.runs import workdir\n"
     "with workdir.lock(Path(sys.argv[1])):\n"
     "    print('held', flush=True); sys.stdin.read()\n"
 )
@@ -85,7 +87,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("fault", ["write", "fsync", "replace"])
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, fault):
     path = tmp_path / "result.json"
-    workdir_lib.write_json(path, {"old": 1})
+    files.write_json(path, {"old": 1})
 
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -96,9 +98,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch,
         monkeypatch.setattr(os, "fsync", fail)
     values = {"new": object() if fault == "write" else 2}
     with pytest.raises((OSError, TypeError)):
-        workdir_lib.write_json(path, values)
+        files.write_json(path, values)
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
-    assert workdir_lib.read_json(path) == {"old": 1}
+    assert files.read_json(path) == {"old": 1}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[1]", b"null"])
@@ -106,14 +108,14 @@ def test_a_damaged_record_is_named(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json is damaged") as caught:
-        workdir_lib.read_json(path)
+        files.read_json(path)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"does not exist: is .* the workdir of a run"):
-        workdir_lib.read_json(tmp_path / "other.json")
+        files.read_json(tmp_path / "other.json")
 
 
 def test_the_environment_names_versions_and_machine():
-    environment = workdir_lib.environment()
+    environment = provenance.environment()
     assert environment["versions"]["python"] == sys.version.split()[0]
     assert {"jax", "flax", "optax", "orbax-checkpoint", "numpy"} <= environment["versions"].keys()
     assert environment["host"] == socket.gethostname()
@@ -134,12 +136,12 @@ def test_the_environment_names_versions_and_machine():
 def test_the_cache_lies_in_the_home_if_there_is_one(monkeypatch, home, xdg, folder):
     monkeypatch.setenv("HOME", home)
     monkeypatch.setenv("XDG_CACHE_HOME", xdg)
-    assert workdir_lib.cache_folder() == (folder and Path(folder))
+    assert files.cache_folder() == (folder and Path(folder))
 
 
 def test_the_commit_is_none_outside_a_checkout(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert workdir_lib.commit() is None
+    assert provenance.commit() is None
 
 
 def test_what_was_measured_makes_no_other_commit(tmp_path, monkeypatch):
@@ -158,7 +160,7 @@ def test_what_was_measured_makes_no_other_commit(tmp_path, monkeypatch):
     found = []
     for file in files:
         file.write_text("after")
-        found.append(workdir_lib.commit())
+        found.append(provenance.commit())
     assert len(found[0]) == 40
     assert found == [found[0], found[0], found[0] + "+"]
 
@@ -174,6 +176,6 @@ def test_what_was_measured_makes_no_other_commit(tmp_path, monkeypatch):
 def test_the_processor_is_named_with_its_vectors(tmp_path, flags, expected):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nmodel name\t: Abacus 3000\nflags\t\t: {flags}\n\n" * 2)
-    assert workdir_lib._processor(cpuinfo) == expected
+    assert provenance._processor(cpuinfo) == expected
     other = platform.processor() or platform.machine()
-    assert workdir_lib._processor(tmp_path / "missing") == other
+    assert provenance._processor(tmp_path / "missing") == other

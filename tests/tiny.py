@@ -34,7 +34,7 @@ def bn_config(**fields: Any) -> ConfigDict:
 def speedrun_config(**fields: Any) -> ConfigDict:
     """Returns configs/speedrun.py in small: whitening, Muon, groups, flips, views."""
     result = speedrun.get_config()
-    result.test_time.certainty = 0.3
+    result.test_time.confidence_threshold = 0.3
     result.optimizer.groups.stem_bias.num_epochs = 0.6
     for name in ("stem_bias", "norm_biases", "head"):
         result.optimizer.groups[name].learning_rate *= 64 / 2000

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_jax import prepare
-from cifar_jax.download import Archive
+from cifar_jax.data import cifar
+from cifar_jax.data.download import Archive
 
 CLASSES = [
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -79,7 +79,7 @@ def prepared_cifar10(root: Path) -> Path:
     manual = root / "downloads" / "manual"
     manual.mkdir(parents=True)
     (manual / archive.filename).write_bytes(content)
-    return prepare.prepare_cifar("cifar10", root, archive)
+    return cifar.prepare_cifar("cifar10", root, archive)
 
 
 def copy_prepared(root: Path) -> Path:

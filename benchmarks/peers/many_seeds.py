@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from benchmarks.peers import ours, protocol
-from cifar_jax import devices, sampling
-from cifar_jax import workdir as workdir_lib
+from cifar_jax.data import sampling
+from cifar_jax.parallel import devices
+from cifar_jax.runs import provenance
 
 BATCH_SIZE = 128
 
@@ -99,7 +100,7 @@ def difference(name: str, other: str) -> float:
 
 if __name__ == "__main__":
     devices.configure(BATCH_SIZE, int(sys.argv[1]) if sys.argv[1:] else None)
-    found = workdir_lib.versions()
+    found = provenance.versions()
     versions = {name: found[name] for name in ("python", "jax", "jaxlib", "flax")}
     handlers = {
         function.__name__: function

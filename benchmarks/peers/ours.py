@@ -14,21 +14,17 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.peers import protocol
-from cifar_jax import (
-    augment,
-    datasets,
-    devices,
-    metrics,
-    sampling,
-    scores,
-    seeds,
-    state,
-    steps,
-    summary,
-)
-from cifar_jax import config as config_lib
-from cifar_jax import durations as durations_lib
-from cifar_jax import workdir as workdir_lib
+from cifar_jax.augment import batch as augment
+from cifar_jax.config import durations as durations_lib
+from cifar_jax.data import datasets
+from cifar_jax.evaluation import logits as logits_lib
+from cifar_jax.models import layer_table, registry
+from cifar_jax.optim import build
+from cifar_jax.parallel import devices, seeds
+from cifar_jax.runs import provenance
+from cifar_jax.training import check, metrics, state
+from cifar_jax.training import program as program_lib
+from cifar_jax.training import step as step_lib
 from configs import default
 
 OPTIONS: dict[str, dict[str, Any]] = {"resnet": {"depth": 20}}
@@ -46,7 +42,7 @@ def make_config(model: str, batch_size: int, **options: Any) -> Any:
     config.optimizer.momentum = protocol.MOMENTUM
     with config.unlocked():
         config.model = {"name": model} | OPTIONS.get(model, {}) | options
-    config_lib.check(config)
+    check.check_config(config)
     return config
 
 
@@ -57,24 +53,26 @@ class Training:
     """
 
     def __init__(self, config: Any, images: np.ndarray, labels: np.ndarray):
-        own = self.seeds = seeds.of(config)
+        own = self.seeds = seeds.seed_list(config)
         self.split = datasets.Split(images, labels)
         channels = images.shape[-1]
         self.mean, self.std = (protocol.MEAN,) * channels, (protocol.STD,) * channels
         durations = durations_lib.resolve(config, len(labels))
         self.mesh = devices.make_mesh(config.batch_size, len(own))
-        self.model = state.create_model(config, protocol.NUM_CLASSES)
+        self.model = registry.create_model(config, protocol.NUM_CLASSES)
         self.key = seeds.stack(self.mesh, [jax.random.key(seed) for seed in own])
         self.step = 0
         with jax.set_mesh(self.mesh):
             create = jax.jit(state.make_init(config, durations, self.model, images.shape[1:]))
             self.state = seeds.stack(self.mesh, [create(jax.random.key(seed)) for seed in own])
-            self.feed = sampling.Feed(self.split, self.mesh, own, config.batch_size, resident=True)
-            optimizer = state.create_optimizer(config, durations)
-            self.train_step = steps.make_train_step(
+            self.feed = program_lib.Feed(
+                self.split, self.mesh, own, config.batch_size, resident=True
+            )
+            optimizer = build.create_optimizer(config, durations)
+            self.train_step = step_lib.make_train_step(
                 self.model, optimizer, config, self.mean, self.std, durations.steps_per_epoch
             )
-            self.program = steps.compile_train(
+            self.program = program_lib.compile_train(
                 self.train_step, self.mesh, True, len(own), seeds.at_once(config)
             )
 
@@ -82,7 +80,7 @@ class Training:
         """Makes steps in calls of an epoch at most; returns the mean loss and accuracy."""
         most = steps_per_call or self.feed.capacity
         with jax.set_mesh(self.mesh):
-            sums = seeds.lay_sums(self.mesh, {}, len(self.seeds))
+            sums = metrics.put_metrics(self.mesh, {}, len(self.seeds))
             last = self.step + num_steps
             while self.step < last:
                 number = min(most, self.feed.capacity, last - self.step)
@@ -95,7 +93,7 @@ class Training:
 def prepare(model: str, batch_size: int) -> protocol.Runner:
     config = make_config(model, batch_size)
     training = Training(config, *protocol.make_data(model))
-    predict = steps.compile_predict(training.model, training.mesh, training.mean, training.std)
+    predict = logits_lib.compile_predict(training.model, training.mesh, training.mean, training.std)
     # Evaluation goes in calls of one shape: about ten of these make a split.
     batches_per_call = max(1, protocol.NUM_EXAMPLES // batch_size // 10)
     images = training.split.images[: batches_per_call * batch_size]
@@ -110,7 +108,7 @@ def prepare(model: str, batch_size: int) -> protocol.Runner:
         begun = time.perf_counter()
         with jax.set_mesh(training.mesh):
             for _ in range(num_calls):
-                scores.predict_logits(
+                logits_lib.predict_logits(
                     predict, training.state.variables(), images, batch_size, training.mesh
                 )
         seconds = time.perf_counter() - begun
@@ -154,7 +152,7 @@ def get_layer(tree: Any, path: str) -> Any:
 def put_layers(model: nn.Module, tree: Any, layers: protocol.Variables, shape: Any) -> Any:
     """Returns the collection `tree` with the arrays of `layers`, matched in the order of calls."""
     tree = jax.tree.map(np.asarray, tree)
-    rows = summary.layer_table(model, shape)
+    rows = layer_table.layer_table(model, shape)
     for row, layer in zip(rows, layers, strict=True):
         own = get_layer(tree, row.path)
         own.update({name: array for name, array in layer.items() if name in own})
@@ -164,10 +162,10 @@ def put_layers(model: nn.Module, tree: Any, layers: protocol.Variables, shape: A
 def describe(model: str) -> list[dict[str, list[int]]]:
     """Returns for each layer, in the order of calls, name -> shape."""
     shape = protocol.image_shape(model)
-    module = state.create_model(make_config(model, 2), protocol.NUM_CLASSES)
-    tree = jax.eval_shape(state.make_variables(module, shape), jax.random.key(0))
+    module = registry.create_model(make_config(model, 2), protocol.NUM_CLASSES)
+    tree = jax.eval_shape(registry.make_variables(module, shape), jax.random.key(0))
     layers = []
-    for row in summary.layer_table(module, shape):
+    for row in layer_table.layer_table(module, shape):
         parts = [get_layer(tree[name], row.path) for name in tree]
         layers.append({name: list(leaf.shape) for part in parts for name, leaf in part.items()})
     return layers
@@ -192,7 +190,7 @@ def compute_losses(model: str, case: protocol.Case) -> dict[str, Any]:
 
 if __name__ == "__main__":
     devices.configure(batch_size=32, num_cpu_devices=int(sys.argv[1]) if sys.argv[1:] else None)
-    found = workdir_lib.versions()
+    found = provenance.versions()
     versions = {name: found[name] for name in ("python", "jax", "jaxlib", "flax")}
     protocol.serve(
         protocol.timing_handlers(prepare, compute_losses)

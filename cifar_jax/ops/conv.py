@@ -42,36 +42,24 @@ def conv_general_dilated(
     (reverse mode only); the others are `lax.conv_general_dilated`'s, unchanged.
 
     Args:
-        lhs: images, [batch, height, width, channels].
-        rhs: the kernel, [height, width, channels, features].
-        window_strides: one stride for each spatial axis.
-        padding: "SAME", "VALID" or (low, high) for each spatial axis.
-        lhs_dilation: as in lax; likewise every argument below.
-        rhs_dilation: see there.
-        dimension_numbers: see there.
-        feature_group_count: see there.
-        batch_group_count: see there.
-        precision: see there; on a CPU every product has the full precision of its type.
-        preferred_element_type: see there.
-        **kwargs: what newer versions of lax take.
+      lhs: images, [batch, height, width, channels].
+      rhs: the kernel, [height, width, channels, features].
+      window_strides: one stride for each spatial axis.
+      padding: "SAME", "VALID" or (low, high) for each spatial axis.
+      lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, batch_group_count,
+        precision, preferred_element_type, **kwargs: as in `lax.conv_general_dilated`; on a CPU every
+        product has the full precision of its type.
 
     Returns:
-        [batch, height, width, features].
+      [batch, height, width, features].
     """
     is_plain = (
-        lhs.ndim == 4
-        and lhs.dtype.name in _DTYPES
-        and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+        all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
         and feature_group_count == batch_group_count == 1
-        and lhs.dtype == rhs.dtype
         and preferred_element_type in (None, lhs.dtype)
-        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
         and not any(value is not None for value in kwargs.values())
-        and lhs.size > 0
-        and rhs.size > 0
     )
-    if is_plain:
+    if is_plain and _suits(lhs, rhs, dimension_numbers):
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
         pads = tuple((int(low), int(high)) for low, high in padding)
@@ -91,6 +79,19 @@ def conv_general_dilated(
         precision,
         preferred_element_type,
         **kwargs,
+    )
+
+
+def _suits(images, kernel, dimension_numbers):
+    """Whether these are two-dimensional NHWC images and a kernel of their type."""
+    return (
+        images.ndim == 4
+        and images.dtype == kernel.dtype
+        and images.dtype.name in _DTYPES
+        and images.size > 0
+        and kernel.size > 0
+        and lax.conv_dimension_numbers(images.shape, kernel.shape, dimension_numbers)
+        == lax.conv_dimension_numbers(images.shape, kernel.shape, _NHWC)
     )
 
 

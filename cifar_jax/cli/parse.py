@@ -1,0 +1,165 @@
+"""Reads the command line, and says in one line what is wrong with it. Imports no JAX."""
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from cifar_jax.errors import UserError
+from cifar_jax.text import printable
+
+FLAGS = flags.FLAGS
+
+
+def parse(
+    argv: list[str], taking: Mapping[str, Sequence[str]], with_rest: Collection[str]
+) -> list[str]:
+    """Reads the flags and the config file.
+
+    Args:
+      argv: the program's name and its arguments.
+      taking: the flags that each mode takes.
+      with_rest: the modes that take arguments without a flag.
+
+    Returns:
+      The arguments without a flag.
+
+    Raises:
+      UserError: a flag or field is unknown, has a wrong value or belongs to another mode; or the
+        config file cannot be read.
+    """
+    file = _check_file(argv)
+    try:
+        rest = FLAGS(argv)[1:]
+        if FLAGS["config"].present:
+            getattr(FLAGS.config, "is_locked", None)  # raises if the file could not be loaded
+    except UserError:
+        raise
+    except flags.Error as error:
+        raise UserError(_one_line(error)) from error
+    except (AttributeError, KeyError) as error:
+        words = _unknown_field(argv, error) or f"--config={file}: {_one_line(error)}"
+        raise UserError(words) from error
+    except (Exception, SystemExit) as error:  # a config file is a program: anything may come out
+        raise UserError(f"--config={file}: {_one_line(error)}") from error
+    _check_mode(taking)
+    if rest and FLAGS.mode not in with_rest:
+        raise UserError(f"unexpected argument {rest[0]!r}: flags look like --name=value")
+    return rest
+
+
+def _check_mode(taking: Mapping[str, Sequence[str]]) -> None:
+    """Checks that the mode takes all flags that are given."""
+    for name in dict.fromkeys(name for names in taking.values() for name in names):
+        if FLAGS[name].present and name not in taking[FLAGS.mode]:
+            owners = ", ".join(f"--mode={mode}" for mode, names in taking.items() if name in names)
+            advice = "; training takes --config.FIELD" if FLAGS.mode == "train" else ""
+            if name == "config" and "workdir" in taking[FLAGS.mode]:
+                advice = ": the workdir has the run's own"
+            raise UserError(
+                f"--mode={FLAGS.mode} does not take --{name}, which belongs to {owners}{advice}"
+            )
+
+
+def _check_file(argv: list[str]) -> str:
+    """Returns the config file, "" without one; checks that it exists and precedes its overrides."""
+    file = ""
+    for place, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name.startswith(("--config.", "-config.")) and not file:
+            words = "only train and explore take one; a finished run has its own"
+            raise UserError(f"{name} must come after a --config=FILE: {words}")
+        if name not in ("--config", "-config"):
+            continue
+        file = (value if equals else "".join(argv[place + 1 : place + 2])).partition(":")[0]
+        if not Path(file).is_file():
+            known = sorted(str(path) for path in Path("configs").glob("[!_]*.py"))
+            near = difflib.get_close_matches(file, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+            if not known:
+                hint = f" in {Path.cwd()}: start main.py from its own folder"
+            raise UserError(f"--config: there is no file {file!r}{hint}")
+    return file
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error)
+    if "Traceback (most recent call last)" in text:
+        text = text.partition("Error whilst")[0] + text.splitlines()[-1]
+    elif not isinstance(error, flags.Error):
+        text = f"{type(error).__name__} {text}"
+    return " ".join(text.split())
+
+
+def _unknown_field(argv: list[str], error: Exception) -> str | None:
+    """Returns the message for an override of an unknown field, with the nearest known one."""
+    from cifar_jax.config import fields
+    from configs import default
+
+    known = [name for name, _ in fields.flatten(default.get_config())]
+    for argument in argv:
+        name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
+        leaf = name.rpartition(".")[2]
+        if not argument.lstrip("-").startswith("config.") or name in known:
+            continue
+        if any(re.search(rf"\b{re.escape(part)}\b", str(error)) for part in name.split(".")):
+            leaves = [field for field in known if field.rpartition(".")[2] == leaf]
+            near = leaves or difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean --config.{near[0]}?" if near else "; see configs/default.py"
+            return f"--config.{name}: there is no such field{hint}"
+    return None
+
+
+def user_path(text: str) -> Path:
+    """Returns a path with "~" expanded, which a shell does not do after an "="."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: {error}") from error
+
+
+def run_path(text: str) -> Path:
+    """Returns the path of a run's folder, whose checkpoints take UTF-8 only."""
+    path = user_path(text)
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        words = "checkpoints cannot be in a folder whose name is not UTF-8"
+        raise UserError(f"--workdir {printable(str(path))}: {words}") from error
+    return path
+
+
+def split_paths(texts: Sequence[str]) -> Iterator[Path]:
+    """Yields the paths in texts that may hold several, separated by commas.
+
+    A text that is the name of an existing file is one path, with or without commas.
+    """
+    for text in texts:
+        whole = text and os.path.lexists(user_path(text))
+        yield from map(user_path, [text] if whole else filter(None, text.split(",")))
+
+
+def check_environment() -> None:
+    """Checks what would end JAX's import with a traceback."""
+    value = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if not value.removeprefix("-").isdecimal():
+        raise UserError(f"JAX_NUM_CPU_DEVICES is {value!r}: unset it or make it a number")
+
+
+def run_name(config: str) -> str:
+    """Returns the default name of a run: "resnet_20" for configs/resnet.py:20."""
+    file, _, option = config.partition(":")
+    return re.sub(r"[^\w.+-]+", "_", Path(file).stem + (f"_{option}" if option else ""))
+
+
+def show_log() -> None:
+    """Shows the package's own log messages on the console."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("cifar_jax")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)

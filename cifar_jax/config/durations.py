@@ -1,0 +1,63 @@
+"""The lengths of a run: given in epochs or in steps, converted to steps once."""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from cifar_jax.errors import UserError
+
+# The state counts steps in an int32.
+MOST_STEPS = 2**31 - 1
+
+
+class Durations(NamedTuple):
+    """Lengths in steps; an interval of 0 means only at the end."""
+
+    steps_per_epoch: int
+    total: int
+    warmup: int
+    eval_every: int
+    checkpoint_every: int
+    milestones: tuple[int, ...]
+
+
+def due(step: int, every: int, total: int) -> bool:
+    """Whether something that comes `every` so many steps, and at the end, comes after `step`."""
+    return step == total or (every > 0 and step % every == 0)
+
+
+def resolve(config: ConfigDict, num_examples: int) -> Durations:
+    """Returns the durations in steps for a training set of `num_examples` images."""
+    steps_per_epoch = num_examples // config.batch_size
+    if not steps_per_epoch:
+        raise UserError(
+            f"batch_size {config.batch_size} is larger than the {num_examples} training images"
+        )
+
+    def steps(epochs: float, given: int | None) -> int:
+        if given is not None:
+            return given
+        return max(1, round(epochs * steps_per_epoch)) if epochs else 0
+
+    total = steps(config.num_epochs, config.num_steps)
+    warmup = steps(config.schedule.warmup_epochs, config.schedule.warmup_steps)
+    if warmup >= total and warmup:
+        raise UserError(
+            f"the warm-up of {warmup} steps leaves none of the {total} steps: shorten it by "
+            "schedule.warmup_epochs or schedule.warmup_steps"
+        )
+    if total > MOST_STEPS:
+        raise UserError(f"a training of {total} steps is too long: the most is {MOST_STEPS}")
+    milestones = tuple(steps(epoch, None) for epoch in config.schedule.milestones)
+    if len(set(milestones)) < len(milestones):
+        raise UserError(
+            f"schedule.milestones {config.schedule.milestones}: two of them fall on the same step"
+        )
+    return Durations(
+        steps_per_epoch=steps_per_epoch,
+        total=total,
+        warmup=warmup,
+        eval_every=steps(config.eval_every_epochs, config.eval_every_steps),
+        checkpoint_every=steps(config.checkpoint.every_epochs, config.checkpoint.every_steps),
+        milestones=milestones,
+    )

@@ -1,0 +1,117 @@
+"""The fields of a config: their names, and whether they are those of configs/default.py."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cifar_jax.errors import UserError
+
+# What is passed to the optimizer's function where it is set. An option that optax has gets its
+# field in `optimizer` and in every group from this line, and its range in config/rules.py.
+OPTIMIZER_OPTIONS: dict[str, type] = {
+    "momentum": float,
+    "nesterov": bool,
+    "b1": float,
+    "b2": float,
+    "b3": float,
+    "eps": float,
+}
+# The fields of a group in `optimizer.groups`; all but the first may be unset.
+GROUP_FIELDS: dict[str, type] = {
+    "params": str,
+    "name": str,
+    "learning_rate": float,
+    **OPTIMIZER_OPTIONS,
+    "weight_decay": float,
+    "decay_norm_and_bias": bool,
+    "decoupled_decay": bool,
+    "num_epochs": float,
+}
+# Parts whose fields each config chooses.
+_OPEN = ("model.", "optimizer.groups.")
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted name, value) of every field."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def unknown(name: Any, known: Any) -> str:
+    """Returns a phrase for an unknown name, with the known ones and the nearest of them."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{name!r}, none of {', '.join(known)}{hint}"
+
+
+def check_fields(config: Any, default: ConfigDict) -> None:
+    """Checks the fields of a config; those of `model` are left to the model's own class.
+
+    A group in `optimizer.groups` has the fields `GROUP_FIELDS`.
+
+    Args:
+      config: what `get_config` of the file returned, overrides included.
+      default: what `get_config` of configs/default.py returns.
+
+    Raises:
+      UserError: one line for each field that is missing, unknown or of a wrong type.
+    """
+    advice = "let get_config() change what configs/default.py returns"
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"the config is of the type {type(config).__name__}: {advice}")
+    given = {name: value for name, value in flatten(config) if not name.startswith(_OPEN)}
+    known = {name: value for name, value in flatten(default) if not name.startswith(_OPEN)}
+    problems = []
+    for name in given.keys() - known.keys():
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; see configs/default.py"
+        problems.append(f"{name}: there is no such field{hint}")
+    problems += [f"{name} is missing: {advice}" for name in known.keys() - given.keys()]
+    for name in given.keys() & known.keys():
+        wanted = _type(default, name)
+        if not _fits(given[name], wanted, known[name] is None):
+            problems.append(f"{name} is {given[name]!r} but must be of the type {wanted.__name__}")
+    problems += _check_groups(config)
+    model = config.get("model")
+    if not isinstance(model, ConfigDict) or not isinstance(model.get("name"), str):
+        problems.append("model.name is missing: config.model = ConfigDict({'name': ...})")
+    if problems:
+        raise UserError("\n".join(sorted(problems)))
+
+
+def _check_groups(config: ConfigDict) -> Iterator[str]:
+    """Yields what is wrong with the fields of `optimizer.groups`."""
+    optimizer = config.get("optimizer")
+    groups = optimizer.get("groups") if isinstance(optimizer, ConfigDict) else None
+    if not isinstance(groups, ConfigDict):
+        yield "optimizer.groups is missing: it holds groups of parameters, or none"
+        return
+    for name, group in groups.items():
+        where = f"optimizer.groups.{name}"
+        if not isinstance(group, ConfigDict) or set(group) != set(GROUP_FIELDS):
+            yield f"{where} must have the fields {', '.join(GROUP_FIELDS)}: see default.get_group()"
+            continue
+        for field, value in group.items():
+            wanted = GROUP_FIELDS[field]
+            if not _fits(value, wanted, field != "params"):
+                yield f"{where}.{field} is {value!r} but must be of the type {wanted.__name__}"
+
+
+def _type(config: ConfigDict, name: str) -> type:
+    *parts, field = name.split(".")
+    for part in parts:
+        config = config[part]
+    return config.get_type(field)
+
+
+def _fits(value: Any, wanted: type, optional: bool) -> bool:
+    if value is None:
+        return optional
+    if isinstance(value, bool):
+        return wanted is bool
+    return isinstance(value, (int, float) if wanted is float else wanted)

@@ -1,0 +1,145 @@
+"""What the values of a config must satisfy."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cifar_jax.config.fields import flatten, unknown
+
+SCHEDULES = ("constant", "step", "cosine", "linear", "one_cycle")
+DTYPES = ("float32", "bfloat16")
+SCALINGS = ("none", "linear", "sqrt")
+PLACEMENTS = ("auto", "device", "host")
+VIEWS = ("plain", "mirror", "mirror_shift")
+
+# What a field's value must satisfy: (fields, words, test). Unset fields are skipped. A rule for a
+# field of `optimizer` holds for its groups too; only groups have optimizer.num_epochs.
+_RULES = (
+    (
+        (
+            *("num_epochs", "num_steps", "num_seeds", "batch_size", "eval_batch_size"),
+            "num_cpu_devices",
+            *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
+            *("optimizer.base_batch_size", "optimizer.num_epochs", "optimizer.eps"),
+            "schedule.factor",
+            "test_time.confidence_threshold",
+        ),
+        "must be greater than 0",
+        lambda value: value > 0,
+    ),
+    (
+        (
+            *("seed", "data.validation_examples", "augment.crop_padding", "augment.cutout"),
+            *("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"),
+            *("augment.rand_augment_ops", "augment.rand_augment_magnitude"),
+            *("augment.mixup_alpha", "augment.cutmix_alpha", "optimizer.weight_decay"),
+            *("optimizer.clip_norm", "schedule.warmup_epochs", "schedule.warmup_steps"),
+            *("schedule.final_fraction", "eval_every_epochs", "eval_every_steps"),
+            *("checkpoint.every_epochs", "checkpoint.every_steps"),
+            *("log.profile_steps", "log.profile_start"),
+        ),
+        "must not be negative",
+        lambda value: value >= 0,
+    ),
+    (
+        (
+            *("loss.label_smoothing", "ema_decay", "optimizer.momentum"),
+            *("optimizer.b1", "optimizer.b2", "optimizer.b3"),
+        ),
+        "must be at least 0 and less than 1",
+        lambda value: 0 <= value < 1,
+    ),
+    (
+        ("schedule.final_fraction", "test_time.confidence_threshold"),
+        "must be at most 1",
+        lambda value: value <= 1,
+    ),
+    (("augment.hue",), "must be at most 0.5", lambda value: value <= 0.5),
+    (("augment.rand_augment_magnitude",), "must be at most 30", lambda value: value <= 30),
+    (("augment.rand_augment_ops",), "must be at most 16", lambda value: value <= 16),
+    (("num_cpu_devices",), "must be at most 256", lambda value: value <= 256),
+    (("num_seeds",), "must be at most 1024", lambda value: value <= 1024),
+    (("seed",), "must be less than 2**32", lambda value: value < 2**32),
+)
+# The largest float32, and the largest int32, which counts the steps.
+_MOST_FLOAT, _MOST_INT = 3.4e38, 2**31 - 1
+
+_CHOICES = {
+    "dtype": DTYPES,
+    "data.placement": PLACEMENTS,
+    "optimizer.learning_rate_scaling": SCALINGS,
+    "schedule.name": SCHEDULES,
+    "test_time.views": VIEWS,
+}
+
+
+def find_problems(config: ConfigDict) -> list[str]:
+    """Returns a line for each value that is out of range or does not fit the others."""
+    fields = dict(flatten(config))
+    outside = dict(_out_of_range(fields))
+    problems = [f"{name} is {words}" for name, words in outside.items()]
+    for names, words, holds in _RULES:
+        for name in _with_groups(names, fields):
+            value = fields[name]
+            if value is not None and name not in outside and not holds(value):
+                problems.append(f"{name} is {value} but {words}")
+    for name, known in _CHOICES.items():
+        if fields[name] not in known:
+            problems.append(f"{name} is {unknown(fields[name], known)}")
+    problems += _check_milestones(fields["schedule.milestones"])
+    if fields["augment.flip"] and fields["augment.alternating_flip"]:
+        problems.append("augment.flip and augment.alternating_flip are both on: choose one")
+    rest = fields["batch_size"]
+    for name in ("optimizer.accumulation_steps", "num_cpu_devices"):
+        if (parts := fields[name]) and parts > 0 and rest > 0 and name not in outside:
+            if rest % parts:
+                problems.append(f"batch_size {rest} is not a multiple of {name} {parts}")
+            rest //= parts
+    views = fields["test_time.views"]
+    if fields["test_time.confidence_threshold"] is not None and views != "mirror_shift":
+        words = f"test_time.views is {views!r}: only 'mirror_shift' has shifted views to skip"
+        problems.append(f"test_time.confidence_threshold is set but {words}")
+    return problems + _check_seeds(fields)
+
+
+def _with_groups(names: Iterable[str], fields: Mapping[str, Any]) -> list[str]:
+    """Returns the names that are set, and for those of `optimizer` the groups' fields too."""
+    found = [name for name in names if name in fields]
+    for name in fields:
+        if name.startswith("optimizer.groups."):
+            found += [name] if f"optimizer.{name.rpartition('.')[2]}" in names else []
+    return found
+
+
+def _out_of_range(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in fields.items():
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                yield name, f"{number}, not a finite number"
+            elif isinstance(number, float) and abs(number) > _MOST_FLOAT:
+                yield name, f"{number}, more than a float32 can hold"
+            elif isinstance(number, int) and abs(number) > _MOST_INT and name != "seed":
+                yield name, "not within 2**31"
+
+
+def _check_milestones(milestones: Any) -> list[str]:
+    if not all(isinstance(epoch, int | float) for epoch in milestones):
+        return [f"schedule.milestones is {milestones} but must hold epochs, as numbers"]
+    if any(epoch <= 0 for epoch in milestones) or list(milestones) != sorted(set(milestones)):
+        return [f"schedule.milestones is {milestones} but must be ascending and positive"]
+    return []
+
+
+def _check_seeds(fields: Mapping[str, Any]) -> list[str]:
+    seed, count, aside = (fields[x] for x in ("seed", "num_seeds", "data.validation_examples"))
+    problems: list[str] = []
+    if not 1 < count <= 1024:
+        return problems
+    if aside:
+        words = "each seed would hold out other images; leave one of the two unset"
+        problems.append(f"num_seeds is {count} and data.validation_examples {aside}: {words}")
+    if 0 <= seed < 2**32 < seed + count:
+        problems.append(f"seed is {seed} but the last of {count} must be less than 2**32")
+    return problems

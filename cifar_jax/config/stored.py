@@ -1,0 +1,78 @@
+"""Configs of earlier runs: how they are stored, read, and compared with a new one."""
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cifar_jax.config.fields import OPTIMIZER_OPTIONS, flatten
+
+# Fields that may change between two starts of one run: they do not change what is learned.
+_HARMLESS = (
+    *("log.", "data.data_dir", "data.placement", "num_cpu_devices", "steps_per_call"),
+    *("eval_batch_size", "eval_every_", "test_time.", "checkpoint.", "deterministic"),
+    "seeds_at_once",
+)
+
+# Fields that runs of earlier versions lack, with the values that describe what these did.
+_ADDED = {
+    **{f"optimizer.{name}": None for name in OPTIMIZER_OPTIONS},
+    "num_seeds": 1,
+    "seeds_at_once": None,
+    "augment.alternating_flip": False,
+    "optimizer.base_batch_size": 128,
+    "optimizer.decoupled_decay": None,
+    "optimizer.learning_rate_scaling": "none",
+    "test_time.views": "plain",
+    "test_time.confidence_threshold": None,
+}
+# Fields that earlier versions called otherwise.
+_RENAMED = {"test_time.certainty": "test_time.confidence_threshold"}
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """Returns a config as plain JSON values, with tuples as lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(values: Mapping[str, Any]) -> ConfigDict:
+    """Returns the locked config that `to_json` of this version or an earlier one gave."""
+    whole = copy.deepcopy(dict(values))
+    for old, new in _RENAMED.items():
+        part, field = _find(whole, old)
+        if field in part:
+            part[new.rpartition(".")[2]] = part.pop(field)
+    for name, value in _ADDED.items():
+        part, field = _find(whole, name)
+        part.setdefault(field, value)
+    return ConfigDict(whole).lock()
+
+
+def _find(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """Returns the dict that a dotted name lies in, created if needed, and the name's last part."""
+    *parts, field = name.split(".")
+    for part in parts:
+        values = values.setdefault(part, {})
+    return values, field
+
+
+def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns a phrase for each field in which a run may not differ from its earlier part.
+
+    The number of epochs may change where the schedule's rates do not depend on the end.
+
+    Args:
+      old: the config with which the run began, as `to_json` returns it.
+      new: the config with which it is to be resumed, as `to_json` returns it.
+    """
+    before, after = ({**_ADDED, **dict(flatten(config))} for config in (old, new))
+    harmless: tuple[str, ...] = _HARMLESS
+    if after.get("schedule.name") in ("constant", "step"):
+        harmless += ("num_epochs", "num_steps")
+    return [
+        f"{name} was {before.get(name)!r} and is now {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not name.startswith(harmless)
+    ]

@@ -1,0 +1,201 @@
+"""Decoded splits on disk: two memory-mapped arrays, and a small JSON file to verify them.
+
+A split is decoded once. Its images and labels are two `.npy` files named after their content;
+`<split>.json` names them, with their SHA-256, their origin, the split's statistics and a SHA-256 of
+its own. Each file appears by an atomic rename, the JSON file last: a reader sees a whole split or
+none, and two processes that write at the same time write the same.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from cifar_jax import files
+
+_FORMAT = 2
+_log = logging.getLogger(__name__)
+
+
+class CachedSplit(NamedTuple):
+    """One decoded split.
+
+    Attributes:
+      images: uint8 [n, height, width, channels], memory-mapped and read-only.
+      labels: int32 [n], memory-mapped and read-only.
+      class_names: the names of the classes, in the order of the labels.
+      mean: the mean of each channel, in units of pixel / 255.
+      std: the standard deviation of each channel, in the same units; 1 for a constant channel,
+        so that dividing by it is safe.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def fingerprint(source: Path) -> str:
+    """Returns a hash of the names, sizes and times of the files in a prepared set's folder."""
+    paths = sorted(path for path in source.iterdir() if path.is_file())
+    lines = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the mean and standard deviation of each channel, from exact integer sums.
+
+    Args:
+      images: uint8 [n, height, width, channels].
+
+    Returns:
+      (mean, std), one number per channel, in units of pixel / 255; std is 1 for a constant channel.
+    """
+    channels = images.shape[-1]
+    total = np.zeros(images[0].size, np.uint64)
+    total_squares = np.zeros(images[0].size, np.uint64)
+    for start in range(0, len(images), 256):  # 256 squares of a byte fit into 32 bits
+        chunk = images[start : start + 256].reshape(-1, total.size).astype(np.uint32)
+        total += chunk.sum(axis=0, dtype=np.uint32)
+        total_squares += np.square(chunk).sum(axis=0, dtype=np.uint32)
+    count = images.size // channels
+    total, total_squares = (x.reshape(-1, channels).sum(axis=0) for x in (total, total_squares))
+    sums = [(int(s), int(q)) for s, q in zip(total, total_squares, strict=True)]
+    mean = tuple(s / (255 * count) for s, _ in sums)
+    std = tuple(math.sqrt(q * count - s * s) / (255 * count) or 1.0 for s, q in sums)
+    return mean, std
+
+
+def load_or_build(
+    source: Path,
+    name: str,
+    split: str,
+    build: Callable[[], tuple[np.ndarray, np.ndarray, tuple[str, ...]]],
+) -> CachedSplit:
+    """Returns a decoded split from the cache; decodes it and stores it there if needed.
+
+    The cache is beside the data (`<source>/decoded`) if that folder can be written, otherwise in
+    `$XDG_CACHE_HOME/cifar_jax` (or `~/.cache/cifar_jax`). If neither can be written, the split is
+    only kept in memory.
+
+    Args:
+      source: the folder of the prepared set, `<data_dir>/<name>/<version>`.
+      name: the name of the set.
+      split: the name of the split.
+      build: decodes the split into (images, labels, class_names).
+    """
+    identity = {"format": _FORMAT, "name": name, "version": source.name, "split": split}
+    identity["fingerprint"] = fingerprint(source)
+    folders = _folders(source, name)
+    for folder in folders:
+        if (cached := _read(folder, split, identity)) is not None:
+            return cached
+    images, labels, class_names = build()
+    mean, std = channel_statistics(images)
+    record = {"identity": identity, "class_names": class_names, "mean": mean, "std": std}
+    for folder in folders:
+        if not files.may_write(folder):
+            continue
+        try:
+            _write(folder, split, images, labels, record)
+        except OSError as error:
+            _log.warning("cannot keep the decoded images in %s (%s)", folder, error)
+            continue
+        if (cached := _read(folder, split, identity)) is not None:
+            return cached
+    _log.warning(
+        "no folder for the decoded %s of %s can be written: kept in memory only", split, name
+    )
+    images.flags.writeable = labels.flags.writeable = False
+    return CachedSplit(images, labels, class_names, mean, std)
+
+
+def _folders(source: Path, name: str) -> list[Path]:
+    """Returns the possible folders for the decoded splits of a set, the preferred one first."""
+    folders = [source / "decoded"]
+    if (root := files.cache_folder()) is not None:
+        place = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:12]
+        folders.append(root / f"{name.replace('/', '-')}-{source.name}-{place}")
+    return folders
+
+
+def _read(folder: Path, split: str, identity: dict[str, Any]) -> CachedSplit | None:
+    """Returns the split in a folder, or None if it is missing, outdated or damaged."""
+    try:
+        record = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+        if record["identity"] != identity:
+            return None
+        if record.pop("sha256") != files.digest(record):
+            raise ValueError(f"{split}.json has changed")
+        images, labels = (_map(folder, record[kind]) for kind in ("images", "labels"))
+        class_names = tuple(record["class_names"])
+        return CachedSplit(images, labels, class_names, tuple(record["mean"]), tuple(record["std"]))
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # NumPy may raise almost anything for a damaged header
+        _log.warning("the decoded %s in %s is damaged (%s): decoding again", split, folder, error)
+        return None
+
+
+def _map(folder: Path, entry: dict[str, Any]) -> np.ndarray:
+    array = np.load(folder / entry["file"], mmap_mode="r", allow_pickle=False)
+    if [list(array.shape), array.dtype.name] != [entry["shape"], entry["dtype"]]:
+        raise ValueError(f"{entry['file']} has another shape")
+    if _sha256(array) != entry["sha256"]:
+        raise ValueError(f"the SHA-256 of {entry['file']} differs")
+    return array
+
+
+def _write(
+    folder: Path, split: str, images: np.ndarray, labels: np.ndarray, record: dict[str, Any]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    record = dict(record)
+    for kind, array in (("images", images), ("labels", labels)):
+        digest = _sha256(array)
+        file = f"{split}-{kind}-{digest[:12]}.npy"
+        with _replacing(folder / file) as stream:
+            np.save(stream, array, allow_pickle=False)
+        record[kind] = {
+            "file": file,
+            "shape": list(array.shape),
+            "dtype": array.dtype.name,
+            "sha256": digest,
+        }
+    record["sha256"] = files.digest(record)
+    with _replacing(folder / f"{split}.json") as stream:
+        stream.write(json.dumps(record, indent=1).encode())
+    for kind in ("images", "labels"):
+        for path in folder.glob(f"{split}-{kind}-*.npy"):
+            if path.name != record[kind]["file"]:
+                path.unlink(missing_ok=True)
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(array.data).hexdigest()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a temporary file that replaces `path` once all of it is on disk."""
+    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise

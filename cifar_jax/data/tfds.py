@@ -1,0 +1,233 @@
+"""Sets in TFDS's form: finding, checking and reading a prepared folder, and preparing one."""
+
+import http.client
+import importlib.util
+import io
+import json
+import logging
+import re
+import sys
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_jax.data.download import open_url
+from cifar_jax.errors import UserError
+from cifar_jax.text import first_line
+
+_READ_AT_ONCE = 1000
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_log = logging.getLogger(__name__)
+
+
+def find_prepared(name: str, root: Path) -> Path | None:
+    """Returns the newest prepared version of a set in a TFDS data directory, or None.
+
+    Args:
+      name: the set's name, or "name/config"; without a config, TFDS's default one.
+      root: the TFDS data directory.
+    """
+    base, _, config = name.partition("/")
+    folder = root / base / config
+    if not config:
+        try:  # TFDS writes the name of a set's default config here
+            metadata = json.loads((folder / ".config" / "metadata.json").read_text())
+            folder = folder / metadata["default_config_name"]
+        except (OSError, ValueError, KeyError):
+            pass
+    found = []
+    for file in folder.glob("*/dataset_info.json"):
+        version = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", file.parent.name)
+        if version and (file.parent / "features.json").is_file():
+            found.append((tuple(map(int, version.groups())), file.parent))
+    return max(found)[1] if found else None
+
+
+def split_names(source: Path) -> tuple[str, ...]:
+    """Returns the names of the splits in a prepared folder.
+
+    Raises:
+      UserError: the folder's description cannot be read.
+    """
+    file = source / "dataset_info.json"
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+        return tuple(split["name"] for split in info["splits"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {file} ({error}): prepare the set again") from error
+
+
+def check_features(name: str, features: Any) -> None:
+    """Checks that a TFDS set holds labelled 8-bit images of one size.
+
+    Args:
+      name: the set's name.
+      features: its `tfds.features.FeaturesDict`.
+
+    Raises:
+      UserError: it does not.
+    """
+    import tensorflow_datasets as tfds
+
+    parts = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = parts.get("image"), parts.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(
+        label, tfds.features.ClassLabel
+    ):
+        raise UserError(
+            f"{name} is not an image classification set: it has no image 'image' with a class "
+            "'label'"
+        )
+    if None in image.shape:
+        raise UserError(f"the images of {name} differ in size: only sets with one size can be used")
+    if image.np_dtype != np.uint8 or image.shape[-1] not in _MODES:
+        raise UserError(f"the images of {name} do not have 8-bit grey or colour pixels")
+
+
+def require_tensorflow(purpose: str) -> None:
+    """Checks that TensorFlow is installed, without importing it.
+
+    Args:
+      purpose: what needs it, as the subject of "needs TensorFlow".
+
+    Raises:
+      UserError: it is not installed.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"{purpose} needs TensorFlow: pip install 'cifar_jax[tf]'; or prepare the set "
+            "elsewhere by TFDS with file_format='array_record', and set TFDS_DATA_DIR"
+        )
+
+
+def keep_tensorflow_off_accelerators() -> None:
+    """Imports TensorFlow and hides the accelerators from it, whose memory it would take."""
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+
+
+def decode(source: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Decodes a split of a prepared folder, in the order in which it is stored.
+
+    Args:
+      source: the prepared folder, `<data_dir>/<name>/<version>`.
+      split: the name of the split.
+
+    Returns:
+      Images uint8 [n, height, width, channels], labels int32 [n], and the names of the classes.
+
+    Raises:
+      UserError: the folder is damaged, does not hold labelled images of one size, or needs
+        TensorFlow, which is not installed.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(source)
+        check_features(builder.info.name, builder.info.features)
+        feature, label = (builder.info.features[key] for key in ("image", "label"))
+        count = builder.info.splits[split].num_examples
+        _log.info("decoding the %d images of %s in %s", count, split, source)
+        images = np.empty((count, *feature.shape), np.uint8)
+        labels = np.empty(count, np.int32)
+        for index, record in zip(range(count), _read(builder, split), strict=True):
+            images[index] = _decode_image(record["image"], feature.shape)
+            labels[index] = record["label"]
+    except UserError:
+        raise
+    except Exception as error:  # whatever ArrayRecord, Pillow or TFDS raise for damaged files
+        raise UserError(
+            f"cannot read the {split} split in {source} ({first_line(error)}): prepare it again"
+        ) from error
+    if count and not 0 <= labels.min() <= labels.max() < label.num_classes:
+        raise UserError(f"the {split} split in {source} has images without a class")
+    return images, labels, tuple(label.names)
+
+
+def _read(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    """Yields the records of a split, their images still compressed."""
+    import tensorflow_datasets as tfds
+
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    try:
+        stored = builder.as_data_source(split=split, decoders=decoders)
+    except NotImplementedError:  # TFRecord
+        require_tensorflow(f"reading {builder.data_dir}, which is not ArrayRecord,")
+        keep_tensorflow_off_accelerators()
+        yield from tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))
+        return
+    for start in range(0, len(stored), _READ_AT_ONCE):
+        # Reading records one by one takes ArrayRecord three times as long.
+        yield from stored.__getitems__(list(range(start, min(start + _READ_AT_ONCE, len(stored)))))
+
+
+def _decode_image(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    from PIL import Image
+
+    mode = _MODES[shape[-1]]
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image if image.mode == mode else image.convert(mode)).reshape(shape)
+
+
+def prepare(name: str, root: Path) -> Path:
+    """Prepares a set in a TFDS data directory as ArrayRecord, downloading what it needs.
+
+    Args:
+      name: the TFDS name, with its config if it has one.
+      root: the TFDS data directory.
+
+    Returns:
+      The set's folder, `<root>/<name>/<version>`.
+
+    Raises:
+      UserError: the set does not hold labelled images of one size; its files cannot be had; or
+        TensorFlow, which it needs, is not installed.
+    """
+    import tensorflow_datasets as tfds
+
+    require_tensorflow(f"{name} is not prepared in {root}, and preparing it")
+    try:
+        builder = tfds.builder(name, data_dir=root)
+        urls = list(builder.url_infos or {})
+    except Exception as error:  # whatever a builder's own code raises
+        raise UserError(f"TFDS cannot make {name}: {first_line(error)}") from error
+    check_features(name, builder.info.features)
+    if urls and not (root / "downloads").exists():
+        _check_network(name, urls[0])
+    keep_tensorflow_off_accelerators()
+    return build(builder, tfds.download.DownloadConfig(try_download_gcs=False))
+
+
+def _check_network(name: str, url: str) -> None:
+    """Fails at once where TFDS would retry for minutes."""
+    try:
+        open_url(url).close()
+    except urllib.error.HTTPError:
+        return  # a server answered: TFDS may know how to ask it
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"cannot download {name} from {url} ({error}): prepare it elsewhere and set "
+            "TFDS_DATA_DIR, or use --config=configs/digits.py"
+        ) from error
+
+
+def build(builder: Any, config: Any) -> Path:
+    """Lets TFDS write a set as ArrayRecord; returns its folder."""
+    import tensorflow_datasets as tfds
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    folder = Path(builder.data_dir)
+    _log.info("preparing %s in %s", builder.name, folder)
+    try:
+        builder.download_and_prepare(download_config=config, file_format="array_record")
+    except Exception as error:  # a builder's own code, the network, the disk
+        if not (folder / "dataset_info.json").is_file():  # not prepared by another process
+            reason = first_line(error)
+            raise UserError(f"TFDS could not prepare {builder.name}: {reason}") from error
+    return folder

@@ -1,0 +1,1 @@
+"""A trained model: its logits, its scores."""

@@ -1,0 +1,97 @@
+"""The logits of a set of images: each image exactly once, in batches, on all devices."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cifar_jax.augment import batch as augment
+from cifar_jax.parallel import devices, seeds
+
+# Images that are on the devices at one time.
+_CHUNK_BYTES = 64 * 2**20
+
+
+@functools.lru_cache(maxsize=8)
+def compile_predict(
+    model: nn.Module,
+    mesh: Mesh,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    views: Sequence[Callable[[jax.Array], jax.Array]] = (lambda images: images,),
+    num_seeds: int = 1,
+    at_once: bool = False,
+) -> Callable[..., jax.Array]:
+    """Returns the compiled program (variables, images) -> logits.
+
+    Images are uint8 [batches, batch, height, width, channels], logits float32 [batches, batch,
+    classes]; each image's logits depend on that image alone. With several seeds, variables and
+    logits have the axis of the runs as their first.
+
+    Args:
+      model: the network.
+      mesh: the devices.
+      mean: of each channel, in units of pixel / 255.
+      std: of each channel, in units of pixel / 255.
+      views: functions from a batch of images to another of the same shape; the logits are the mean
+        over them.
+      num_seeds: runs whose variables are given.
+      at_once: whether a device computes its runs at once, as in `seeds.map_seeds`.
+    """
+
+    def predict(variables, images):
+        def one(batch):
+            batch = augment.normalize(batch, mean, std, model.dtype)
+            logits: Any = [model.apply(variables, view(batch), train=False) for view in views]
+            return sum(logits) / len(views)
+
+        return jax.lax.map(one, images)
+
+    if num_seeds > 1:
+        predict = seeds.map_seeds(predict, mesh, (0, None), at_once)
+    own, rows = (
+        NamedSharding(mesh, spec) for spec in (seeds.spec(num_seeds), PartitionSpec(None, "data"))
+    )
+    return jax.jit(predict, in_shardings=(own, rows), out_shardings=own)
+
+
+def predict_logits(
+    predict: Callable[..., jax.Array],
+    variables: Any,
+    images: np.ndarray,
+    batch_size: int,
+    mesh: Mesh,
+) -> np.ndarray:
+    """Returns the logits of every image, float32 [images, classes], or [runs, images, classes].
+
+    The last batch, and every batch that the devices do not divide, is padded with black images
+    whose logits are dropped.
+
+    Args:
+      predict: the program of `compile_predict`.
+      variables: what the model is applied to.
+      images: uint8 [images, height, width, channels].
+      batch_size: images per step.
+      mesh: the devices.
+    """
+    num_images = len(images)
+    sharing = mesh.shape["data"]
+    batch_size = -(-min(batch_size, num_images) // sharing) * sharing
+    num_batches = -(-num_images // batch_size)
+    most = max(1, _CHUNK_BYTES // (batch_size * int(np.prod(images.shape[1:]))))
+    num_calls = -(-num_batches // most)
+    batches = -(-num_batches // num_calls)
+    rows = batches * batch_size
+    logits = []
+    for first in range(0, num_images, rows):
+        chunk = np.asarray(images[first : first + rows])
+        size = len(chunk)
+        padding = [(0, rows - size)] + [(0, 0)] * (chunk.ndim - 1)
+        chunk = np.pad(chunk, padding).reshape(batches, batch_size, *chunk.shape[1:])
+        out = predict(variables, devices.put(mesh, chunk, PartitionSpec(None, "data")))
+        logits.append(np.asarray(out).reshape(*out.shape[:-3], rows, -1)[..., :size, :])
+    return np.concatenate(logits, axis=-2)

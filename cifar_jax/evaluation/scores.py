@@ -1,0 +1,123 @@
+"""What the logits of a set of images score, for one seed or several."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+
+from cifar_jax.text import format_table
+
+
+class Scores(NamedTuple):
+    """Mean cross-entropy in nats over a split, and how many of its images are classified right."""
+
+    loss: float
+    accuracy: float
+    num_correct: int
+    num_images: int
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
+    """Scores logits in float64.
+
+    Args:
+      logits: [images, classes].
+      labels: int [images].
+    """
+    with np.errstate(invalid="ignore"):  # the loss of infinite logits is nan
+        log_probabilities = special.log_softmax(logits.astype(np.float64), axis=1)
+    losses = -log_probabilities[np.arange(len(labels)), labels]
+    correct = int((logits.argmax(axis=1) == labels).sum())
+    return Scores(float(losses.mean()), correct / len(labels), correct, len(labels))
+
+
+def pool(every: Sequence[Scores]) -> Scores:
+    """Returns the scores of several seeds on one split, taken together."""
+    losses, _, correct, images = zip(*every, strict=True)
+    return Scores(statistics.fmean(losses), sum(correct) / sum(images), sum(correct), sum(images))
+
+
+class Summary(NamedTuple):
+    """The mean of a value over several seeds and its uncertainty; None with a single seed.
+
+    Attributes:
+      mean: of the values.
+      std: their sample standard deviation.
+      interval: the 95 % confidence interval of the mean, by Student's t distribution.
+    """
+
+    mean: float
+    std: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Returns the mean of the seeds' values and its uncertainty."""
+    count, mean = len(values), statistics.fmean(values)
+    if count == 1:
+        return Summary(mean)
+    std = statistics.stdev(values)
+    half = float(special.stdtrit(count - 1, 0.975)) * std / math.sqrt(count)
+    return Summary(mean, std, (mean - half, mean + half))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the class probabilities, float64 [..., classes], of logits of that shape."""
+    return special.softmax(logits.astype(np.float64), axis=-1)
+
+
+def result(seeds: Sequence[int], scores: Sequence[Scores]) -> dict[str, Any]:
+    """Returns the fields of result.json for the scores of each seed on the test split."""
+    parts = [
+        {"test_accuracy": x.accuracy, "test_loss": x.loss, "num_correct": x.num_correct}
+        for x in scores
+    ]
+    images = {"num_images": scores[0].num_images}
+    if len(seeds) == 1:
+        return parts[0] | images
+    return (
+        summary("test_accuracy", [x.accuracy for x in scores])
+        | summary("test_loss", [x.loss for x in scores])
+        | images
+        | {"seeds": [{"seed": seed} | part for seed, part in zip(seeds, parts, strict=True)]}
+    )
+
+
+def summary(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """Returns the fields of a result for the values of the seeds."""
+    mean, std, interval = summarize(values)
+    return {name: mean, f"{name}_std": std, f"{name}_interval": interval and list(interval)}
+
+
+def describe_seeds(split: str, seeds: Sequence[int], scores: Sequence[Scores]) -> str:
+    """Returns the line for a single seed, or a table of several seeds with their means."""
+    if len(seeds) == 1:
+        return describe(split, scores[0])
+    rows = [("seed", f"{split} accuracy", "right", "loss")]
+    for seed, own in zip(seeds, scores, strict=True):
+        rows.append((str(seed), f"{own.accuracy:.2%}", str(own.num_correct), f"{own.loss:.4f}"))
+    return (
+        format_table(rows, right=range(4))
+        + f"\n{split} accuracy {describe_summary([x.accuracy for x in scores])}"
+        + f"  loss {statistics.fmean(x.loss for x in scores):.4f}"
+    )
+
+
+def describe_summary(shares: Sequence[float]) -> str:
+    """Returns the mean of the seeds' shares, their deviation and the mean's interval as text."""
+    mean, std, interval = summarize(shares)
+    if std is None or interval is None:
+        return f"{mean:.2%}"
+    low, high = interval
+    return f"{mean:.2%} +- {std:.2%} (95% interval of the mean {low:.2%} to {high:.2%})"
+
+
+def describe(split: str, scores: Scores) -> str:
+    """Returns the line with a split's scores."""
+    return (
+        f"{split} accuracy {scores.accuracy:.2%} ({scores.num_correct} of {scores.num_images})  "
+        f"loss {scores.loss:.4f}"
+    )

@@ -1,0 +1,196 @@
+"""A model with its trained weights, loaded from a run."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from cifar_jax import files
+from cifar_jax.config import stored
+from cifar_jax.config.fields import flatten
+from cifar_jax.errors import UserError
+from cifar_jax.evaluation import scores, views
+from cifar_jax.models.registry import create_model, make_variables
+from cifar_jax.parallel import devices, seeds
+from cifar_jax.runs import workdir as workdir_lib
+from cifar_jax.runs.checkpoint import Checkpoints
+from cifar_jax.text import first_line
+
+
+class Trained(NamedTuple):
+    """A model with its trained weights.
+
+    Attributes:
+      config: of its run.
+      model: the network.
+      variables: what the network is applied to; the moving averages, if the run kept them.
+      class_names: of the logits, in their order.
+      mean: of each channel of the training images, in units of pixel / 255.
+      std: of each channel of the training images, in units of pixel / 255.
+      image_shape: (height, width, channels) of the training images.
+      step: of the checkpoint.
+      seed: of its run.
+    """
+
+    config: ConfigDict
+    model: nn.Module
+    variables: Any
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_shape: tuple[int, ...]
+    step: int
+    seed: int = 0
+
+    def predict_logits(self, images: np.ndarray, batch_size: int) -> np.ndarray:
+        """Returns the logits, float32 [images, classes], computed on all devices.
+
+        With test-time augmentation in the run's config, they are the mean over the views.
+
+        Args:
+          images: uint8 [images, height, width, channels], in the training images' shape.
+          batch_size: images per step.
+        """
+        mesh = devices.make_mesh()
+        with jax.set_mesh(mesh):
+            predict = views.make_predict(
+                self.model, mesh, self.mean, self.std, self.config.test_time
+            )
+            return predict(self.variables, images, batch_size)
+
+    def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+        """Returns the class probabilities, float64 [images, classes].
+
+        Args:
+          images: uint8 [images, height, width, channels], in the training images' shape.
+          batch_size: images per step.
+
+        Raises:
+          UserError: the images have another shape or type.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
+            raise UserError(
+                f"the model takes uint8 images of shape {('images', *self.image_shape)}, "
+                f"not {images.dtype} {images.shape}"
+            )
+        return scores.softmax(self.predict_logits(images, batch_size))
+
+
+# What evaluation and prediction take from a workdir's config.json, which anyone may edit.
+_SETTINGS: dict[str, Any] = {
+    "eval_batch_size": int,
+    "num_cpu_devices": int | None,
+    "deterministic": bool | None,
+    "data.data_dir": str | None,
+}
+
+
+def configure(workdir: Path) -> dict[str, Any]:
+    """Sets JAX up as a run did, and returns the fields of its config.json by their dotted names.
+
+    Raises:
+      UserError: there is no run, or a field that is used here has a wrong value.
+    """
+    path = workdir / workdir_lib.CONFIG
+    fields = dict(flatten(files.read_json(path)))
+    for name, kind in _SETTINGS.items():
+        value = fields.get(name)
+        if not isinstance(value, kind) or (type(value) is int and value < 1):
+            raise UserError(f"{path} is not the config of a run: {name} is {value!r}")
+    devices.configure(
+        num_cpu_devices=fields.get("num_cpu_devices"),
+        deterministic=bool(fields.get("deterministic")),
+    )
+    return fields
+
+
+def load(workdir: str | Path, checkpoint: str = "last", seed: int | None = None) -> Trained:
+    """Returns the model that a run trained; needs neither its config file nor its data.
+
+    Args:
+      workdir: of the run.
+      checkpoint: "last", "best" (on the validation split) or a step.
+      seed: one of several seeds that were trained together; None: the first.
+
+    Raises:
+      UserError: there is no run or no such checkpoint or seed, or it is damaged.
+    """
+    return load_seeds(workdir, checkpoint, seed)[0]
+
+
+def load_seeds(
+    workdir: str | Path, checkpoint: str = "last", seed: int | None = None
+) -> list[Trained]:
+    """Returns the models of all seeds of a run, or of the given one; otherwise as `load`."""
+    workdir = Path(workdir)
+    check_run(workdir)
+    checkpoints = Checkpoints(workdir, writable=False)
+    try:
+        for _ in range(10):
+            steps = checkpoints.steps()
+            try:
+                every = _restore(workdir, checkpoints, checkpoint)
+                break
+            except Exception:
+                if checkpoints.steps() == steps:
+                    raise
+                # The run, which still trains, has deleted the checkpoint while it was being read.
+        else:
+            raise UserError(f"{workdir} deletes its checkpoints faster than they can be read")
+    finally:
+        checkpoints.close()
+    known = [trained.seed for trained in every]
+    if seed is not None and seed not in known:
+        words = ", ".join(map(str, known))
+        raise UserError(f"{workdir} has no seed {seed}: --seed can be {words}")
+    return [trained for trained in every if seed in (trained.seed, None)]
+
+
+def check_run(workdir: Path) -> None:
+    """Raises UserError if there is no run or it has no checkpoint; looks only at names."""
+    files.read_json(workdir / workdir_lib.CONFIG)
+    if not any((workdir / "checkpoints").glob("[0-9]*")):
+        raise UserError(f"{workdir} has no checkpoint yet")
+
+
+def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> list[Trained]:
+    step = checkpoints.find(which)
+    if step is None:
+        raise UserError(f"{workdir} has no intact checkpoint")
+    meta = checkpoints.meta(step)
+    try:
+        config = stored.from_json(meta["config"])
+        data = meta["data"]
+        model = create_model(config, len(data["class_names"]))
+        shape = tuple(data["image_shape"])
+        mean, std = (tuple(map(float, data[name])) for name in ("mean", "std"))
+        if not len(mean) == len(std) == shape[-1]:
+            raise ValueError("mean and std must have one value per channel")
+        seed_list = seeds.seed_list(config)
+        abstract = jax.eval_shape(make_variables(model, shape), jax.random.key(0))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"the checkpoint of step {step} in {workdir} has no model: {first_line(error)}"
+        ) from error
+    abstract = seeds.abstract(devices.make_mesh(), dict(abstract), len(seed_list))
+    wanted = {"ema": abstract} if config.get("ema_decay") else abstract
+    restored = checkpoints.restore(step, wanted)
+    variables = seeds.unstack(restored.get("ema", restored), len(seed_list))
+    return [
+        Trained(
+            config=config,
+            model=model,
+            variables=own,
+            class_names=tuple(data["class_names"]),
+            mean=mean,
+            std=std,
+            image_shape=shape,
+            step=step,
+            seed=seed,
+        )
+        for seed, own in zip(seed_list, variables, strict=True)
+    ]

@@ -1,0 +1,121 @@
+"""Files that are written whole or not at all, and where they may lie. Imports no JAX."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cifar_jax.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file durably: a reader finds the old content or all of the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes values as JSON, the way `write_text` does."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+      UserError: there is no such file, or it cannot be read.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: is {path.parent} the workdir of a run?") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it does not hold a JSON object")
+    return values
+
+
+def digest(values: Any) -> str:
+    """Returns the SHA-256 of JSON values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, where the file system supports it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cache_folder() -> Path | None:
+    """Returns the user's folder for files that can be made again; None without a home."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        if base.is_absolute() or Path.home() != Path("/"):  # HOME="" gives "/"
+            return (base if base.is_absolute() else Path.home() / ".cache") / "cifar_jax"
+    return None
+
+
+def may_write(folder: Path) -> bool:
+    """Whether the folder, or its nearest existing parent, can be written.
+
+    The permission bits count for the superuser too: a folder marked read-only stays untouched.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        granted = existing.is_dir() and bool(existing.stat().st_mode & 0o222)
+    except OSError:
+        return False
+    return granted and os.access(existing, os.W_OK | os.X_OK)
+
+
+@contextlib.contextmanager
+def remove_if_empty(folder: Path) -> Iterator[None]:
+    """On exit, removes those of a folder and its parents that were created inside and are empty."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in created:
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Creates the folder that a command writes to, and removes it again if it stays empty.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    with remove_if_empty(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}): choose another with --output"
+            ) from error
+        yield

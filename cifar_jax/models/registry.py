@@ -1,0 +1,110 @@
+"""The registry of models: one dictionary from a name to a module class.
+
+A module is called as `model.apply(variables, images, train=bool)` on float images
+[batch, height, width, channels] and returns float32 logits [batch, num_classes]. Its variables
+are in the collections "params" and "batch_stats"; in training it draws from the stream "dropout".
+The last layer of every model is named "head".
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from cifar_jax.errors import UserError
+from cifar_jax.models import cnn, mlp, resnet, speedrun
+
+MODELS: dict[str, type[nn.Module]] = {
+    "mlp": mlp.MLP,
+    "simple_cnn": cnn.SimpleCNN,
+    "bn_cnn": cnn.BNCNN,
+    "vgg_bn": cnn.VGGBN,
+    "lenet": cnn.LeNet,
+    "resnet": resnet.ResNet,
+    "wide_resnet": resnet.WideResNet,
+    "speedrun": speedrun.Speedrun,
+}
+# Fields of a module that are not options: the caller's arguments and Flax's own.
+_NOT_OPTIONS = ("num_classes", "dtype", "parent", "name")
+
+
+def create(name: str, num_classes: int, dtype: Any = jnp.float32, **options: Any) -> nn.Module:
+    """Builds the model called `name`.
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: the number of logits.
+      dtype: of the computation; parameters and logits are always float32.
+      **options: fields of the model's class, such as `dropout_rate`; lists become tuples.
+
+    Returns:
+      An unbound module.
+
+    Raises:
+      UserError: the name or an option is unknown, or an option's value has a wrong type or range.
+    """
+    if name not in MODELS:
+        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    defaults = default_options(name)
+    for option, value in options.items():
+        if option not in defaults:
+            known = ", ".join(defaults) or "none"
+            raise UserError(f"model {name} has no option {option!r}: it has {known}")
+        if isinstance(value, list):
+            options[option] = tuple(value)
+        _check(f"model {name}: {option}", options[option], defaults[option])
+    return MODELS[name](num_classes=num_classes, dtype=dtype, **options)
+
+
+def create_model(config: ConfigDict, num_classes: int) -> nn.Module:
+    """Returns the model of a config."""
+    options = config.model.to_dict()
+    return create(options.pop("name"), num_classes, jnp.dtype(config.dtype).type, **options)
+
+
+def make_variables(
+    model: nn.Module, image_shape: Sequence[int]
+) -> Callable[[jax.Array], dict[str, Any]]:
+    """Returns the pure function from a key to a model's initial variables.
+
+    Args:
+      model: the network.
+      image_shape: (height, width, channels).
+    """
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        return dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
+
+    return init
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """Returns the options of the model called `name` with their default values."""
+    fields = dataclasses.fields(MODELS[name])
+    return {field.name: field.default for field in fields if field.name not in _NOT_OPTIONS}
+
+
+def _check(what: str, value: Any, default: Any) -> None:
+    """Raises UserError unless `value` is of the default's type and in its type's range."""
+    match default:
+        case float():
+            if not _is_number(value, float | int) or not 0 <= value < 1:
+                raise UserError(f"{what} must be a number in [0, 1), not {value!r}")
+        case int():
+            if not _is_number(value, int) or value < 1:
+                raise UserError(f"{what} must be a positive integer, not {value!r}")
+        case str():
+            if not isinstance(value, str):
+                raise UserError(f"{what} must be a string, not {value!r}")
+        case tuple():
+            sizes = value if isinstance(value, tuple) else ("no tuple",)
+            if not all(_is_number(size, int) and size > 0 for size in sizes):
+                raise UserError(f"{what} must be a tuple of positive integers, not {value!r}")
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

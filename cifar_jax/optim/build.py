@@ -1,0 +1,135 @@
+"""Optimizers, by optax, for all parameters or for groups of them."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from cifar_jax.config.durations import Durations
+from cifar_jax.config.fields import OPTIMIZER_OPTIONS, unknown
+from cifar_jax.optim import groups
+from cifar_jax.optim.muon import muon
+from cifar_jax.optim.schedules import Schedule, create_group_schedules, create_schedule
+
+
+def frozen(learning_rate: Any) -> optax.GradientTransformation:
+    """Returns the optimizer that leaves parameters unchanged."""
+    del learning_rate
+    return optax.set_to_zero()
+
+
+# Optimizers that are not `optax.NAME`.
+RULES: dict[str, Callable[..., optax.GradientTransformation]] = {"muon": muon, "frozen": frozen}
+
+
+def create_optimizer(config: ConfigDict, durations: Durations) -> optax.GradientTransformation:
+    """Returns the optimizer of a config.
+
+    Args:
+      config: the whole config.
+      durations: of the run, in steps.
+    """
+    schedules = create_group_schedules(config, durations)
+    return combine_rules(config.optimizer, create_schedule(config, durations), schedules)
+
+
+def combine_rules(
+    optimizer: ConfigDict, schedule: Schedule, group_schedules: Mapping[str, Schedule] | None = None
+) -> optax.GradientTransformation:
+    """Returns the optimizer: clipping by the norm of all gradients, then each group's rule.
+
+    Args:
+      optimizer: the config's `optimizer`.
+      schedule: from the step to the learning rate of the parameters in no group.
+      group_schedules: those of the groups, by their names.
+    """
+    clipping = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
+    rule = _create_rule(optimizer, schedule)
+    if not optimizer.groups:
+        return optax.chain(*clipping, *rule)
+    rules = {groups.REST: optax.chain(*rule)}
+    for name, group in groups.resolve(optimizer).items():
+        rules[name] = optax.chain(*_create_rule(group, (group_schedules or {})[name]))
+    patterns = {name: group.params for name, group in optimizer.groups.items()}
+    return optax.chain(*clipping, optax.partition(rules, lambda tree: groups.label(tree, patterns)))
+
+
+def _create_rule(options: ConfigDict, schedule: Schedule) -> list[optax.GradientTransformation]:
+    """Returns the parts of one group's optimizer: the rule by its name, with its decay."""
+    rule = _find_rule(options.name)
+    if rule is frozen:
+        return [rule(schedule)]
+    parameters = inspect.signature(rule).parameters
+    given = {field: options[field] for field in OPTIMIZER_OPTIONS if options[field] is not None}
+    decay = options.weight_decay
+    mask = None if options.decay_norm_and_bias else is_kernel
+    has_decay = "weight_decay" in parameters and "mask" in parameters
+    decoupled = has_decay if options.decoupled_decay is None else options.decoupled_decay
+    if has_decay:
+        given |= {"weight_decay": decay if decoupled else 0.0, "mask": mask}
+    main = rule(learning_rate=schedule, **given)
+    if not decay or (decoupled and has_decay):
+        return [main]
+    if not decoupled:
+        return [optax.add_decayed_weights(decay, mask), main]
+    return [main, optax.add_decayed_weights(lambda step: -decay * schedule(step), mask)]
+
+
+def _find_rule(name: str) -> Callable[..., optax.GradientTransformation]:
+    return RULES.get(name) or getattr(optax, name)
+
+
+def is_kernel(params: Any) -> Any:
+    """Returns a tree of bools: True for kernels, False for biases and the parameters of norms."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def find_problems(optimizer: ConfigDict) -> list[str]:
+    """Returns what is wrong with the config's `optimizer`; nothing is computed."""
+    problems = _find_problems("optimizer", optimizer)
+    for name, group in groups.resolve(optimizer).items():
+        problems += groups.find_problems(name, group.params)
+        problems += _find_problems(f"optimizer.groups.{name}", group)
+    return problems
+
+
+def _find_problems(where: str, options: ConfigDict) -> list[str]:
+    """Checks the fields of one group, which are called `where`.NAME."""
+    name = options.name
+    known = [*RULES, *(name for name in dir(optax) if _is_optimizer(name))]
+    if name not in known:
+        return [f"{where}.name is {unknown(name, known)}"]
+    parameters = inspect.signature(_find_rule(name)).parameters
+    problems = [
+        f"{where}.{field} is set but {name} does not take it"
+        for field in OPTIMIZER_OPTIONS
+        if options[field] is not None and field not in parameters
+    ]
+    if problems:
+        return problems
+    params = {"kernel": jax.ShapeDtypeStruct((2, 2), "float32")}
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            rule = optax.chain(*_create_rule(options, lambda step: 1e-3))
+            jax.eval_shape(rule.update, params, jax.eval_shape(rule.init, params), params)
+    except (TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        return [f"{where}.name is {name!r}, which cannot train like this: {reason}"]
+    return []
+
+
+def _is_optimizer(name: str) -> bool:
+    """Whether it is a function of optax that needs nothing but a learning rate."""
+    function = getattr(optax, name)
+    if not callable(function) or inspect.isclass(function) or name.startswith(("_", "scale_by_")):
+        return False
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:
+        return False
+    needed = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    return "learning_rate" in {p.name for p in parameters} and needed <= {"learning_rate"}

@@ -1,0 +1,123 @@
+"""Muon: momentum whose matrices are orthogonalised before each step.
+
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, in the form of
+Jordan's "airbench94_muon", 2024. optax's own `optax.contrib.muon` (0.2.8) differs: it takes the
+kernels one by one, in the gradient's type, corrects the bias of its averages, scales steps by the
+kernels' shapes, and does not keep the kernels' norms.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.typing import DTypeLike
+
+from cifar_jax.errors import UserError
+
+# Three steps with these coefficients bring singular values to between about 0.3 and 1.2, unless they
+# are below a hundredth of the matrix's norm.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NUM_STEPS = 3
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.6, nesterov: bool = True
+) -> optax.GradientTransformation:
+    """Returns the optimizer, only for kernels whose scale is removed by a norm behind them.
+
+    Each step first brings a kernel [..., in, out] to the Frobenius norm sqrt(out), then moves it by
+    the learning rate times the orthogonalised momentum, whose norm is near sqrt(out) as well: so
+    the learning rate is the relative change, and no weight decay is needed.
+
+    Args:
+      learning_rate: of each step, or a function of the step.
+      momentum: the share of the earlier gradients' sum that each step keeps.
+      nesterov: whether the step looks ahead by the new gradient.
+
+    Raises:
+      UserError: on the first use, a parameter is not a kernel.
+    """
+    return optax.chain(
+        optax.GradientTransformation(
+            _check_kernels, lambda updates, state, _=None: (updates, state)
+        ),
+        optax.trace(momentum, nesterov),
+        optax.stateless(lambda updates, params: orthogonalize(updates)),
+        optax.scale_by_learning_rate(learning_rate),
+        optax.stateless(_hold_norms),
+    )
+
+
+def _check_kernels(params: Any) -> optax.EmptyState:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.ndim < 2:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"muon accepts only kernels: move {name} to one of optimizer.groups with another "
+                "optimizer"
+            )
+    return optax.EmptyState()
+
+
+def orthogonalize(tree: Any) -> Any:
+    """Returns a tree of kernels, each with its singular values brought near one.
+
+    A kernel [..., in, out] is a matrix from all its inputs to its outputs. Those of one shape go
+    through the iteration together: in bfloat16, and on a CPU in float32, which is faster there.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, leaf in enumerate(leaves):
+        sides = (leaf.size // leaf.shape[-1], leaf.shape[-1])
+        places.setdefault((min(sides), max(sides)), []).append(place)
+    for members in places.values():
+        wide = jnp.stack([_to_wide(leaves[place]) for place in members])
+        wide = lax.platform_dependent(
+            wide,
+            cpu=lambda x: newton_schulz(x, jnp.float32),
+            default=lambda x: newton_schulz(x, jnp.bfloat16),
+        )
+        for place, matrix in zip(members, wide, strict=True):
+            leaves[place] = _from_wide(matrix, leaves[place])
+    return jax.tree.unflatten(structure, leaves)
+
+
+def newton_schulz(matrices: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Brings the singular values of matrices near one by a polynomial of the fifth degree.
+
+    Args:
+      matrices: [number, rows, columns], best with rows <= columns.
+      dtype: of the products.
+
+    Returns:
+      The matrices, in the shape and type in which they were given.
+    """
+    a, b, c = NEWTON_SCHULZ
+    norms = jnp.linalg.norm(matrices, axis=(1, 2), keepdims=True)
+    x = (matrices / (norms + 1e-7)).astype(dtype)
+    for _ in range(NUM_STEPS):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.astype(matrices.dtype)
+
+
+def _to_wide(kernel: jax.Array) -> jax.Array:
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    return matrix.T if len(matrix) > kernel.shape[-1] else matrix
+
+
+def _from_wide(matrix: jax.Array, kernel: jax.Array) -> jax.Array:
+    is_turned = kernel.size // kernel.shape[-1] > kernel.shape[-1]
+    return (matrix.T if is_turned else matrix).reshape(kernel.shape)
+
+
+def _hold_norms(updates: Any, params: Any) -> Any:
+    """Adds to the updates what brings each kernel back to the Frobenius norm sqrt(out)."""
+
+    def hold(update, kernel):
+        norm = jnp.sqrt(jnp.sum(kernel * kernel))
+        return update + (jnp.sqrt(kernel.shape[-1]) / jnp.maximum(norm, 1e-12) - 1) * kernel
+
+    return jax.tree.map(hold, updates, params)

@@ -1,0 +1,159 @@
+"""JAX's devices: how they are set up, the mesh they form, and how arrays are laid on it."""
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cifar_jax import files
+from cifar_jax.errors import UserError
+from cifar_jax.parallel import cpu
+
+
+def configure(
+    batch_size: int | None = None, num_cpu_devices: int | None = None, deterministic: bool = False
+) -> None:
+    """Sets JAX up for this process: CPU devices, threads and the persistent compilation cache.
+
+    On a CPU several single-threaded devices are faster than one with several threads. Must be
+    called before JAX starts its backend; afterwards it changes nothing.
+
+    Args:
+      batch_size: images that the devices must share evenly; None: any number of devices will do.
+      num_cpu_devices: devices that a CPU is divided into; None: JAX_NUM_CPU_DEVICES if it is set,
+        else the largest number up to the cores that divides the batch and has a GiB of memory for
+        each device.
+      deterministic: whether a GPU must give the same bits again; a CPU always does.
+    """
+    config: Any = jax.config
+    if num_cpu_devices is None and config.jax_num_cpu_devices < 1:
+        num_cpu_devices = _forced_devices() or cpu.default_num_devices(batch_size)
+    with contextlib.suppress(RuntimeError):  # the backend is already running
+        if num_cpu_devices is not None:
+            jax.config.update("jax_num_cpu_devices", num_cpu_devices)
+    if config.jax_num_cpu_devices > 1:
+        _add_xla_flag("xla_cpu_multi_thread_eigen=false")
+        # Otherwise XLA ends the process when one device waits 40 seconds for another, which happens
+        # where many programs share the cores or this one was paused.
+        _add_xla_flag("xla_cpu_collective_call_terminate_timeout_seconds=1000000")
+    if deterministic:
+        _add_xla_flag("xla_gpu_deterministic_ops=true")
+    if config.jax_compilation_cache_dir is None and (folder := compilation_cache()):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _add_xla_flag(flag: str) -> None:
+    """Sets a flag that XLA reads when its backend starts, unless the user has set it."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag.partition("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{flag}".strip()
+
+
+def _forced_devices() -> int | None:
+    """Returns the number of CPU devices that XLA's own flag sets, if it does."""
+    flag = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return int(flag[1]) if flag else None
+
+
+def compilation_cache() -> Path | None:
+    """Returns the user's folder for compiled programs, created if needed; None without a home."""
+    try:
+        if (home := files.cache_folder()) is None:
+            return None
+        # Programs compiled for one kind of processor may not run on another.
+        kind = hashlib.sha256(cpu.describe_processor().encode()).hexdigest()[:8]
+        folder = home / f"xla-{kind}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function that runs once; on a CPU with little optimization.
+
+    The code for each array's random numbers is long: compiling the initial weights of a ResNet-20
+    takes a third of the time this way. Drawing them takes hundredths of a second either way and
+    gives the same bits.
+    """
+    is_cpu = jax.default_backend() == "cpu"
+    return jax.jit(
+        function, compiler_options={"xla_backend_optimization_level": 1} if is_cpu else None
+    )
+
+
+def make_mesh(batch_size: int | None = None, num_seeds: int = 1) -> Mesh:
+    """Returns a mesh with the axes "seed" and "data".
+
+    Where the devices of a single process divide the seeds, each device trains seeds of its own and
+    exchanges nothing with the others; otherwise all of them share the batch of each seed.
+
+    Args:
+      batch_size: images per step, shared by the devices of all processes. None: a mesh of this
+        process's own devices.
+      num_seeds: runs that are trained in one program.
+
+    Raises:
+      UserError: there is no device, or the devices do not divide the batch.
+    """
+    try:
+        members = jax.local_devices() if batch_size is None else jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0] or "there are none"
+        raise UserError(
+            f"JAX cannot use its devices ({reason}): check JAX_PLATFORMS and the installation"
+        ) from error
+    num_devices = len(members)
+    # A process writes the states of all seeds, so it must hold them.
+    rows = num_devices if num_seeds % num_devices == 0 and jax.process_count() == 1 else 1
+    if batch_size is not None and batch_size % (num_devices // rows):
+        raise UserError(
+            f"a batch of {batch_size} images cannot be shared evenly by {num_devices} devices: "
+            f"set --config.batch_size to a multiple of {num_devices}, or use fewer devices"
+        )
+    shape, kinds = (rows, num_devices // rows), (AxisType.Auto,) * 2
+    return jax.make_mesh(shape, ("seed", "data"), axis_types=kinds, devices=members)
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Returns a tree of arrays, whole on every device."""
+    return put(mesh, tree, PartitionSpec())
+
+
+def put(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
+    """Returns a tree of arrays, which are the same in every process, laid on the mesh."""
+    sharding = NamedSharding(mesh, spec)
+
+    def place(array: Any) -> jax.Array:
+        if mesh.is_multi_process and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(array)))
+        if not mesh.is_multi_process:
+            return jax.device_put(array, sharding)
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree)
+
+
+def abstract(mesh: Mesh, shapes: Any, spec: PartitionSpec | None = None) -> Any:
+    """Returns the `jax.ShapeDtypeStruct`s of a tree with their sharding; by default replicated."""
+    sharding = NamedSharding(mesh, spec or PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
+def describe() -> str:
+    """Returns a description such as "2 CPU devices" or "8 TPU V4 devices in 4 processes"."""
+    kinds = {device.device_kind for device in jax.devices()}
+    count = jax.device_count()
+    words = f"{count} {'/'.join(sorted(kinds)).upper()} device{'s' if count > 1 else ''}"
+    return words + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")

@@ -1,0 +1,251 @@
+"""Arrays in, matplotlib figures out; drawn by Agg, without pyplot and its global state.
+
+Every function takes `dark=True` for a picture on a dark ground. The colours can be told apart with
+any colour vision (Okabe and Ito, https://jfly.uni-koeln.de/color), and text says what they say.
+"""
+
+import functools
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import rcsetup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from cifar_jax.text import shorten_middle
+
+# Narrow, so that the text can still be read where a phone shows the picture smaller.
+WIDTH = 4.6  # inches
+_DPI = 200
+_LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6B6B6B")
+_DARK = ("#56B4E9", "#E69F00", "#2DBE95", "#E39AC3", "#9BD1F5", "#F0E442", "#A8A8A8")
+_MARKERS = "os^Dv"  # for runs that have the same colour
+_GROUND = {False: "#ffffff", True: "#1b1e23"}
+_INK = {False: "#22262b", True: "#e4e6e9"}
+_FAINT = {False: "#d9dce0", True: "#3d434b"}
+
+_AXES = {
+    "loss": "loss (nats per image)",
+    "accuracy": "accuracy (%)",
+    "learning_rate": "learning rate (per step)",
+}
+
+
+def _style(dark: bool) -> dict[Any, Any]:
+    ink, faint, ground = _INK[dark], _FAINT[dark], _GROUND[dark]
+    return {
+        **{f"{part}.facecolor": ground for part in ("figure", "axes", "savefig")},
+        **{f"{part}.color": ink for part in ("text", "xtick", "ytick")},
+        **{"axes.labelcolor": ink, "axes.edgecolor": faint, "grid.color": faint},
+        **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+        **{"axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.6},
+        **{"xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.6},
+        **{"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9},
+        "axes.prop_cycle": rcsetup.cycler(color=_DARK if dark else _LIGHT),
+        "text.parse_math": False,  # a class or a file may have a "$" in its name
+    }
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Lets a function that draws take `dark`."""
+
+    @functools.wraps(draw)
+    def styled(*args: Any, dark: bool = False, **kwargs: Any) -> Figure:
+        with matplotlib.rc_context(_style(dark)):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def colour_of(number: int) -> str:
+    """Returns a colour of the style that is drawn in, the seventh a grey."""
+    cycle = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+    return cycle[number % len(cycle)]
+
+
+def render(figure: Figure) -> bytes:
+    """Returns a figure as a PNG."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(file, format="png", dpi=_DPI)
+    return file.getvalue()
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a figure to a PNG file."""
+    Path(path).write_bytes(render(figure))
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """Returns an empty figure, sides in inches, that makes room for its labels."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+@styled
+def plot_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    quantities: Sequence[str] = ("loss", "accuracy"),
+) -> Figure:
+    """Draws the curves of one or several runs against epochs, one pair of axes a quantity.
+
+    With one run, training and evaluation have a colour each; with several, each run has a colour
+    (beyond the seventh also a mark), the evaluation a full line and the training a dotted one.
+
+    Args:
+      histories: the rows of a run's metrics.jsonl, by the name to show; a row may lack a metric.
+      quantities: of "loss", "accuracy" and "learning_rate".
+    """
+    several = len(histories) > 1
+    legend_height = 0.3 + 0.09 * len(histories) if several else 0
+    figure = new_figure(0.4 + 2.5 * len(quantities) + legend_height)
+    for place, quantity in enumerate(quantities):
+        axes = figure.add_subplot(len(quantities), 1, place + 1)
+        for number, (name, rows) in enumerate(histories.items()):
+            marker = _MARKERS[number // len(_LIGHT) % len(_MARKERS)]
+            options: dict[str, Any] = {"color": colour_of(number), "marker": marker}
+            if quantity == "learning_rate":
+                _draw_curve(axes, rows, quantity, label=name, **options)
+                continue
+            for part, kind in enumerate(("train", "eval")):
+                if several:
+                    options |= {"label": name, "linestyle": ":" if kind == "train" else "-"}
+                else:
+                    options |= {"label": kind, "color": colour_of(part)}
+                _draw_curve(axes, rows, f"{kind}_{quantity}", **options)
+        axes.set(xlabel="epoch", ylabel=_AXES[quantity])
+        axes.set_xlim(left=0)
+        if quantity == "accuracy":
+            # matplotlib's PercentFormatter writes 80.0 where the axis is short.
+            axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 6):g}")
+        elif quantity == "learning_rate":
+            axes.set_ylim(bottom=0)
+        if not several and quantity != "learning_rate":
+            axes.legend()
+    if several:
+        # Outside, where many names hide no curve.
+        lines = [x for x in figure.axes[0].get_lines() if x.get_linestyle() == "-"]
+        words = "full: evaluation, dotted: training"
+        options = {"title": words, "title_fontsize": 7, "fontsize": 7, "ncols": 2}
+        figure.legend(lines, list(histories), loc="outside lower center", **options)
+    return figure
+
+
+def _draw_curve(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, marker: str, **options: Any
+) -> None:
+    """Draws a metric where the rows have it, and a band where they have its edges over seeds."""
+    edges = ("epoch", f"{metric}_low", f"{metric}_high")
+    if band := [[row[name] for name in edges] for row in rows if edges[1] in row]:
+        axes.fill_between(*np.transpose(band), color=options["color"], alpha=0.2, linewidth=0)
+    points = [(row["epoch"], row[metric]) for row in rows if row.get(metric) is not None]
+    if len(points) < 12:  # one point makes no line
+        options["marker"] = marker
+    elif marker != _MARKERS[0]:
+        options |= {"marker": marker, "markevery": len(points) // 8}
+    x, y = zip(*points, strict=True) if points else ((), ())
+    axes.plot(x, y, markersize=3.5, **options)
+
+
+@styled
+def plot_predictions(
+    images: Sequence[np.ndarray],
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    truth: Sequence[int] | np.ndarray | None = None,
+    titles: Sequence[str] | None = None,
+    columns: int = 3,
+) -> Figure:
+    """Draws images in a grid, each with bars for its three most probable classes.
+
+    Args:
+      images: uint8 [height, width, 1 or 3 channels] or [height, width], of any sizes.
+      probabilities: [images, classes].
+      class_names: of the classes.
+      truth: int [images], the right classes: then right and wrong answers are marked.
+      titles: a text for each image, such as its file's name; None: the right class, if given.
+      columns: images in a row.
+    """
+    rows = -(-len(images) // columns)
+    width, height, side = WIDTH / columns, WIDTH / columns + 0.38, WIDTH / columns - 0.42
+    figure = Figure(figsize=(WIDTH, rows * height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        left, top = column * width + 0.08, row * height + 0.08
+        right = truth is None or int(probabilities[number].argmax()) == int(truth[number])
+        colour = colour_of(0 if right else 1)
+        title = "" if truth is None else class_names[truth[number]]
+        title = shorten_middle(titles[number] if titles else title, 18)
+        mark = "" if truth is None else "\N{CHECK MARK} " if right else "\N{BALLOT X} "
+        axes.text(left, top + 0.07, mark + title, va="center", fontsize=8, color=colour)
+        middle, top = left + width / 2 - 0.08, top + 0.18
+        _draw_image(axes, image, middle, top + side / 2, side, colour)
+        bars = (left, top + side + 0.06, width - 0.16)
+        _draw_top(axes, probabilities[number], class_names, bars, colour)
+    axes.set(xlim=(0, WIDTH), ylim=(rows * height, 0), aspect="equal")
+    return figure
+
+
+def _draw_image(
+    axes: Axes, image: np.ndarray, x: float, y: float, side: float, colour: str
+) -> None:
+    """Draws an image around (x, y), its longer side as given, in a frame of a colour."""
+    image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    scale = side / 2 / max(image.shape[:2])
+    high, wide = (scale * length for length in image.shape[:2])
+    extent = (x - wide, x + wide, y + high, y - high)
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=extent)
+    axes.add_patch(Rectangle((x - wide, y - high), 2 * wide, 2 * high, fill=False, ec=colour, lw=1))
+
+
+def _draw_top(
+    axes: Axes,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    place: tuple[float, float, float],
+    colour: str,
+) -> None:
+    """Draws three bars below (left, top), names and percentages upon them."""
+    left, top, width = place
+    for number, index in enumerate(np.argsort(-probabilities, kind="stable")[:3]):
+        share, y = float(probabilities[index]), top + 0.16 * number
+        faint = matplotlib.rcParams["grid.color"]
+        axes.add_patch(Rectangle((left, y), width, 0.14, fc=faint, alpha=0.45, lw=0))
+        axes.add_patch(Rectangle((left, y), width * share, 0.14, fc=colour, alpha=0.4, lw=0))
+        text: dict[str, Any] = {"va": "center_baseline", "fontsize": 7.0}
+        name = shorten_middle(class_names[index], 14)
+        axes.text(left + 0.03, y + 0.07, name, **text)
+        axes.text(left + width - 0.03, y + 0.07, f"{share:.0%}", ha="right", **text)
+
+
+@styled
+def plot_filters(kernel: np.ndarray, columns: int = 8) -> Figure:
+    """Draws the filters of a first convolution, each in its own contrast; grey is a weight of 0.
+
+    Args:
+      kernel: [height, width, 1 or 3 channels, filters].
+      columns: filters in a row.
+    """
+    filters = np.moveaxis(kernel.astype(np.float64), -1, 0)
+    largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
+    filters = 0.5 + 0.5 * filters / np.where(largest > 0, largest, 1)
+    rows, side = -(-len(filters) // columns), WIDTH / columns
+    figure = Figure(figsize=(WIDTH, rows * side))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for number, image in enumerate(filters):
+        row, column = divmod(number, columns)
+        image = image[..., 0] if image.shape[2] == 1 else image
+        x, y = column + 0.06, row + 0.06
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(x, x + 0.88, y + 0.88, y))
+    axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
+    return figure

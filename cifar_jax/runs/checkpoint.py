@@ -1,0 +1,217 @@
+"""Checkpoints: written in the background, whole or not at all, and verified before use.
+
+A checkpoint is WORKDIR/checkpoints/STEP: `state`, the arrays as Orbax writes them; `meta.json`,
+what they belong to; `manifest.json`, the SHA-256 of every file. It is written into a temporary
+folder, which gets its final name last.
+
+A save that fails (a full disk) leaves the earlier checkpoints. It is reported in one line, the
+training continues, and the next save tries again; a run whose last save failed ends with exit
+code 1.
+"""
+
+import contextlib
+import errno
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cifar_jax import files
+from cifar_jax.errors import UserError
+from cifar_jax.runs import manifest, storage
+
+_META = "meta.json"
+_SAVING, _DELETING = ".saving-", ".deleting-"
+_SLACK = 2**16  # bytes that a checkpoint takes besides its arrays
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Keeps the last two and, where the metrics given to `save` hold "eval_accuracy", the best.
+
+    Attributes:
+      folder: of the checkpoints.
+      failure: why the last save failed; "" if it did not.
+    """
+
+    def __init__(self, workdir: str | Path, writable: bool = True):
+        """Opens the folder.
+
+        Args:
+          workdir: of the run.
+          writable: whether to create the folder if needed, delete unfinished saves, and move
+            damaged checkpoints to WORKDIR/damaged_checkpoints, each with a warning.
+
+        Raises:
+          UserError: a checkpoint has a newer format than this version reads.
+        """
+        # TensorStore refuses "..".
+        self.folder = Path(workdir).resolve() / "checkpoints"
+        self.failure = ""
+        self._writable = writable
+        self._saving: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        storage.quiet_orbax()
+        if writable:
+            self.folder.mkdir(exist_ok=True)
+            self._clear()
+            for step in self.steps():
+                self._is_intact(step)
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Any = None) -> None:
+        """Copies the state and begins to save it in the background, after any earlier save.
+
+        Args:
+          step: steps made so far; a step that has a checkpoint already is left as it is.
+          state: a tree of arrays, the same on every device.
+          meta: JSON values that say what the state belongs to.
+          metrics: a mapping that may hold "eval_accuracy", by which the best is chosen.
+        """
+        self.wait()
+        self.failure = ""
+        if step in self.steps():
+            return
+        # A true copy: on a CPU the arrays would share memory that the next step is given to reuse.
+        state = jax.tree.map(lambda leaf: np.array(leaf), state)
+        meta = {**meta, "metrics": dict(metrics or {})}
+        self._saving = self._pool.submit(self._write, step, state, meta)
+        self._step = step
+
+    def poll(self) -> None:
+        """Warns about a save that has failed since; does not wait."""
+        if self._saving and self._saving.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save in the background, if any; warns if it failed."""
+        saving, self._saving = self._saving, None
+        if not saving or not (error := saving.exception()):
+            return
+        self.failure = storage.reason(error)
+        kept = f"that of step {steps[-1]} is kept" if (steps := self.steps()) else "there is none"
+        _log.warning(
+            "the checkpoint of step %d could not be saved, %s: %s", self._step, kept, self.failure
+        )
+
+    def close(self) -> None:
+        """Waits for the last save and ends the thread."""
+        self.wait()
+        self._pool.shutdown()
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a checkpoint, in ascending order."""
+        if not self.folder.is_dir():
+            return []
+        names = (path.name for path in self.folder.iterdir())
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+    def find(self, which: str = "last") -> int | None:
+        """Returns the step of an intact checkpoint, None if there is none.
+
+        For "last", damaged checkpoints are skipped with a warning.
+
+        Args:
+          which: "last", "best" (on the validation split) or a step.
+
+        Raises:
+          UserError: the named checkpoint does not exist, is damaged or has a newer format.
+        """
+        steps = self.steps()
+        if which == "last":
+            return next(filter(self._is_intact, reversed(steps)), None)
+        if which == "best":
+            wanted = steps
+        elif which.isdecimal() and int(which) in steps:
+            wanted = [int(which)]
+        else:
+            known = "".join(f", {step}" for step in steps)
+            raise UserError(f"{self.folder} has no checkpoint {which!r}; there are last{known}")
+        for step in wanted:
+            if damage := manifest.find_damage(self.folder / str(step)):
+                raise UserError(f"the checkpoint {self.folder / str(step)} is damaged: {damage}")
+        if which != "best":
+            return wanted[0]
+        if (best := self._best(wanted)) is None:
+            words = "only runs with data.validation_examples have one; use --checkpoint=last"
+            raise UserError(f"{self.folder} has no best checkpoint: {words}")
+        return best
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """Returns the saved tree.
+
+        Args:
+          step: one that `find` returned.
+          abstract_state: the tree's `jax.ShapeDtypeStruct`s with shardings, or a part of it.
+
+        Raises:
+          UserError: the checkpoint belongs to another model.
+        """
+        return storage.restore(self.folder / str(step) / "state", abstract_state)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Returns the JSON values that were saved with a step, and its "metrics"."""
+        return files.read_json(self.folder / str(step) / _META)
+
+    def _write(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        self._clear()
+        temporary = self.folder / f"{_SAVING}{step}"
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SLACK
+        try:
+            # Orbax fails on a full disk too, but only after a while, and prints much.
+            if shutil.disk_usage(self.folder).free < size:
+                raise OSError(errno.ENOSPC, "")
+            temporary.mkdir()
+            storage.save(temporary / "state", state)
+            files.write_json(temporary / _META, meta)
+            manifest.write(temporary)
+            temporary.rename(self.folder / str(step))
+            files.sync_folder(self.folder)
+        except BaseException:
+            self._clear()
+            raise
+        steps = self.steps()
+        for old in set(steps[:-2]) - {self._best(steps)}:
+            # Renamed first: a checkpoint is never half there, whenever the process ends.
+            doomed = (self.folder / str(old)).rename(self.folder / f"{_DELETING}{old}")
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def _clear(self) -> None:
+        for unfinished in (*self.folder.glob(f"{_SAVING}*"), *self.folder.glob(f"{_DELETING}*")):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it may be a file
+                unfinished.unlink()
+
+    def _best(self, steps: list[int]) -> int | None:
+        scored = []
+        for step in steps:
+            # A checkpoint without metrics, or damaged since.
+            with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+                scored.append((float(self.meta(step)["metrics"]["eval_accuracy"]), step))
+        return max(scored)[1] if scored else None
+
+    def _is_intact(self, step: int) -> bool:
+        """Checks a checkpoint; warns of a damaged one, and moves it away if writable."""
+        folder = self.folder / str(step)
+        if not (damage := manifest.find_damage(folder)):
+            return True
+        if not self._writable:
+            if folder.exists():  # else the run, which still trains, has deleted it
+                _log.warning("skipping the damaged checkpoint %s: %s", folder, damage)
+            return False
+        (aside := self.folder.with_name("damaged_checkpoints")).mkdir(exist_ok=True)
+        target = next(p for n in range(10**6) if not (p := aside / f"{step}-{n}").exists())
+        folder.rename(target)
+        left = (
+            "" if self.steps() else "; no other is left, so the run starts again from the beginning"
+        )
+        _log.warning("moved the damaged checkpoint %s to %s: %s%s", folder, target, damage, left)
+        return False

@@ -1,0 +1,95 @@
+"""Reading and rewinding a run's metrics.jsonl."""
+
+import itertools
+import json
+import logging
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cifar_jax import files
+from cifar_jax.errors import UserError
+from cifar_jax.runs import workdir as workdir_lib
+
+_log = logging.getLogger(__name__)
+
+
+def rewind(path: Path, step: int) -> None:
+    """Deletes the lines of a metrics.jsonl past a step, and an incomplete last line."""
+    if path.exists():
+        kept = [line for line in read_lines(path) if line["step"] <= step]
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the objects in a metrics.jsonl, without an incomplete last line.
+
+    Any other line that cannot be read is skipped with a warning.
+    """
+    lines = []
+    texts = path.read_bytes().splitlines()
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            if not isinstance(line["step"], int):
+                raise TypeError
+            lines.append(line)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            if number < len(texts):
+                _log.warning("line %d of %s is damaged and skipped", number, path)
+    return lines
+
+
+def read_history(workdir: Path) -> list[dict[str, float]]:
+    """Returns the numbers that a run has logged so far, one dict a line.
+
+    The lines of several seeds are merged into their mean, with the lowest and the highest value of
+    each metric as NAME_low and NAME_high.
+
+    Raises:
+      UserError: the log cannot be read, or a line of it has no epoch.
+    """
+    path = workdir / workdir_lib.METRICS
+    try:
+        lines = [numbers(line) for line in read_lines(path)] if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if any("epoch" not in line for line in lines):
+        raise UserError(f"{path} is damaged: a line has no epoch")
+    return [
+        row
+        for _, group in itertools.groupby(lines, key=lambda line: (line["step"], "seed" in line))
+        for row in _merge(list(group))
+    ]
+
+
+def _merge(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    if "seed" not in lines[0]:
+        return lines
+    edges = {
+        f"{name}_{edge}": choose(line[name] for line in lines if name in line)
+        for name in lines[0]
+        if name.startswith(("train_", "eval_"))
+        for edge, choose in (("low", min), ("high", max))
+    }
+    return [average(lines) | edges]
+
+
+def average(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the mean of each number over the seeds; a single line unchanged."""
+    every = [numbers(line) for line in lines]
+    if len(every) == 1 and "seed" not in every[0]:
+        return every[0]
+    names = dict.fromkeys(name for line in every for name in line if name != "seed")
+    means = {name: statistics.fmean(x[name] for x in every if name in x) for name in names}
+    return means | {"step": every[0]["step"]}
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the values that are numbers."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

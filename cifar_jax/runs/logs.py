@@ -1,0 +1,164 @@
+"""The log of a run: lines and a progress bar on the console, metrics.jsonl, TensorBoard."""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cifar_jax.runs import history
+from cifar_jax.runs import workdir as workdir_lib
+
+# tensorboardX imports PyTorch where it finds it, which takes seconds and is of no use here.
+_had_torch = "torch" in sys.modules
+if not _had_torch:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+try:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
+finally:
+    if not _had_torch:
+        del sys.modules["torch"]
+
+_log = logging.getLogger(__name__)
+
+
+class Logs:
+    """The log of one run.
+
+    A full disk does not stop a run: lines that cannot be written are written with a later one.
+    """
+
+    def __init__(self, workdir: Path, step: int, tensorboard: bool, active: bool = True):
+        """Opens the log at a step and deletes the lines that an earlier start wrote past it.
+
+        Args:
+          workdir: of the run.
+          step: at which this start begins.
+          tensorboard: whether curves are written.
+          active: False in all processes of a job but the first: nothing is written or printed.
+        """
+        self._path = workdir / workdir_lib.METRICS
+        self._active = active
+        self._bar: tqdm | None = None
+        self._waiting: list[str] = []
+        self._curves_folder = workdir / "tensorboard" if tensorboard else None
+        self._curves: Curves | None = None
+        self._step = step
+        if active:
+            history.rewind(self._path, step)
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._active:
+            self.close_bar()
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                _log.warning("a line could not be printed: %s", error.strerror)
+
+    def write(self, *lines: Mapping[str, Any]) -> None:
+        """Adds lines to metrics.jsonl, and their means to the curves.
+
+        Args:
+          *lines: objects with "step" and metrics, all of one step: one, or one for each seed.
+        """
+        if not self._active:
+            return
+        self._waiting.append("".join(json.dumps(dict(line)) + "\n" for line in lines))
+        self._append_waiting()
+        if self._curves_folder:
+            points = history.average(lines)
+            step = points.pop("step")
+            try:
+                self._curves = self._curves or Curves(self._curves_folder, self._step)
+                self._curves.write(int(step), points)
+            except OSError as error:
+                _log.warning("TensorBoard: step %d is skipped: %s", step, error.strerror)
+                self._curves = None
+
+    def _append_waiting(self) -> None:
+        try:
+            _append(self._path, "".join(self._waiting))
+            self._waiting.clear()
+        except OSError as error:
+            _log.warning(
+                "%s cannot be written now, lines are kept for later: %s", self._path, error.strerror
+            )
+
+    def progress(self, epoch: int, done: int, total: int, **metrics: float) -> None:
+        """Updates the progress bar of an epoch, on a terminal only."""
+        if not self._active or not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=total, leave=False, unit="step", dynamic_ncols=True)
+        self._bar.set_description(f"epoch {epoch}", refresh=False)
+        self._bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()}, False)
+        self._bar.n = done
+        self._bar.refresh()
+
+    def close_bar(self) -> None:
+        """Removes the bar from the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def close(self) -> None:
+        """Removes the bar and closes the files."""
+        self.close_bar()
+        if self._waiting:
+            self._append_waiting()
+        if self._curves:
+            with contextlib.suppress(OSError):
+                self._curves.close()
+
+
+def _append(path: Path, text: str) -> None:
+    """Appends all of a text to a file, or nothing."""
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(text.encode()) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+class Curves:
+    """A TensorBoard event file of one start of a run, written without TensorFlow.
+
+    tensorboardX's own SummaryWriter is not used: on a full disk its thread dies and then blocks the
+    run. Here a write that fails raises OSError.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        """Opens a file that replaces what earlier starts wrote past `step`."""
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        if step:
+            self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds a point to each named curve."""
+        for name, value in values.items():
+            self._add(step=step, summary=scalar(name, value))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()
+
+    def _add(self, **fields: Any) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), **fields))

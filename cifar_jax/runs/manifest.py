@@ -1,0 +1,89 @@
+"""The manifest of a checkpoint: the SHA-256 of each of its files, checked before use.
+
+Nothing outside the folder is ever opened: a link, or a file that the manifest does not list, counts
+as damage. Imports no JAX.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from cifar_jax import files
+from cifar_jax.errors import UserError
+from cifar_jax.runs import provenance
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+def write(folder: Path) -> None:
+    """Writes the manifest of a folder, and makes all of the folder durable."""
+    found, folders = _paths(folder)
+    digests = {}
+    for name, path in found.items():
+        with path.open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+    version = provenance.versions().get("cifar_jax")
+    content = {"format": FORMAT, "cifar_jax": version, "files": digests}
+    files.write_json(folder / _MANIFEST, {"sha256": files.digest(content), "content": content})
+    for path in folders:
+        files.sync_folder(path)
+
+
+def find_damage(folder: Path) -> str:
+    """Returns what is wrong with a folder's files, "" if nothing is.
+
+    Raises:
+      UserError: the folder is intact but has a newer format than this version reads.
+    """
+    try:
+        if folder.is_symlink():
+            return "it is a link"
+        found, _ = _paths(folder)
+        if odd := [path for path in found.values() if not _is_plain(path)]:
+            kind = "a link" if odd[0].is_symlink() else "not a plain file"
+            return f"{odd[0].relative_to(folder)} is {kind}"
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        content = manifest["content"]
+        if manifest["sha256"] != files.digest(content):
+            return f"{_MANIFEST} has changed"
+        if content["format"] > FORMAT:
+            raise UserError(
+                f"{folder} has format {content['format']}, this version of cifar_jax reads up to "
+                f"{FORMAT}: use version {content.get('cifar_jax')}, which wrote it"
+            )
+        expected = content["files"]
+        if missing := sorted(expected.keys() - found.keys()):
+            return f"{missing[0]} is missing"
+        if extra := sorted(found.keys() - expected.keys()):
+            return f"{extra[0]} does not belong to it"
+        for name, path in found.items():
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected[name]:
+                    return f"{name} has changed"
+    except FileNotFoundError:
+        return f"{_MANIFEST} is missing"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{_MANIFEST} cannot be read ({type(error).__name__})"
+    return ""
+
+
+def _paths(folder: Path) -> tuple[dict[str, Path], list[Path]]:
+    """Returns everything except the manifest, by name; and the folders, `folder` first."""
+    found: dict[str, Path] = {}
+    folders = [folder]
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            folders.append(path)
+        elif path != folder / _MANIFEST or not _is_plain(path):
+            found[path.relative_to(folder).as_posix()] = path
+    return found, folders
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether it is a plain file: no link, and no pipe, which would block its reader for ever."""
+    return path.is_file() and not path.is_symlink()

@@ -1,0 +1,38 @@
+"""Checks a config as a whole, before any data is read or anything compiled."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cifar_jax.config import fields, rules
+from cifar_jax.data import datasets
+from cifar_jax.errors import UserError
+from cifar_jax.models import registry
+from cifar_jax.optim import build
+
+
+def check_config(config: Any, default: ConfigDict | None = None) -> None:
+    """Checks a config: its values, its optimizer, its model and the name of its data set.
+
+    Args:
+      config: what `get_config` of the config file returned, overrides included.
+      default: what `get_config` of configs/default.py returns; if given, the fields and their types
+        are compared with it first.
+
+    Raises:
+      UserError: one line for each mistake.
+    """
+    if default is not None:
+        fields.check_fields(config, default)
+    problems = rules.find_problems(config) + build.find_problems(config.optimizer)
+    model = config.model.to_dict()
+    for ask in (
+        lambda: registry.create(model.pop("name"), num_classes=10, **model),
+        lambda: datasets.check_name(config.data.name, config.data.data_dir),
+    ):
+        try:
+            ask()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))

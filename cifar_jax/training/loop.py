@@ -1,0 +1,207 @@
+"""The training loop: restore, step, log, evaluate, save."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cifar_jax.config import durations as durations_lib
+from cifar_jax.data import datasets
+from cifar_jax.evaluation import scores as scores_lib
+from cifar_jax.evaluation import views
+from cifar_jax.models.registry import create_model
+from cifar_jax.optim.build import create_optimizer
+from cifar_jax.parallel import cpu, devices, processes, seeds
+from cifar_jax.runs import signals as signals_lib
+from cifar_jax.runs.checkpoint import Checkpoints
+from cifar_jax.runs.logs import Logs
+from cifar_jax.training import run as run_lib
+from cifar_jax.training import saving, start
+from cifar_jax.training.metrics import put_metrics
+from cifar_jax.training.program import Feed, compile_train, fits_on_device
+from cifar_jax.training.run import Progress, Run
+from cifar_jax.training.state import TrainState
+from cifar_jax.training.step import make_train_step
+
+
+def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> int:
+    """Trains, resuming from the workdir's last checkpoint if there is one.
+
+    Args:
+      config: a checked config.
+      workdir: the run's folder, locked by this process.
+      signals: notes SIGINT and SIGTERM; at one, the run saves and ends.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UserError: the data cannot be had, the config does not fit the workdir or the data, the loss
+        is not finite, or the last checkpoint could not be saved.
+    """
+    progress = Progress()
+    part = config.batch_size // config.optimizer.accumulation_steps
+    devices.configure(part, config.num_cpu_devices, config.deterministic)
+    processes.run_on_first(lambda: start.check_workdir(config, workdir))
+    mesh = devices.make_mesh(part, config.num_seeds)
+    dataset = processes.first_then_others(
+        lambda: datasets.load(config.data.name, config.data.data_dir)
+    )
+    if config.data.validation_examples:
+        dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
+    split = dataset.splits["train"]
+    durations = durations_lib.resolve(config, len(split.labels))
+    resident = config.data.placement == "device" or (
+        config.data.placement == "auto" and processes.run_on_first(lambda: fits_on_device(split))
+    )
+    model = create_model(config, len(dataset.class_names))
+    checkpoints = processes.first_then_others(lambda: Checkpoints(workdir, processes.is_first()))
+    with jax.set_mesh(mesh):
+        state, saved = start.start(config, dataset, durations, mesh, model, checkpoints)
+        progress.resume(saved)
+        processes.run_on_first(lambda: start.record_config(config, workdir))
+        feed = Feed(split, mesh, seeds.seed_list(config), config.batch_size, resident)
+        logs = Logs(workdir, progress.step, config.log.tensorboard, processes.is_first())
+        run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs)
+        try:
+            code = _loop(run, state, progress, signals)
+        finally:
+            logs.close()
+            feed.close()
+            checkpoints.close()
+    return code
+
+
+def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.Signals) -> int:
+    config, durations = run.config, run.durations
+    run_lib.log_summary(run, progress)
+    # During the compilation, which may be long, a signal ends the program at once.
+    call = _make_call(run, signals.defer)
+    predict = _make_predict(run)
+    on_cpu = jax.default_backend() == "cpu"
+    most = config.steps_per_call or (1 if on_cpu else run.feed.capacity)
+    metrics = put_metrics(run.mesh, progress.sums, len(run.seeds))
+    scores: list[scores_lib.Scores] = []
+    with _tracer(run) as trace:
+        while progress.step < durations.total:
+            first = progress.step
+            num_steps = min(most, run.feed.capacity, _next_stop(run, first) - first)
+            trace(first)
+            state, metrics, seconds = call(state, metrics, first, num_steps)
+            progress.add(num_steps, seconds, metrics)
+            finite = np.isfinite(np.atleast_1d(progress.sums["loss"][0]))
+            what = f"the loss is not finite in steps {first + 1} to {progress.step}"
+            saving.check_finite(run, finite, what)
+            run_lib.update_bar(run, progress)
+            run.checkpoints.poll()
+            scores = []
+            if durations_lib.due(progress.step, durations.eval_every, durations.total):
+                scores = _score_split(run, state, predict, "validation")
+                finite = np.isfinite([own.loss for own in scores])
+                what = f"the loss of the evaluation after step {progress.step} is not finite"
+                saving.check_finite(run, finite, what)
+            if scores or progress.step % durations.steps_per_epoch == 0:
+                run_lib.log_metrics(run, progress, scores)
+                metrics = put_metrics(run.mesh, progress.sums, len(run.seeds))
+            received, seconds = processes.agree_to_stop(signals.received, seconds)
+            if on_cpu and not config.steps_per_call:
+                most = max(1, round(cpu.CALL_SECONDS * num_steps / seconds))
+            every = durations.checkpoint_every
+            if received or durations_lib.due(progress.step, every, durations.total):
+                saving.save(run, state, progress, scores)
+            if received and progress.step < durations.total:
+                saving.check_saved(run)
+                words = f"saved at step {progress.step}; the same command resumes from there"
+                run.logs.say(words)
+                return signals.EXIT_CODES[received]
+    if not scores or "validation" in run.dataset.splits or config.test_time.views != "plain":
+        scores = _score_split(run, state, _make_predict(run, config.test_time), "test")
+    saving.finish(run, progress, scores)
+    return 0
+
+
+def _make_call(run: Run, ready: Callable[[], None]) -> Callable[..., tuple[TrainState, Any, float]]:
+    """Returns the function that makes some steps and measures the seconds that they took.
+
+    The first time, it compiles them and then calls `ready`.
+    """
+    optimizer = create_optimizer(run.config, run.durations)
+    mean, std = run.dataset.mean, run.dataset.std
+    train_step = make_train_step(
+        run.model, optimizer, run.config, mean, std, run.durations.steps_per_epoch
+    )
+    at_once = seeds.at_once(run.config)
+    jitted = compile_train(train_step, run.mesh, run.feed.resident, len(run.seeds), at_once)
+    key = seeds.stack(run.mesh, [jax.random.key(seed) for seed in run.seeds])
+    compiled = None
+
+    def call(state: TrainState, metrics: Any, first: int, num_steps: int) -> Any:
+        nonlocal compiled
+        data, indices = run.feed(first, num_steps)
+        arguments = (state, metrics, data, indices, num_steps, key)
+        # Compiled before the first call, so that compilation is not timed as steps.
+        if compiled is None:
+            compiled = jitted.lower(*arguments).compile()
+            ready()
+        begin = time.monotonic()
+        state, metrics = jax.block_until_ready(compiled(*arguments))
+        return state, metrics, time.monotonic() - begin
+
+    return call
+
+
+def _next_stop(run: Run, step: int) -> int:
+    """Returns the next step after which something is to be done."""
+    durations, log = run.durations, run.config.log
+    stops = [durations.total]
+    for every in (durations.steps_per_epoch, durations.eval_every, durations.checkpoint_every):
+        if every:
+            stops.append(step - step % every + every)
+    if log.profile_steps:
+        edges = (log.profile_start, log.profile_start + log.profile_steps)
+        stops += [edge for edge in edges if edge > step]
+    return min(stops)
+
+
+def _make_predict(run: Run, test_time: Any = None) -> views.Predict:
+    """Returns the function that computes logits, with test-time augmentation if given."""
+    mean, std = run.dataset.mean, run.dataset.std
+    several = (len(run.seeds), seeds.at_once(run.config))
+    return views.make_predict(run.model, run.mesh, mean, std, test_time, *several)
+
+
+def _score_split(
+    run: Run, state: TrainState, predict: views.Predict, split_name: str
+) -> list[scores_lib.Scores]:
+    """Scores each seed on a split, or on the test split if the run has no such split."""
+    splits = run.dataset.splits
+    split = splits.get(split_name, splits["test"])
+    logits = predict(state.variables(), split.images, run.config.eval_batch_size)
+    return [scores_lib.score(own, split.labels) for own in logits.reshape(-1, *logits.shape[-2:])]
+
+
+@contextlib.contextmanager
+def _tracer(run: Run) -> Iterator[Callable[[int], None]]:
+    """Yields a function to call before each call of the program; it traces `profile_steps`."""
+    first = run.config.log.profile_start if processes.is_first() else run.durations.total
+    last = first + run.config.log.profile_steps
+    active = False
+
+    def trace(step: int) -> None:
+        nonlocal active
+        if not active and first <= step < last:
+            jax.profiler.start_trace(str(run.workdir / "profile"))
+            active = True
+        elif active and step >= last:
+            jax.profiler.stop_trace()
+            active = False
+
+    try:
+        yield trace
+    finally:
+        trace(last)

@@ -1,0 +1,152 @@
+"""Many steps in one compiled program, and the images that each call of it is given."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cifar_jax.data.sampling import batch_indices
+from cifar_jax.parallel import cpu, devices, seeds
+from cifar_jax.training.step import Step
+
+# Images of one call that are streamed from the host.
+_STREAM_BYTES = 16 * 2**20
+
+
+def compile_train(
+    step: Step, mesh: Mesh, resident: bool, num_seeds: int = 1, at_once: bool = False
+) -> jax.stages.Wrapped:
+    """Returns the compiled program
+    (state, metrics, data, indices, num_steps, key) -> (state, metrics).
+
+    The number of steps is an argument, not a shape: one program makes any number of them, so a run
+    that was interrupted anywhere executes the same instructions. The metrics of the steps are added
+    to those given. The state is donated. With several seeds, state, metrics, indices, key and
+    streamed images have the axis of the runs as their first.
+
+    Args:
+      step: the train step.
+      mesh: the devices.
+      resident: whether `data` is the whole training set, on every device, and `indices` int32
+        [steps, batch] say which images form each step; otherwise `data` is the images of the call
+        themselves, [steps, batch, ...].
+      num_seeds: runs that the program trains.
+      at_once: whether a device trains its runs at once, as in `seeds.map_seeds`.
+    """
+
+    def run(state, metrics, data, indices, num_steps, key):
+        def body(i, carry):
+            state, metrics = carry
+            images, labels = jax.tree.map(lambda x: x[indices[i]] if resident else x[i], data)
+            state, more = step(state, (images, labels, indices[i]), key)
+            return state, metrics.merge(more)
+
+        return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
+
+    if num_seeds > 1:
+        run = seeds.map_seeds(run, mesh, (0, 0, None if resident else 0, 0, None, 0), at_once)
+    whole, own, rows = (
+        NamedSharding(mesh, spec)
+        for spec in (PartitionSpec(), seeds.spec(num_seeds), seeds.spec(num_seeds, None, "data"))
+    )
+    return jax.jit(
+        run,
+        in_shardings=(own, own, whole if resident else rows, rows, whole, own),
+        out_shardings=own,
+        donate_argnums=0,
+    )
+
+
+class Feed:
+    """Gives each call of the train program its images, from one of two placements.
+
+    Attributes:
+      resident: whether the whole training set is on every device.
+      capacity: the most steps that one call can be given.
+    """
+
+    def __init__(
+        self, split: Any, mesh: Mesh, seed_list: Sequence[int], batch_size: int, resident: bool
+    ):
+        """Puts the training set on the devices, or prepares to stream it.
+
+        Args:
+          split: images uint8 [n, height, width, channels] and labels int32 [n].
+          mesh: the devices.
+          seed_list: of the orders, one for each run.
+          batch_size: images per step.
+          resident: which of the two placements.
+        """
+        self.resident = resident
+        self._split, self._mesh, self._seeds, self._batch_size = split, mesh, seed_list, batch_size
+        self._rows_spec = seeds.spec(len(seed_list), None, "data")
+        self._next: tuple[tuple[int, int], Future] | None = None
+        self.capacity = len(split.labels) // batch_size
+        if resident:
+            self._data = devices.replicate(mesh, tuple(split))
+        else:
+            step_bytes = len(seed_list) * batch_size * int(np.prod(split.images.shape[1:]))
+            self.capacity = max(1, min(self.capacity, _STREAM_BYTES // step_bytes))
+            self._thread = ThreadPoolExecutor(1, "feed")
+
+    def __call__(self, first_step: int, num_steps: int) -> tuple[Any, Any]:
+        """Returns (data, indices) for `compile_train`, for at most `capacity` steps.
+
+        Streamed images are prepared while the call before runs.
+        """
+        if self.resident:
+            rows = self._rows(first_step, num_steps)
+            return self._data, devices.put(self._mesh, rows, self._rows_spec)
+        wanted = (first_step, num_steps)
+        if self._next and self._next[0] == wanted:
+            result = self._next[1].result()
+        else:
+            result = self._gather(*wanted)
+        following = (first_step + num_steps, num_steps)
+        self._next = (following, self._thread.submit(self._gather, *following))
+        return result
+
+    def close(self) -> None:
+        """Ends the thread."""
+        if not self.resident:
+            self._thread.shutdown(cancel_futures=True)
+
+    def _rows(self, first_step: int, num_steps: int) -> np.ndarray:
+        """Returns the indices of the steps, padded to [capacity, batch]: one shape, one program.
+
+        With several runs, [runs, capacity, batch].
+        """
+        rows = np.zeros((len(self._seeds), self.capacity, self._batch_size), np.int32)
+        for own, seed in zip(rows, self._seeds, strict=True):
+            own[:num_steps] = batch_indices(
+                seed, first_step, num_steps, self._batch_size, len(self._split.labels)
+            )
+        return rows if len(self._seeds) > 1 else rows[0]
+
+    def _gather(self, first_step: int, num_steps: int) -> tuple[Any, Any]:
+        rows = self._rows(first_step, num_steps)
+        sharding = NamedSharding(self._mesh, self._rows_spec)
+
+        def stream(array: np.ndarray) -> jax.Array:
+            def read(index: Any) -> np.ndarray:
+                return array[rows[index[: rows.ndim]]]
+
+            shape = (*rows.shape, *array.shape[1:])
+            return jax.make_array_from_callback(shape, sharding, read)
+
+        indices = devices.put(self._mesh, rows, self._rows_spec)
+        return tuple(stream(array) for array in self._split), indices
+
+
+def fits_on_device(split: Any) -> bool:
+    """Whether a split takes at most a quarter of a device's memory (on a CPU, of its share)."""
+    size = sum(array.nbytes for array in split)
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        memory = cpu.host_memory() // jax.local_device_count()
+    else:
+        memory = (device.memory_stats() or {}).get("bytes_limit", 0)
+    return size <= memory // 4

@@ -1,0 +1,108 @@
+"""What a run saves: its checkpoints and its result; and what stops it."""
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from cifar_jax import files
+from cifar_jax.config import stored
+from cifar_jax.errors import UserError
+from cifar_jax.evaluation import scores as scores_lib
+from cifar_jax.parallel import devices, processes
+from cifar_jax.runs import provenance
+from cifar_jax.runs import workdir as workdir_lib
+from cifar_jax.text import format_duration
+from cifar_jax.training.run import Progress, Run
+from cifar_jax.training.state import TrainState, all_finite
+
+
+def save(
+    run: Run, state: TrainState, progress: Progress, scores: Sequence[scores_lib.Scores]
+) -> None:
+    """Starts to save a checkpoint; `scores` on a validation split help to choose the best.
+
+    Raises:
+      UserError: a weight is not finite; then nothing is written.
+    """
+    finite = all_finite(state, len(run.seeds))
+    check_finite(run, finite, f"a weight is not finite at step {progress.step}")
+    metrics = None
+    if scores and "validation" in run.dataset.splits:
+        metrics = {"eval_accuracy": scores[0].accuracy, "eval_loss": scores[0].loss}
+    dataset = run.dataset
+    meta = {
+        "config": stored.to_json(run.config),
+        "progress": progress.saved(),
+        "data": {
+            "class_names": dataset.class_names,
+            "mean": dataset.mean,
+            "std": dataset.std,
+            "image_shape": dataset.splits["train"].images.shape[1:],
+        },
+        "versions": provenance.versions(),
+    }
+    if processes.is_first():
+        run.checkpoints.save(progress.step, state, meta, metrics)
+
+
+def check_saved(run: Run) -> None:
+    """Waits for the save in the background.
+
+    Raises:
+      UserError: it failed.
+    """
+
+    def check() -> None:
+        run.checkpoints.wait()
+        if failure := run.checkpoints.failure:
+            full = failure in map(os.strerror, (errno.ENOSPC, errno.EDQUOT))
+            advice = "make room" if full else f"fix this ({failure})"
+            raise UserError(
+                f"the last checkpoint could not be saved: {advice}, then start the same command "
+                "again; it resumes from the checkpoint that was kept",
+                exit_code=1,
+            )
+
+    processes.run_on_first(check)
+
+
+def check_finite(run: Run, finite: Iterable[Any], what: str) -> None:
+    """Stops the run unless all seeds are finite.
+
+    Raises:
+      UserError: it says what is not finite, for which seeds, and which checkpoint is kept.
+    """
+    if all(finite):
+        return
+    if len(run.seeds) > 1:
+        bad = [seed for seed, good in zip(run.seeds, finite, strict=True) if not good]
+        what += f", seed {', '.join(map(str, bad))}"
+
+    def stop() -> NoReturn:
+        run.checkpoints.wait()
+        step = run.checkpoints.find("last")
+        kept = f"the checkpoint of step {step} is kept" if step else "there is no checkpoint yet"
+        raise UserError(f"{what}: {kept}; try a lower optimizer.learning_rate", exit_code=1)
+
+    processes.run_on_first(stop)
+
+
+def finish(run: Run, progress: Progress, scores: Sequence[scores_lib.Scores]) -> None:
+    """Writes the run's result: the last state's scores on the test split."""
+    check_saved(run)
+    result = {
+        "name": run.workdir.name,
+        "config": stored.to_json(run.config),
+        "seed": run.config.seed,
+        "step": progress.step,
+        "num_epochs": progress.step / run.durations.steps_per_epoch,
+        **scores_lib.result(run.seeds, scores),
+        "wall_seconds": progress.seconds,
+        "devices": devices.describe(),
+        "environment": provenance.environment(),
+    }
+    path = run.workdir / workdir_lib.RESULT
+    processes.run_on_first(lambda: files.write_json(path, result))
+    words = scores_lib.describe_seeds("test", run.seeds, scores)
+    run.logs.say(f"{words}  in {format_duration(progress.seconds)}")

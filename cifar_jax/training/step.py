@@ -1,0 +1,121 @@
+"""The train step: augmentation, loss, gradient and update.
+
+It is written for the whole batch and compiled by one `jax.jit` over the mesh: the batch is divided
+over the axis "data", and the compiler inserts the all-reduces. BatchNorm, dropout and mixup see the
+whole batch, however many devices there are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from cifar_jax.augment import batch as augment
+from cifar_jax.augment import mixing
+from cifar_jax.training.metrics import Metrics
+from cifar_jax.training.state import TrainState
+
+# images uint8 [batch, height, width, channels], labels int32 [batch], and their indices in the
+# training set, int32 [batch]
+Batch = tuple[jax.Array, jax.Array, jax.Array]
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: Any,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    steps_per_epoch: int,
+) -> Step:
+    """Returns the pure function (state, batch, key) -> (state, metrics) of one step.
+
+    Args:
+      model: the network.
+      optimizer: its optimizer.
+      config: the whole config; read here, once.
+      mean: of each channel, in units of pixel / 255.
+      std: of each channel, in units of pixel / 255.
+      steps_per_epoch: steps in an epoch.
+    """
+    compute_gradient = jax.grad(_make_loss(model, config, mean, std), has_aux=True)
+    if config.optimizer.accumulation_steps > 1:
+        compute_gradient = _accumulate(compute_gradient, config.optimizer.accumulation_steps)
+    ema_decay, alternating_flip = config.ema_decay, config.augment.alternating_flip
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        images, labels, indices = batch
+        if alternating_flip:
+            epoch = state.step // steps_per_epoch
+            images = augment.alternating_flip(key, images, indices, epoch)
+        key = jax.random.fold_in(key, state.step)
+        gradient, (batch_stats, metrics) = compute_gradient(
+            state.params, state.batch_stats, (images, labels), key
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay:
+            new = {"params": params, "batch_stats": batch_stats}
+            ema = optax.incremental_update(new, ema, 1 - ema_decay)
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+        return state, metrics
+
+    return train_step
+
+
+def _make_loss(
+    model: nn.Module, config: Any, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[..., Any]:
+    """Returns the function (params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))."""
+    options, smoothing = config.augment, config.loss.label_smoothing
+    fill = tuple(round(255 * value) for value in mean)
+
+    def compute_loss(params, batch_stats, batch, key):
+        images, labels = batch
+        augment_key, mix_key, dropout_key = jax.random.split(key, 3)
+        images = augment.apply(augment_key, images, options, fill)
+        images = augment.normalize(images, mean, std, model.dtype)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes), smoothing)
+        images, targets = mixing.mix(mix_key, images, targets, options)
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+        metrics = Metrics.single_from_model_output(loss=losses, logits=logits, labels=labels)
+        return jnp.mean(losses), (updates.get("batch_stats", batch_stats), metrics)
+
+    return compute_loss
+
+
+def _accumulate(compute_gradient: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """Returns the mean gradient over equal parts of the batch, computed one after another.
+
+    The running statistics pass from part to part.
+    """
+
+    def compute(params, batch_stats, batch, key):
+        # Neighbours go into different parts, so that every device has a share of each part.
+        split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(carry, numbered):
+            gradient, batch_stats, metrics = carry
+            number, part = numbered
+            more, (batch_stats, new) = compute_gradient(
+                params, batch_stats, part, jax.random.fold_in(key, number)
+            )
+            return (optax.tree.add(gradient, more), batch_stats, metrics.merge(new)), None
+
+        start = (optax.tree.zeros_like(params), batch_stats, Metrics.empty())
+        (gradient, batch_stats, metrics), _ = jax.lax.scan(add, start, (jnp.arange(parts), split))
+        return optax.tree.scale(1 / parts, gradient), (batch_stats, metrics)
+
+    return compute
