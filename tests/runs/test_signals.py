@@ -24,7 +24,7 @@ def run(program):
     )
     done = subprocess.run(
         [sys.executable, "-c", beginning + program],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=120,

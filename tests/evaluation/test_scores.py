@@ -9,7 +9,7 @@ import pytest
 
 from cifar_jax.evaluation import scores
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NUM_IMAGES = 10_007  # a prime: no batch size divides it
 
 # Each image holds its number, and the "model" answers with that number: an image that was left out,

@@ -29,7 +29,7 @@ def hold_lock(folder):
         [sys.executable, "-c", HOLD, folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         text=True,
     )
     assert process.stdout.readline() == "held\n"

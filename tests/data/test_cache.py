@@ -169,7 +169,7 @@ def test_two_processes_may_decode_at_once(root):
         "train = datasets.load('cifar10', sys.argv[1]).splits['train']\n"
         "print(int(np.sum(train.images, dtype=np.int64)), type(train.images).__name__)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", program, str(root)]
     started = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)

@@ -21,7 +21,7 @@ from cifar_jax.parallel import devices
 from cifar_jax.runs import manifest
 from cifar_jax.runs.checkpoint import Checkpoints
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def assert_holds(checkpoints, step):

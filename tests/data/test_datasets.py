@@ -19,7 +19,7 @@ REAL_DATA = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expan
 
 def run_python(program, *arguments, **environment):
     """Runs a program in a fresh interpreter; returns what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **environment}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -16,9 +16,9 @@ from cifar_jax.runs import checkpoint, manifest
 from cifar_jax.runs.checkpoint import Checkpoints
 from tests import program, sample_run
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 FORMATS = sorted(DATA.glob("format-*"))
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_present_format_is_kept_too():

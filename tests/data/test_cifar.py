@@ -181,7 +181,7 @@ def test_two_processes_may_prepare_at_once(tmp_path):
     with serving(content) as (address, _):
         url = f"{address}/cifar-10-binary.tar.gz"
         command = [sys.executable, "-c", program, str(tmp_path), url]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         pipe = subprocess.PIPE
         started = [
             subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe) for _ in range(2)

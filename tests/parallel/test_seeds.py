@@ -21,7 +21,7 @@ from cifar_jax.training import check, state
 from cifar_jax.training import loop as train
 from tests import program, tiny
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def config(**fields):

@@ -14,7 +14,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.parallel import cpu, devices
 from tests import program
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
 import sys
