@@ -1,9 +1,9 @@
-"""Collects finished runs of one config, of one or several seeds each, into `results/NAME.json`.
+"""Collects finished runs of one config, with one or several seeds each, in `results/NAME.json`.
 
   python -m results.collect NAME WORKDIR [WORKDIR ...]
 
-The result holds the mean over the seeds, their deviation, the interval in which the mean lies with
-95 %, and each seed with its curve.
+The result has the mean over the seeds, their standard deviation, the 95 % interval of the mean, and
+each seed with its curve.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from cifar_jax.evaluation import scores
 from cifar_jax.runs import workdir as workdir_lib
 
 FOLDER = Path(__file__).resolve().parent
-# Where a run's data lie, and its seeds, are not what makes it another run.
+# Runs that differ only in these belong to one result.
 _OWN = ("seed", "num_seeds", "data.data_dir")
 
 
@@ -33,11 +33,11 @@ def collect(name: str, workdirs: Sequence[Path]) -> dict[str, Any]:
 
     Args:
       name: of the result.
-      workdirs: of finished runs that differ in their seeds alone.
+      workdirs: of finished runs that differ only in their seeds.
 
     Raises:
-      UserError: a run is not finished, or two of them are of different configs, commits or
-        versions, or of the same seed.
+      UserError: a run is not finished, or two of them have different configs, commits or versions,
+        or the same seed.
     """
     every = [pair for workdir in workdirs for pair in read_seeds(workdir)]
     runs, workdirs = zip(*sorted(every, key=_seed), strict=True)
@@ -45,7 +45,9 @@ def collect(name: str, workdirs: Sequence[Path]) -> dict[str, Any]:
     for run, workdir in zip(runs, workdirs, strict=True):
         for what, own, other in _compared(run, first):
             if own != other:
-                raise UserError(f"{workdir}: its {what} is {own}, that of {workdirs[0]} is {other}")
+                raise UserError(
+                    f"{workdir}: its {what} is {own}, but that of {workdirs[0]} is {other}"
+                )
     seeds = [run["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise UserError(f"two of the runs have the same seed: {seeds}")
@@ -90,7 +92,7 @@ def _seed(pair: tuple[Mapping[str, Any], Path]) -> int:
 
 
 def _compared(run: Mapping[str, Any], first: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(what, of this run, of the first one) for all that runs of one result have in common."""
+    """Returns (what, of this run, of the first one) for all that must be the same in one result."""
     configs = [dict(fields.flatten(one["config"])) for one in (run, first)]
     values = [
         (field, configs[0].get(field), configs[1].get(field))
@@ -104,17 +106,17 @@ def _compared(run: Mapping[str, Any], first: Mapping[str, Any]) -> list[tuple[st
 
 
 def describe_config(config: Mapping[str, Any], command: Sequence[str]) -> dict[str, Any]:
-    """Returns the config's file and what the run's fields have in place of the file's.
+    """Returns the config's file, and the fields that the run overrides.
 
     Args:
       config: the run's, as JSON values.
-      command: the run's arguments, of which `--config` names the file.
+      command: the run's arguments; `--config` names the file.
     """
     given = re.search(r"--?config[= ](\S+)", " ".join(command))
     if not given:
         raise UserError(f"the run's command has no --config: {' '.join(command)}")
     file, _, variant = given[1].partition(":")
-    # Paths would say nothing elsewhere.
+    # Paths mean nothing on another machine.
     file = f"configs/{Path(file).name}" if Path(file).parent.name == "configs" else Path(file).name
     theirs: dict[str, Any] = {}
     with contextlib.suppress(ImportError):
@@ -151,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("name", help="the result goes to results/NAME.json")
     parser.add_argument("workdirs", nargs="+", type=Path)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="in place of results")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="in place of results/")
     options = parser.parse_args(argv)
     try:
         result = collect(options.name, options.workdirs)

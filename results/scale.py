@@ -1,17 +1,17 @@
-"""The tables of what many devices, many seeds and the speed records take."""
+"""The tables of many devices, of many seeds and of the speed records."""
 
 import statistics
 from typing import Any
 
 from cifar_jax.evaluation.scores import summarize
-from results.markdown import markdown
+from results.markdown import markdown, origin
 
 
 def scaling(result: dict[str, Any]) -> str:
-    """What a training gives on devices and processes, exchanges, and would take elsewhere."""
+    """Results, exchanges and speed of a training on several devices; a model of larger machines."""
     text = ""
     if rows := result.get("correctness"):
-        header = ["devices", "processes", "largest difference of a parameter", "right images"]
+        header = ["devices", "processes", "largest difference of a parameter", "correct images"]
         text += markdown(
             header,
             [
@@ -25,8 +25,8 @@ def scaling(result: dict[str, Any]) -> str:
             ],
         )
     if rows := result.get("exchanges"):
-        header = ["config", "gradients", "BatchNorm's sums", "in the program", "all-reduces"]
-        text += f"\nBytes that a step exchanges on {rows[0]['devices']} devices:\n\n" + markdown(
+        header = ["config", "gradients", "BatchNorm's sums", "in the program", "exchanges"]
+        text += f"\nBytes exchanged per step on {rows[0]['devices']} devices:\n\n" + markdown(
             header,
             [
                 [
@@ -48,11 +48,12 @@ def scaling(result: dict[str, Any]) -> str:
             header, [[*cell, f"{statistics.median(each):,.0f}"] for cell, each in rates.items()]
         )
         text += (
-            "\nThe speed is that of the tests' small network, whose steps take milliseconds: with "
-            "so little to compute on two cores, an exchange costs more than a device saves.\n"
+            "\nStrong: one batch, shared by the devices; weak: one batch per device. This is the "
+            "speed of the tests' small network, whose steps take milliseconds: with so little to "
+            "compute on two cores, an exchange costs more time than a second device saves.\n"
         )
     if rows := result.get("model"):
-        header = ["modelled", "machine", "computation", "exchange", "efficiency", "least batch"]
+        header = ["model of", "machine", "computation", "exchange", "efficiency", "least batch"]
         text += "\n" + markdown(
             header,
             [
@@ -66,11 +67,11 @@ def scaling(result: dict[str, Any]) -> str:
                 for row in rows
             ],
         )
-    return text + f"\n{result['hardware']}; the machines of the model are not ours.\n"
+    return text + f"\n{origin(result)} The machines of the last table were not at hand.\n"
 
 
 def seeds(result: dict[str, Any]) -> str:
-    """Several runs in one program beside one alone; calls of many steps beside step by step."""
+    """Several runs in one program or one alone; many steps per call or one."""
 
     def rate(values: list[float]) -> str:
         return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
@@ -86,9 +87,9 @@ def seeds(result: dict[str, Any]) -> str:
         rows.append([row["model"], str(row["num_seeds"]), *cells])
     header = ["model", "seeds", "one run alone", "seeds one after another", "seeds at once"]
     text = markdown(header, rows) + (
-        "\nImages per second over all seeds, the middle of several turns, in brackets the lowest "
-        "and the highest; bold: the time of all seeds over that of one run alone, with the number "
-        "of devices that is best for it.\n\n"
+        "\nImages per second over all seeds: the median of several rounds, in brackets the "
+        "slowest and the fastest. In bold: the time that all seeds take, as a multiple of one run "
+        "alone with the number of devices that is best for it.\n\n"
     )
     rows = []
     for row in result["calls"]:
@@ -98,20 +99,26 @@ def seeds(result: dict[str, Any]) -> str:
             times = scan / statistics.median(rates[way])
             cells.append(f"{rate(rates[way])}: **{times:.2f}x**, {row['difference'][way]:.1e}")
         rows.append([row["model"], str(row["steps"]), rate(rates["scan"]), *cells])
-    header = ["model", "steps", "many steps a call", "one step a call", "a step without the loop"]
+    header = [
+        "model",
+        "steps",
+        "many steps per call",
+        "one step per call",
+        "a step without the loop",
+    ]
     return (
         text
         + markdown(header, rows)
         + (
-            "\nImages per second; bold: how many times faster the call of many steps is; then the "
-            "norm of the difference of the parameters at the end, over the norm of the parameters. "
-            f"{result['devices']}; {result['hardware']}.\n"
+            "\nImages per second. In bold: how many times as fast the call of many steps is; then "
+            "the norm of the difference of the final parameters, divided by their norm. "
+            f"{origin(result, result['devices'])}\n"
         )
     )
 
 
 def speedrun(result: dict[str, Any]) -> str:
-    """Accuracy and time of runs by the records' rules; images per second in training."""
+    """Accuracy and time of runs by the rules of the speed records; images per second."""
     rows = []
     for name, row in result["runs"].items():
         for words, each in ((f"`{name}`", row["seeds"]), ("the record in PyTorch", row["rival"])):
@@ -132,13 +139,14 @@ def speedrun(result: dict[str, Any]) -> str:
     header = ["config", "epochs", "seeds", "accuracy", "seconds", "PFLOP", "of the matrix rate"]
     text = markdown([*header, "compilation"], rows)
     text += (
-        "\nAccuracy: mean, deviation and the mean's 95 % interval, with test-time augmentation. "
-        "Seconds: the median run, with its evaluation, without reading the data and compiling. "
-        f"Matrix products: {result['matrix_rate'] / 1e12:.3g} TFLOP/s.\n"
+        "\nAccuracy: mean, standard deviation and 95 % interval of the mean, with test-time "
+        "augmentation. Seconds: the median run, evaluation included, without reading the data and "
+        "compiling. The matrix rate is that of large matrix products on this device, "
+        f"{result['matrix_rate'] / 1e12:.3g} TFLOP/s.\n"
     )
     for name, row in result.get("commands", {}).items():
         text += (
-            f"\nThe command with `{name}`, all told, nothing compiled before: "
+            f"\nThe whole command with `{name}`, nothing compiled before: "
             f"{row['seconds']:.1f} s, {row['accuracy']:.2%}.\n"
         )
     if result["throughput"]:
@@ -149,4 +157,4 @@ def speedrun(result: dict[str, Any]) -> str:
         ]
         header = ["training in bfloat16", "batch", "images per second"]
         text += "\n" + markdown(header, rows)
-    return text + f"\n{result['devices']}; {result['hardware']}.\n"
+    return text + f"\n{origin(result, result['devices'])}\n"

@@ -1,17 +1,20 @@
-"""The systems that are reproduced: what each reported, and the table that puts ours beside it."""
+"""The systems that are reproduced: what each reported, and the tables that compare ours with it."""
 
+import re
 import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from results.markdown import short_commit
+
 
 class System(NamedTuple):
-    """A published system: its figures are of the test set, as its own page gives them.
+    """A published system, with the test set figures that its own page gives.
 
     Attributes:
       words: its name.
       accuracy: in percent; None: not given.
-      loss: the cross-entropy; None: not given.
+      loss: the cross-entropy in nats; None: not given.
       epochs: of its training; None: not given.
     """
 
@@ -29,11 +32,9 @@ SYSTEMS = {
     "mlp": System("The same in Flax"),
     "lenet": System("LeNet-like (PyTorch)"),
     "simple_cnn": _SIMPLE,
-    "simple_cnn_25": _SIMPLE._replace(
-        words="The same, longer", accuracy=None, loss=None, epochs=25
-    ),
+    "simple_cnn_25": System("The same, longer", epochs=25),
     "simple_cnn_modern": System("The same, augmented"),
-    # Its own figure is left blank; these are those of the plain model that came before a ResNet.
+    # Its page leaves the figure blank; these are those of the plain model on the ResNet's page.
     "bn_cnn": System("BN CNN (Keras)", 81.33, 0.5822, None),
     "vgg_bn": _VGG,
     "vgg_bn_augment": _VGG._replace(words="The same, augmented"),
@@ -43,29 +44,69 @@ SYSTEMS = {
     "speedrun": System("Speed record (airbench94_muon, PyTorch)", 94.01, None, 8),
 }
 
+SUMMARY_HEADER = ("system", "reported", "here", "epochs", "time", "command")
 HEADER = (
     *("system", "reported (loss)", "epochs there", "command", "accuracy here", "loss here"),
-    *("epochs here", "seeds", "time", "hardware"),
+    *("epochs here", "seeds", "time", "hardware", "commit"),
 )
+# Overrides that change neither the training nor its result.
+_WITHOUT_EFFECT = ("checkpoint.", "log.")
+
+
+def summary_rows(results: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Returns a row of `SUMMARY_HEADER` for each result, in the order of `SYSTEMS`.
+
+    Args:
+      results: contents of `results/NAME.json`; those of no system come last.
+    """
+    return [_summary_row(result) for result in _sort(results)]
 
 
 def rows(results: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """Returns a row for each result, those of the systems first, in their order.
+    """Returns a row of `HEADER` for each result, in the order of `SYSTEMS`.
 
     Args:
-      results: contents of `results/NAME.json`.
+      results: contents of `results/NAME.json`; those of no system come last.
     """
-    order = {name: place for place, name in enumerate(SYSTEMS)}
-    ordered = sorted(results, key=lambda result: order.get(result["name"], len(order)))
-    return [_row(result) for result in ordered]
+    return [_row(result) for result in _sort(results)]
 
 
-def command(config: Mapping[str, Any]) -> str:
-    """Returns what was run, without `python main.py --config=` where that was it."""
+def command(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> str:
+    """Returns the command of a result, without `python main.py --config=` where it starts so.
+
+    Args:
+      config: the result's `config`.
+      without: beginnings of the names of overrides to leave out.
+    """
     if "module" in config:
         return f"python -m {config['module']} --dataset={config['dataset']}"
-    overrides = (f" --config.{field}={value}" for field, value in config["overrides"].items())
+    overrides = (
+        f" --config.{field}={value}"
+        for field, value in config["overrides"].items()
+        if not field.startswith(without)
+    )
     return config["file"] + "".join(overrides)
+
+
+def _sort(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    order = {name: place for place, name in enumerate(SYSTEMS)}
+    return sorted(results, key=lambda result: order.get(result["name"], len(order)))
+
+
+def _summary_row(result: Mapping[str, Any]) -> list[str]:
+    system = SYSTEMS.get(result["name"], System(""))
+    reported = "" if system.accuracy is None else f"{system.accuracy:.2f} %"
+    if reported and system.epochs is not None:
+        reported += f" in {system.epochs} epochs"
+    gpu = re.search(r"NVIDIA (\w+)", result["hardware"])
+    return [
+        system.words,
+        reported,
+        _accuracy(result),
+        f"{result['num_epochs']:g}",
+        _time(result) + (f" ({gpu[1]})" if gpu else ""),
+        f"`{command(result['config'], _WITHOUT_EFFECT)}`",
+    ]
 
 
 def _row(result: Mapping[str, Any]) -> list[str]:
@@ -73,26 +114,32 @@ def _row(result: Mapping[str, Any]) -> list[str]:
     reported = "" if system.accuracy is None else f"{system.accuracy:.2f} %"
     if system.loss is not None:
         reported += f" ({system.loss:.4f})"
-    accuracies, losses = (
-        [seed[key] for seed in result["seeds"]] for key in ("test_accuracy", "test_loss")
-    )
-    # What else a machine has to do only adds.
-    times = [seed.get("wall_seconds", result["wall_seconds"]) for seed in result["seeds"]]
     return [
         system.words,
         reported,
         "" if system.epochs is None else str(system.epochs),
         f"`{command(result['config'])}`",
-        f"**{_mean([100 * value for value in accuracies], 2)} %**",
-        _mean(losses, 4),
+        _accuracy(result),
+        _mean([seed["test_loss"] for seed in result["seeds"]], 4),
         f"{result['num_epochs']:g}",
         str(len(result["seeds"])),
-        f"{min(times) / 60:.1f} min",
+        _time(result),
         result["hardware"],
+        short_commit(result),
     ]
 
 
+def _accuracy(result: Mapping[str, Any]) -> str:
+    return f"**{_mean([100 * seed['test_accuracy'] for seed in result['seeds']], 2)} %**"
+
+
+def _time(result: Mapping[str, Any]) -> str:
+    """The time of the fastest seed: whatever else the machine does can only add to it."""
+    times = [seed.get("wall_seconds", result["wall_seconds"]) for seed in result["seeds"]]
+    return f"{min(times) / 60:.1f} min"
+
+
 def _mean(values: list[float], digits: int) -> str:
-    """The mean and, of several, the standard deviation of the sample."""
+    """The mean, and with several values their sample standard deviation."""
     text = f"{statistics.fmean(values):.{digits}f}"
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text

@@ -1,13 +1,14 @@
-"""What runs and measurements are made into: files of results and the README's tables."""
+"""Runs are collected into results, and results into the tables of README.md and docs/."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cifar_jax.errors import UserError
-from results import collect, scale, systems, tables
+from results import collect, scale, speed, systems, tables
 from tests.rates import rate_row
 
 
@@ -64,7 +65,7 @@ def test_one_seed_has_no_deviation(tmp_path):
     assert result["test_accuracy"] == pytest.approx(0.94)
 
 
-def test_overrides_are_what_the_file_does_not_say():
+def test_a_config_is_described_by_its_file_and_overrides():
     from cifar_jax.config import stored
     from configs import resnet
 
@@ -86,13 +87,13 @@ def test_overrides_are_what_the_file_does_not_say():
         ({"seed": 0}, "the same seed"),
     ],
 )
-def test_runs_that_do_not_belong_together_are_refused(tmp_path, changes, message):
+def test_runs_that_differ_in_more_than_their_seed_are_refused(tmp_path, changes, message):
     folders = [write_run(tmp_path / "a", 0), write_run(tmp_path / "b", 1, changes)]
     with pytest.raises(UserError, match=message):
         collect.collect("digits", folders)
 
 
-def test_seeds_that_were_trained_together_are_collected_too(tmp_path):
+def test_seeds_trained_together_are_collected_too(tmp_path):
     each = [{"seed": seed, "test_accuracy": seed / 10, "test_loss": 1.0} for seed in (4, 5)]
     both = write_run(tmp_path / "both", 4, {"seeds": [{**x, "num_correct": 3} for x in each]})
     lines = [{"step": 5, "seed": seed, "train_loss": seed} for seed in (4, 5)]
@@ -112,11 +113,11 @@ def test_an_unfinished_run_is_named(tmp_path, capsys):
     assert "result.json does not exist" in capsys.readouterr().err
 
 
-README = """# A project
+PAGE = """# A project
 <!-- table: bench_step_time -->
 <!-- end -->
 between
-<!-- table: training -->
+<!-- table: training_details -->
 old
 <!-- end -->
 <!-- table: bench_startup -->
@@ -125,54 +126,70 @@ kept
 """
 
 
-def step_time_result(rows):
+def step_time_result(rows, **fields):
     return {
         "measurements": rows,
         "hardware": "2 cores",
+        "commit": "0123456789+",
         "versions": {"ours": {"jax": "0.10.2"}, "pytorch": {"torch": "2.13.0"}},
-    }
+    } | fields
 
 
-def test_the_readme_gets_its_tables(tmp_path, capsys):
+def test_readme_and_docs_get_their_tables(tmp_path, capsys):
     rows = [rate_row("ours", 220.0), rate_row("pytorch", 200.0), rate_row("pytorch_compiled", 110)]
     (tmp_path / "bench_step_time.json").write_text(json.dumps(step_time_result(rows)))
     collect.main(["digits", str(write_run(tmp_path / "run", 0)), f"--folder={tmp_path}"])
-    readme = tmp_path / "README.md"
-    readme.write_text(README)
-    arguments = [f"--readme={readme}", f"--folder={tmp_path}"]
+    readme, page = tmp_path / "README.md", tmp_path / "docs" / "speed.md"
+    page.parent.mkdir()
+    readme.write_text("<!-- table: training -->\n<!-- end -->\n")
+    page.write_text(PAGE)
+    arguments = [f"--root={tmp_path}", f"--folder={tmp_path}"]
     assert tables.main([*arguments, "--check"]) == 1
-    assert readme.read_text() == README
+    assert page.read_text() == PAGE
+    words = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is out of date")[0] for line in words] == [str(readme), str(page)]
     assert tables.main(arguments) == 0
     assert tables.main([*arguments, "--check"]) == 0
-    text = readme.read_text()
+    command = "`configs/resnet.py:20 --config.num_epochs=2.0"
+    assert f"|  |  | **90.00 %** | 2 | 0.2 min | {command}" in readme.read_text()
+    text = page.read_text()
     assert (
         "| vgg_bn | 128 | 220 (210 to 230) | not run | not run "
         "| 200 (190 to 210): **1.10x** |\n" in text
     )
-    assert "|  |  |  | `configs/resnet.py:20 --config.num_epochs=2.0" in text
+    assert "Measured on 2 cores, commit 0123456+. Versions: this project on jax 0.10.2," in text
+    assert f"|  |  |  | {command}" in text
     assert "| **90.00 %** | 0.3000 | 2 | 1 | 0.2 min | 2 CPU devices, 2 cores of Abacus" in text
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert "\nbetween\n" in text
     assert "<!-- table: bench_startup -->\nkept\n<!-- end -->\n" in text
 
 
-def test_a_system_stands_beside_what_it_reported():
-    names = ("unknown", "resnet_20", "numpy_mlp")
-    config = {"file": "configs/resnet.py:20", "overrides": {"num_epochs": 5.0}}
+def system_results():
+    """The results of a system with three seeds, of one with one, and of one that is unknown."""
+    config = {
+        "file": "configs/resnet.py:20",
+        "overrides": {"num_epochs": 5.0, "log.report": False, "checkpoint.every_steps": 9},
+    }
     module = {"module": "cifar_jax.numpy_mlp", "dataset": "mnist"}
     seeds = [{"test_accuracy": a, "test_loss": 0.3} for a in (0.90, 0.91, 0.92)]
-    rest = {"num_epochs": 5.0, "wall_seconds": 90, "hardware": "2 cores"}
-    numpy_mlp, resnet, unknown = systems.rows(
+    rest = {"num_epochs": 5.0, "wall_seconds": 90, "hardware": "2 cores", "commit": "abcdefgh"}
+    return [
         {
             **{"name": name, "seeds": seeds[:1] if name == "unknown" else seeds},
             **{"config": module if name == "numpy_mlp" else config, **rest},
         }
-        for name in names
-    )
+        for name in ("unknown", "resnet_20", "numpy_mlp")
+    ]
+
+
+def test_a_system_is_beside_what_it_reported():
+    numpy_mlp, resnet, unknown = systems.rows(system_results())
+    command = "configs/resnet.py:20 --config.num_epochs=5.0 --config.log.report=False"
     assert resnet == [
         *("ResNet (Keras)", "90.35 % (0.3836)", "130"),
-        "`configs/resnet.py:20 --config.num_epochs=5.0`",
-        *("**91.00 ± 1.00 %**", "0.3000 ± 0.0000", "5", "3", "1.5 min", "2 cores"),
+        f"`{command} --config.checkpoint.every_steps=9`",
+        *("**91.00 ± 1.00 %**", "0.3000 ± 0.0000", "5", "3", "1.5 min", "2 cores", "abcdefg"),
     ]
     assert numpy_mlp[:4] == [
         "NumPy network",
@@ -184,10 +201,32 @@ def test_a_system_stands_beside_what_it_reported():
     assert unknown[4:6] == ["**90.00 %**", "0.3000"]
 
 
+def test_the_short_table_leaves_out_what_does_not_change_the_training():
+    results = system_results()
+    results[1]["hardware"] = "1 NVIDIA H200 device, 16 cores"
+    _, resnet, unknown = systems.summary_rows(results)
+    assert resnet == [
+        *("ResNet (Keras)", "90.35 % in 130 epochs", "**91.00 ± 1.00 %**", "5"),
+        *("1.5 min (H200)", "`configs/resnet.py:20 --config.num_epochs=5.0`"),
+    ]
+    assert unknown[1:5] == ["", "**90.00 %**", "5", "1.5 min"]
+
+
+def test_the_short_table_of_speed_shows_both_processors():
+    narrow = [rate_row("ours", 200.0), rate_row("jax", 100.0), rate_row("pytorch", 100.0)]
+    wide = [rate_row("ours", 600.0), rate_row("jax", 500.0), rate_row("pytorch", 500.0)]
+    wide.append(rate_row("pytorch_compiled", 800.0))
+    wide_result = step_time_result(wide, hardware="2 cores (AVX-512)", commit="fedcba9876")
+    table = speed.speed(step_time_result(narrow), wide_result)
+    assert "| vgg_bn | 200 / 600 | 2.00x / 1.20x | not run / not run | 2.00x / 0.75x |\n" in table
+    assert "AVX2 (2 cores, commit 0123456+)" in table
+    assert "AVX-512 (2 cores (AVX-512), commit fedcba9)" in table
+
+
 def test_compiled_pytorch_counts_where_it_is_the_best():
     rates = {"ours": 220.0, "pytorch": 200.0, "pytorch_compiled": 440.0}
     rows = [rate_row(name, rate) for name, rate in rates.items()]
-    table = tables.step_time(step_time_result(rows))
+    table = speed.step_time(step_time_result(rows))
     assert "440 (430 to 450), compiled: **0.50x**" in table
 
 
@@ -217,7 +256,7 @@ def test_start_up_table():
         "resident_bytes": {"ours": 2**30, "keras": 2**31},
         "hardware": "2 cores",
     }
-    table = tables.startup(result)
+    table = speed.startup(result)
     assert "| first step, cold compilation cache | 9.6 s |" in table
     assert "| memory, Keras on TensorFlow | 2,048 MiB |" in table
 
@@ -225,12 +264,19 @@ def test_start_up_table():
 def test_an_unknown_table_is_an_error(tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- table: nonsense -->\n<!-- end -->\n")
-    assert tables.main([f"--readme={readme}", f"--folder={tmp_path}"]) == 2
-    assert "wants the table 'nonsense'" in capsys.readouterr().err
+    assert tables.main([f"--root={tmp_path}", f"--folder={tmp_path}"]) == 2
+    assert f"{readme}: there is no table 'nonsense'; there are training," in capsys.readouterr().err
 
 
-def test_the_projects_readme_is_what_its_results_say():
+def test_every_table_of_the_project_is_shown_and_up_to_date():
     assert tables.main(["--check"]) == 0
+    pages = tables.find_pages(tables.FOLDER.parent)
+    shown = {page.name: re.findall("<!-- table: (.*) -->", page.read_text()) for page in pages}
+    assert shown["README.md"] == ["training", "speed"]
+    every = [name for names in shown.values() for name in names]
+    assert len(every) == len(set(every))
+    for beginning in ("training_details", *tables.BENCHMARKS):
+        assert any(name.startswith(beginning) for name in every), beginning
 
 
 def test_results_name_no_machine():
