@@ -67,8 +67,8 @@ def speed(narrow: dict[str, Any], wide: dict[str, Any]) -> str:
         *(f"over {words.partition(',')[0]}" for words, _ in PEERS),
     ]
     return markdown(header, rows) + (
-        f"\nBefore the slash: AVX2 ({place(narrow)}); after it: AVX-512 ({place(wide)}). "
-        "Above 1x, this project is faster.\n"
+        "\nAbove 1x, this project is faster. "
+        f"Before the slash, AVX2: {place(narrow)}. After it, AVX-512: {place(wide)}.\n"
     )
 
 
@@ -79,7 +79,8 @@ def _shown_batch(result: dict[str, Any]) -> int:
 
 def _rates(result: dict[str, Any], kind: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns model -> framework -> measurement, of "train" or "infer"."""
-    size, rates = _shown_batch(result), {}
+    size = _shown_batch(result)
+    rates: dict[str, dict[str, dict[str, Any]]] = {}
     for row in result["measurements"]:
         if row["batch_size"] == size and row["what"] == kind:
             rates.setdefault(row["model"], {})[row["framework"]] = row

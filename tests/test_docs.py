@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from absl import flags
 
-from cifar_jax.cli.main import MODE_FLAGS
+import cifar_jax.cli.main  # noqa: F401 (defines the flags)
 from cifar_jax.config.fields import flatten
 from configs import default
 
@@ -62,9 +63,9 @@ def test_named_flags_and_fields_exist(page):
         whole = name in fields or name == "optimiser.learning_rate"  # an example of a mistake
         part = name == "optimizer.groups" or any(field.startswith(f"{name}.") for field in fields)
         assert whole or part, name
-    flags = {"mode", "help"}.union(*MODE_FLAGS.values())
+    known = {"help", *flags.FLAGS}
     for command in re.findall(r"python main\.py((?:[^\n`]*\\\n)*[^\n`]*)", text):
-        assert set(re.findall(r"--(\w+)", command.partition("#")[0])) <= flags, command
+        assert set(re.findall(r"--(\w+)", command.partition("#")[0])) <= known, command
         for file in re.findall(r"configs/\w+\.py", command):
             assert file in NOT_HERE or (ROOT / file).exists(), command
 

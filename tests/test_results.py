@@ -219,8 +219,8 @@ def test_the_short_table_of_speed_shows_both_processors():
     wide_result = step_time_result(wide, hardware="2 cores (AVX-512)", commit="fedcba9876")
     table = speed.speed(step_time_result(narrow), wide_result)
     assert "| vgg_bn | 200 / 600 | 2.00x / 1.20x | not run / not run | 2.00x / 0.75x |\n" in table
-    assert "AVX2 (2 cores, commit 0123456+)" in table
-    assert "AVX-512 (2 cores (AVX-512), commit fedcba9)" in table
+    assert "AVX2: 2 cores, commit 0123456+." in table
+    assert "AVX-512: 2 cores (AVX-512), commit fedcba9.\n" in table
 
 
 def test_compiled_pytorch_counts_where_it_is_the_best():
