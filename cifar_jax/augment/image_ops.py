@@ -1,8 +1,8 @@
-"""Operations on one image, on the device: what colour jitter and RandAugment are made of.
+"""Operations on one image, on the device: the parts of colour jitter and RandAugment.
 
-An image is [height, width, channels] uint8; those of three channels are red, green, blue. The
-results are Pillow's, save for its rounding errors of one grey level and for the hue, which
-Pillow quantises.
+An image is [height, width, channels] uint8; three channels are red, green and blue. The results are
+Pillow's, except for Pillow's rounding errors of one grey level and for the hue, which Pillow
+quantises.
 """
 
 import jax
@@ -23,8 +23,8 @@ def greyscale(image: jax.Array) -> jax.Array:
 def _extrapolate(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
     """Goes from `degenerate` (factor 0) to `image` (factor 1) and beyond; factors above 30 are 30.
 
-    In integers, so that no device rounds otherwise: an integer that is meant is not missed, since
-    128 makes up for the rounding of the factor.
+    In integers, so that every device gives the same result. The 128 makes up for the rounding of
+    the factor: where the exact result is an integer, the result is that integer.
     """
     start = degenerate.astype(jnp.int32)
     scale = jnp.round(jnp.minimum(factor, 30) * 2**18).astype(jnp.int32)
@@ -38,21 +38,21 @@ def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Scales the distance of an image [h, w, c] uint8 to its mean grey level; factor 0 is grey."""
+    """Scales the contrast of an image [h, w, c] uint8; factor 0 is its mean grey level."""
     grey = greyscale(image)
     mean = (2 * jnp.sum(grey) + grey.size) // (2 * grey.size)
     return _extrapolate(jnp.full_like(image, mean), image, factor)
 
 
 def color(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Scales the saturation of an image [h, w, c] uint8; factor 0 is its greyscale picture."""
+    """Scales the saturation of an image [h, w, c] uint8; factor 0 is the greyscale image."""
     if image.shape[-1] != 3:
         return image
     return _extrapolate(greyscale(image), image, factor)
 
 
 def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Scales the detail of an image [h, w, c] uint8; factor 0 is smoothed, save the border."""
+    """Scales the detail of an image [h, w, c] uint8; factor 0 smooths all but the border."""
     pixels = image.astype(jnp.int32)
     rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
     total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * pixels[1:-1, 1:-1]
@@ -86,7 +86,7 @@ def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Inverts the values of an image [h, w, c] uint8 that are not below `threshold` (0 to 256)."""
+    """Inverts the values of an image [h, w, c] uint8 from `threshold` (0 to 256) upwards."""
     return jnp.where(image.astype(jnp.int32) < threshold, image, 255 - image)
 
 
@@ -114,13 +114,13 @@ def equalize(image: jax.Array) -> jax.Array:
 def warp(image: jax.Array, matrix: jax.Array, fill: jax.Array) -> jax.Array:
     """Moves the pixels of an image by an affine map, taking the nearest pixel.
 
-    Integer arithmetic, so that every device picks the same pixel.
+    The arithmetic is in integers, so every device picks the same pixel.
 
     Args:
-      image: [h, w, c] uint8, of at most 2048 pixels a side.
-      matrix: [2, 3] int32 in units of 1/65536 pixel; maps the column, the row and 1 of an output
-        pixel to the column and the row that it shows.
-      fill: [c] uint8, shown where the source lies outside the image.
+      image: [h, w, c] uint8, at most 2048 pixels a side.
+      matrix: [2, 3] int32 in units of 1/65536 pixel; multiplied by (column, row, 1) of an output
+        pixel, it gives the column and the row of the input pixel that is shown there.
+      fill: [c] uint8, shown where the input pixel would be outside the image.
     """
     height, width, _ = image.shape
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]

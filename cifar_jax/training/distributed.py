@@ -1,4 +1,4 @@
-"""Training by several processes together, which `--distributed` asks for."""
+"""Training in several processes together, by `--distributed`."""
 
 import contextlib
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def train_together(
         contextlib.ExitStack() as stack,
     ):
         processes.run_on_first(lambda: stack.enter_context(workdir.lock(folder)))
-        noted = stack.enter_context(signals.Signals())
+        received = stack.enter_context(signals.Signals())
         values = dict(fields.flatten(stored.to_json(config)))
         processes.check_same({name: values[name] for name in values if name != "data.data_dir"})
-        return train(config, folder, noted)
+        return train(config, folder, received)

@@ -41,8 +41,8 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
       The exit code.
 
     Raises:
-      UserError: the data cannot be had, the config does not fit the workdir or the data, the loss
-        is not finite, or the last checkpoint could not be saved.
+      UserError: the data cannot be loaded, the config does not fit the workdir or the data, the
+        loss is not finite, or the last checkpoint could not be saved.
     """
     progress = Progress()
     part = config.batch_size // config.optimizer.accumulation_steps
@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
 def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.Signals) -> int:
     config, durations = run.config, run.durations
     run_lib.log_summary(run, progress)
-    # During the compilation, which may be long, a signal ends the program at once.
+    # Compilation can be long: until it is done, a signal ends the program at once.
     call = _make_call(run, signals.defer)
     predict = _make_predict(run)
     on_cpu = jax.default_backend() == "cpu"
@@ -126,9 +126,9 @@ def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.
 
 
 def _make_call(run: Run, ready: Callable[[], None]) -> Callable[..., tuple[TrainState, Any, float]]:
-    """Returns the function that makes some steps and measures the seconds that they took.
+    """Returns the function that makes some steps and measures their time in seconds.
 
-    The first time, it compiles them and then calls `ready`.
+    Its first call compiles the program and then calls `ready`.
     """
     optimizer = create_optimizer(run.config, run.durations)
     mean, std = run.dataset.mean, run.dataset.std
@@ -144,7 +144,7 @@ def _make_call(run: Run, ready: Callable[[], None]) -> Callable[..., tuple[Train
         nonlocal compiled
         data, indices = run.feed(first, num_steps)
         arguments = (state, metrics, data, indices, num_steps, key)
-        # Compiled before the first call, so that compilation is not timed as steps.
+        # Compiled separately, so that its time does not count as that of steps.
         if compiled is None:
             compiled = jitted.lower(*arguments).compile()
             ready()
@@ -156,7 +156,7 @@ def _make_call(run: Run, ready: Callable[[], None]) -> Callable[..., tuple[Train
 
 
 def _next_stop(run: Run, step: int) -> int:
-    """Returns the next step after which something is to be done."""
+    """Returns the next step after which the loop has something to do."""
     durations, log = run.durations, run.config.log
     stops = [durations.total]
     for every in (durations.steps_per_epoch, durations.eval_every, durations.checkpoint_every):

@@ -60,7 +60,7 @@ def test_alternating_flip_mirrors_each_image_in_every_other_epoch():
     assert abs(first.mean() - 0.5) < 5 * 0.5 / 64
     for epoch in range(1, 4):
         np.testing.assert_array_equal(mirrored(key, order, epoch), first ^ (epoch % 2 == 1))
-    # What an image gets depends on the image, not on its place or on what stands beside it.
+    # A coin belongs to its image, whatever the image's place in the batch and its neighbours.
     order = np.random.default_rng(1).permutation(4096)[:100]
     np.testing.assert_array_equal(mirrored(key, order, 0), first[order])
     other = mirrored(jax.random.key(1), np.arange(4096), 0)
