@@ -65,7 +65,7 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     offsets = jax.random.randint(key, (2, batch, 1), -padding, padding + 1)
 
     def reflect(offset, size):
-        index = jnp.abs(offset + jnp.arange(size))
+        index = jnp.abs(offset + jnp.arange(size)[None])
         return jnp.minimum(index, 2 * (size - 1) - index)
 
     rows, columns = reflect(offsets[0], height), reflect(offsets[1], width)
@@ -78,7 +78,7 @@ def rectangle(centre: jax.Array, sides: Sequence[Any], height: int, width: int) 
     `centre` is (row, column), `sides` (height, width), both in pixels.
     """
     first = [middle - side // 2 for middle, side in zip(centre, sides, strict=True)]
-    rows, columns = jnp.arange(height)[:, None] - first[0], jnp.arange(width) - first[1]
+    rows, columns = jnp.arange(height)[:, None] - first[0], jnp.arange(width)[None] - first[1]
     return (rows >= 0) & (rows < sides[0]) & (columns >= 0) & (columns < sides[1])
 
 
@@ -97,9 +97,10 @@ def cutout(
       fill: [c], 0 to 255, the square's value in each channel.
     """
     batch, height, width, _ = images.shape
-    centres = jax.random.randint(key, (batch, 2), 0, jnp.array([height, width]))
+    centres = jax.random.randint(key, (batch, 2), 0, jnp.array([[height, width]]))
     covered = jax.vmap(lambda centre: rectangle(centre, (size, size), height, width))(centres)
-    return jnp.where(covered[..., None], jnp.asarray(fill, images.dtype), images)
+    fill = jnp.asarray(fill, images.dtype).reshape(1, 1, 1, -1)
+    return jnp.where(covered[..., None], fill, images)
 
 
 def color_jitter(
@@ -185,7 +186,6 @@ def normalize(
       std: of each channel, in units of pixel / 255.
       dtype: of the result.
     """
-    scale = 1 / (255 * np.asarray(std))
-    offset = -np.asarray(mean) / np.asarray(std)
-    normalized = images.astype(jnp.float32) * jnp.float32(scale) + jnp.float32(offset)
-    return normalized.astype(dtype)
+    mean, std = (np.reshape(values, (1, 1, 1, -1)) for values in (mean, std))
+    scale, offset = np.float32(1 / (255 * std)), np.float32(-mean / std)
+    return (images.astype(jnp.float32) * scale + offset).astype(dtype)

@@ -16,7 +16,7 @@ def greyscale(image: jax.Array) -> jax.Array:
     image = image.astype(jnp.int32)
     if image.shape[-1] != 3:
         return image
-    weights = jnp.array([19595, 38470, 7471])
+    weights = jnp.array([[[19595, 38470, 7471]]])
     return (jnp.sum(image * weights, axis=-1, keepdims=True) + 0x8000) >> 16
 
 
@@ -74,7 +74,7 @@ def shift_hue(image: jax.Array, shift: ArrayLike) -> jax.Array:
         (green - blue) / divisor,
         jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    sixths = (sextant + 6 * shift)[..., None] + jnp.array([5.0, 3.0, 1.0])
+    sixths = (sextant + 6 * shift)[..., None] + jnp.array([[[5.0, 3.0, 1.0]]])
     distance = sixths - 6 * jnp.floor(sixths / 6)
     loss = jnp.clip(jnp.minimum(distance, 4 - distance), 0, 1)
     return jnp.round(value[..., None] - chroma[..., None] * loss).astype(jnp.uint8)
@@ -87,13 +87,13 @@ def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
 
 def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
     """Inverts the values of an image [h, w, c] uint8 from `threshold` (0 to 256) upwards."""
-    return jnp.where(image.astype(jnp.int32) < threshold, image, 255 - image)
+    return jnp.where(image.astype(jnp.float32) < threshold, image, 255 - image)
 
 
 def autocontrast(image: jax.Array) -> jax.Array:
     """Stretches each channel of an image [h, w, c] uint8 so that it spans 0 to 255."""
     pixels = image.astype(jnp.int32)
-    low, high = pixels.min(axis=(0, 1)), pixels.max(axis=(0, 1))
+    low, high = (edge(pixels, axis=(0, 1), keepdims=True) for edge in (jnp.min, jnp.max))
     stretched = (pixels - low) * 255 // jnp.maximum(high - low, 1)
     return jnp.where(high > low, stretched, pixels).astype(jnp.uint8)
 
@@ -127,4 +127,4 @@ def warp(image: jax.Array, matrix: jax.Array, fill: jax.Array) -> jax.Array:
     x, y = (a * columns + b * rows + c >> 16 for a, b, c in matrix)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     moved = image[jnp.clip(y, 0, height - 1), jnp.clip(x, 0, width - 1)]
-    return jnp.where(inside[..., None], moved, fill)
+    return jnp.where(inside[..., None], moved, fill[None, None])

@@ -16,21 +16,21 @@ def _draw_share(key: jax.Array, alpha: ArrayLike) -> jax.Array:
 
 
 def _outside_rectangle(key: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array:
-    """Returns [h, w, 1] float32: 0 within a random rectangle of area 1 - share, 1 outside."""
+    """Returns [1, h, w, 1] float32: 0 within a random rectangle of area 1 - share, 1 outside."""
     scale = jnp.sqrt(1 - share)
     sides = [(scale * length).astype(jnp.int32) for length in (height, width)]
     centre = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
-    return jnp.where(augment.rectangle(centre, sides, height, width), 0.0, 1.0)[..., None]
+    return jnp.where(augment.rectangle(centre, sides, height, width), 0.0, 1.0)[None, ..., None]
 
 
 def _blend(
     images: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes a batch with its reverse; `weights`, a scalar or [h, w, 1], are each image's share."""
+    """Mixes a batch with its reverse; each image has the share `weights`, [] or [1, h, w, 1]."""
 
     def mix_reversed(array, weight):
-        mixed = weight * array.astype(jnp.float32) + (1 - weight) * array[::-1]
-        return mixed.astype(array.dtype)
+        own, partner = array.astype(jnp.float32), array[::-1].astype(jnp.float32)
+        return (weight * own + (1 - weight) * partner).astype(array.dtype)
 
     return mix_reversed(images, weights), mix_reversed(targets, weights.mean())
 

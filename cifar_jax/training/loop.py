@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cifar_jax.config import durations as durations_lib
+from cifar_jax.config import fields, stored
 from cifar_jax.data import datasets
 from cifar_jax.evaluation import scores as scores_lib
 from cifar_jax.evaluation import views
@@ -18,6 +19,7 @@ from cifar_jax.models.registry import create_model
 from cifar_jax.optim.build import create_optimizer
 from cifar_jax.parallel import cpu, devices, processes, seeds
 from cifar_jax.runs import signals as signals_lib
+from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.logs import Logs
 from cifar_jax.training import run as run_lib
@@ -205,3 +207,38 @@ def _tracer(run: Run) -> Iterator[Callable[[int], None]]:
         yield trace
     finally:
         trace(last)
+
+
+def train_together(
+    config: ConfigDict,
+    workdir: Path,
+    train_here: Callable[[ConfigDict, Path, signals_lib.Signals], int],
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> int:
+    """Joins the job's other processes and trains with them; returns the exit code.
+
+    Args:
+      config: a checked config, the same in all processes.
+      workdir: the run's folder, which only the first process reads and writes.
+      train_here: called with the config, the workdir and this process's signals once all processes
+        have joined; returns the exit code.
+      coordinator: HOST:PORT of the first process; None: found by JAX.
+      num_processes: the number of processes; None: found by JAX.
+      process_id: the number of this process, from 0; None: found by JAX.
+
+    Raises:
+      UserError: the processes do not find each other, their configs differ, or one has ended.
+    """
+    part = config.batch_size // config.optimizer.accumulation_steps // (num_processes or 1)
+    devices.configure(part or None, config.num_cpu_devices, config.deterministic)
+    with (
+        processes.job(coordinator, num_processes, process_id),
+        contextlib.ExitStack() as stack,
+    ):
+        processes.run_on_first(lambda: stack.enter_context(workdir_lib.lock(workdir)))
+        received = stack.enter_context(signals_lib.Signals())
+        values = dict(fields.flatten(stored.to_json(config)))
+        processes.check_same({name: values[name] for name in values if name != "data.data_dir"})
+        return train_here(config, workdir, received)

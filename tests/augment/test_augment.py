@@ -17,6 +17,7 @@ from cifar_jax.augment import mixing
 from cifar_jax.errors import UserError
 from tests.pictures import FILL, noise, on_batch, sample_images
 
+pytestmark = pytest.mark.usefixtures("_strict_shapes", "_strict_types")
 OFF = {
     **dict.fromkeys(("flip", "trivial_augment"), False),
     **dict.fromkeys(("crop_padding", "cutout", "rand_augment_ops"), 0),
@@ -191,7 +192,7 @@ def test_weights_follow_the_beta_distribution():
     assert abs(weights.var() - 1 / (4 * 1.4)) < 0.02
     shares = np.random.default_rng(0).uniform(size=len(keys))
     outside = functools.partial(mixing._outside_rectangle, height=32, width=32)
-    masks = np.asarray(on_batch(outside)(keys, shares))[..., 0]
+    masks = np.asarray(on_batch(outside)(keys, shares))[:, 0, ..., 0]
     uncut = masks[(masks[:, 0] == 1).all(-1) & (masks[:, -1] == 1).all(-1)]
     uncut = uncut[(uncut[:, :, 0] == 1).all(-1) & (uncut[:, :, -1] == 1).all(-1)]
     sides = (uncut == 0).any(axis=2).sum(axis=1), (uncut == 0).any(axis=1).sum(axis=1)

@@ -18,6 +18,8 @@ from tests.pictures import (
     to_pillow,
 )
 
+pytestmark = pytest.mark.usefixtures("_strict_shapes", "_strict_types")
+
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_warps_of_every_strength_equal_pillow(wide):

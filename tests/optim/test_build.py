@@ -9,6 +9,7 @@ from cifar_jax.optim import build as optim
 from cifar_jax.optim import schedules
 from configs import default
 
+pytestmark = pytest.mark.usefixtures("_strict_shapes")
 DURATIONS = Durations(
     10, total=100, warmup=20, eval_every=10, checkpoint_every=10, milestones=(50,)
 )

@@ -13,6 +13,7 @@ from cifar_jax.training import check
 from configs import default
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("_strict_shapes")
 PARAMS = {
     "stem": {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.array([1.0, -1.0])},
     "body": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.array([0.5, 0.5])},

@@ -8,6 +8,7 @@ import pytest
 from cifar_jax.errors import UserError
 from cifar_jax.optim import muon
 
+pytestmark = pytest.mark.usefixtures("_strict_shapes")
 SHAPES = {"tall": (3, 3, 4, 6), "wide": (1, 1, 4, 9), "same": (3, 3, 4, 6), "dense": (5, 7)}
 
 
