@@ -74,10 +74,19 @@ def make_variables(
     Args:
       model: the network.
       image_shape: (height, width, channels).
+
+    The function raises UserError if the images are too small for the model.
     """
 
     def init(key: jax.Array) -> dict[str, Any]:
-        return dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
+        try:
+            return dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
+        except ZeroDivisionError as error:  # a kernel without inputs
+            size = " x ".join(map(str, image_shape[:2]))
+            raise UserError(
+                f"{type(model).__name__} reduces images of {size} pixels to nothing: choose "
+                "another model.name, or larger images"
+            ) from error
 
     return init
 

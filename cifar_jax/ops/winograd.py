@@ -2,8 +2,7 @@
 
 Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks": the image is cut into
 overlapping tiles, tiles and kernel are transformed, and the convolution becomes one matrix product
-for each place of a transformed tile. F(4x4, 3x3) needs 2.25 products per pixel, direct convolution
-9.
+for each place of a transformed tile. F(4x4, 3x3) needs 2.25 products per pixel in place of 9.
 """
 
 import functools
@@ -25,8 +24,8 @@ _ROOT = math.sqrt(0.5)
 # The points, besides infinity, at which the method's polynomials are evaluated. With these the
 # error is 2e-6; with the usual 0, 1, -1, 2, -2 it is 7e-6.
 _POINTS = (0.0, _ROOT, -_ROOT, 1 / _ROOT, -1 / _ROOT)
-# How many tiles are made at a time, so that they stay in the cache. With _WIDE channels times
-# features or more, the transformed kernel (or the sums for its gradient) does not fit in the cache
+# How many tiles are made at a time, so that they stay in the cache. With more than _WIDE channels
+# times features, the transformed kernel (or the sums for its gradient) does not fit in the cache
 # itself: then more tiles, so that it is read less often.
 _CHUNK, _WIDE_CHUNK = 64, 256
 _WIDE = 2**14

@@ -155,6 +155,13 @@ def test_errors(name, options, message):
         registry.create(name, 10, **options)
 
 
+@pytest.mark.parametrize(("name", "size"), [("lenet", 8), ("bn_cnn", 12), ("speedrun", 16)])
+def test_images_that_are_too_small_are_refused(name, size):
+    create = registry.make_variables(registry.create(name, 10), (size, size, 3))
+    with pytest.raises(UserError, match=rf"images of {size} x {size} pixels to nothing: choose"):
+        jax.eval_shape(create, jax.random.key(0))
+
+
 def test_default_options():
     assert registry.default_options("wide_resnet") == {
         "depth": 28,
