@@ -1,5 +1,6 @@
-"""The BN CNN: four convolutions (64, 128, 128, 256), each pooled, dropped out and normalised, and
-three dense layers (256, 128, 64), each dropped out and normalised. The widths are ours."""
+"""The BN CNN: four convolutions (64, 128, 128, 256), each with pooling, dropout and batch
+normalisation, and three dense layers (256, 128, 64), each with dropout and batch normalisation. The
+widths are our choice."""
 
 from ml_collections import ConfigDict
 

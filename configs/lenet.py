@@ -1,4 +1,4 @@
-"""The LeNet-like CNN with the common widths (62,006 parameters)."""
+"""The LeNet-like CNN with the usual widths (62,006 parameters)."""
 
 from ml_collections import ConfigDict
 

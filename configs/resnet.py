@@ -1,10 +1,11 @@
-"""ResNets for CIFAR: `resnet.py` is ResNet-18 for accelerators, `resnet.py:20` (or 32, 44, 56) the
-small ones of He et al., which a CPU can train, `resnet.py:wrn-28-10` a wide one.
+"""ResNets for CIFAR: `resnet.py` is ResNet-18 for accelerators (`resnet.py:34` is ResNet-34),
+`resnet.py:20` (or 32, 44, 56) the small ones of He et al., which a CPU can train, and
+`resnet.py:wrn-28-10` a wide one.
 
-All but the wide ones train their convolutions by Muon (see cifar_jax/muon.py), since norms behind
-these take out the kernels' scale, and the rest by SGD; a test image's logits are the mean over it
-and its mirror image. The rate was chosen for ResNet-20, 40 epochs, on training images set aside
-(0.0125 to 0.025 do about as well).
+All but the wide ones train their convolutions by Muon (see cifar_jax/optim/muon.py), because the
+norm after each removes the kernel's scale, and the rest by SGD; a test image's logits are the mean
+over the image and its mirror image. The learning rate was chosen for ResNet-20 and 40 epochs on
+training images set aside (0.0125 to 0.025 do about as well).
 """
 
 import re

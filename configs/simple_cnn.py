@@ -1,5 +1,5 @@
 """The simple CNN (4,210,090 parameters): `simple_cnn.py` as its authors describe it, 10 epochs;
-`simple_cnn.py:modern` with augmentation and a schedule, 25 epochs."""
+`simple_cnn.py:modern` with augmentation and less regularization, 25 epochs."""
 
 from ml_collections import ConfigDict
 
@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.learning_rate = 0.02
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
-    # So much that the loss on other images stays low to the end.
+    # Strong enough to keep the loss on unseen images low to the end.
     config.optimizer.weight_decay = 2e-3
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 0.5

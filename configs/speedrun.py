@@ -1,11 +1,12 @@
 """The CIFAR-10 speed record's recipe in JAX: `speedrun.py` aims at 94 %, `speedrun.py:95` and
-`speedrun.py:96` at 95 and 96 % with wider nets, more epochs and more augmentation.
+`speedrun.py:96` at 95 and 96 % with wider networks, more epochs and more augmentation.
 
-Jordan, "airbench94_muon", 2024: a net that starts with whitened patches and identities, Muon for
-the convolutions, SGD for the rest, alternating flips, mirrored and shifted views at test time. The
-loss is summed over the batch there. Here it is the mean, and the rates of SGD are those of there
-times the batch; the steps of Muon do not depend on the loss's scale. All rates are those for
-BATCH_SIZE. The stem's biases begin at zero, those of there at random (PyTorch's default).
+Jordan, "airbench94_muon", 2024: a network that starts with whitened patches and identities, Muon
+for the convolutions, SGD for the rest, alternating flips, mirrored and shifted views at test time.
+The original sums the loss over the batch. Here it is the mean, so SGD's learning rates are the
+original ones times the batch size; Muon's steps do not depend on the loss's scale. All learning
+rates are for BATCH_SIZE. The stem's biases start at zero, the original's at random (PyTorch's
+default).
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from configs import default
 
 BATCH_SIZE = 2000
-# Rates of SGD for the sum over the batch, and the decay, which is the same at every rate.
+# SGD's learning rates for a sum over the batch, and their product with the weight decay.
 BIAS_RATE, HEAD_RATE, DECAY = 0.053, 0.67, 2e-6
 
 
@@ -49,7 +50,7 @@ def get_config(variant: str = "94") -> ConfigDict:
 
 
 def get_sgd_group(params: str, rate: float) -> ConfigDict:
-    """Returns a group with Nesterov's momentum and L2 decay; the rate is that for a sum."""
+    """Returns a group with Nesterov momentum and L2 decay; `rate` is for a sum over the batch."""
     group = default.get_group(params)
     group.name = "sgd"
     group.learning_rate = rate * BATCH_SIZE

@@ -1,5 +1,5 @@
-"""The VGG-like BN CNN (2,494,982 parameters): `vgg_bn.py` trains it as the images are,
-`vgg_bn.py:augment` longer and with mirroring and shifts."""
+"""The VGG-like BN CNN (2,494,982 parameters): `vgg_bn.py` trains on the images as they are,
+`vgg_bn.py:augment` longer, with mirroring and shifts."""
 
 from ml_collections import ConfigDict
 

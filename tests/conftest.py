@@ -33,3 +33,24 @@ def _the_signals_as_they_were():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+# Not for all tests: BatchNorm multiplies [..., channels] by [channels], as NumPy would.
+@pytest.fixture(scope="module")
+def _strict_shapes():
+    """Lets JAX combine arrays of one rank only: no axis is added unless the code says so."""
+    import jax
+
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+# Not for all tests: optax raises a float to the power of an integer count, and bfloat16 is computed
+# in float32 where that is more exact.
+@pytest.fixture(scope="module")
+def _strict_types():
+    """Lets JAX combine arrays of one type only: nothing is converted unless the code says so."""
+    import jax
+
+    with jax.numpy_dtype_promotion("strict"):
+        yield

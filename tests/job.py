@@ -8,7 +8,7 @@ from pathlib import Path
 from tests import program
 from tests.loopback import unanswered_port
 
-# Of a job on a machine that others use too.
+# The most that a job may take, on a busy machine.
 SECONDS = 240
 
 
@@ -40,7 +40,7 @@ def started(
 
 
 def ends(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Returns (exit code, stdout, stderr) of each; what Gloo prints is left out."""
+    """Returns (exit code, stdout, stderr) of each, without what Gloo prints."""
     found = []
     for process in processes:
         out, err = process.communicate(timeout=SECONDS)

@@ -1,4 +1,4 @@
-"""A measured speed, for the tests of the benchmarks and of their tables."""
+"""A measured speed, for tests of the benchmarks and their tables."""
 
 from typing import Any
 

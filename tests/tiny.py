@@ -1,4 +1,4 @@
-"""Runs of seconds for the tests: the embedded digits and small networks."""
+"""Configs for tests: runs of seconds, with the embedded digits and small networks."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def config(**fields: Any) -> ConfigDict:
 
 
 def bn_config(**fields: Any) -> ConfigDict:
-    """Returns the same with a network that has what depends on the batch: BatchNorm, dropout."""
+    """Returns the same for a network with BatchNorm and dropout, which depend on the batch."""
     result = config(**fields)
     with result.unlocked():
         result.model = ConfigDict(
@@ -32,7 +32,7 @@ def bn_config(**fields: Any) -> ConfigDict:
 
 
 def speedrun_config(**fields: Any) -> ConfigDict:
-    """Returns configs/speedrun.py in small: whitening, Muon, groups, flips, views."""
+    """Returns a small version of configs/speedrun.py: whitening, Muon, groups, flips, views."""
     result = speedrun.get_config()
     result.test_time.confidence_threshold = 0.3
     result.optimizer.groups.stem_bias.num_epochs = 0.6
@@ -43,7 +43,7 @@ def speedrun_config(**fields: Any) -> ConfigDict:
 
 
 def resnet_config(**fields: Any) -> ConfigDict:
-    """Returns configs/resnet.py:20, which trains by Muon and SGD, for digits."""
+    """Returns configs/resnet.py:20, which trains with Muon and SGD, for the digits."""
     return _shorten(resnet.get_config("20"), fields)
 
 

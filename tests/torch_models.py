@@ -1,4 +1,4 @@
-"""The models once more, in PyTorch, for test_models_reference.py.
+"""The models in PyTorch, the reference of models/test_reference.py.
 
 Each function takes the image's side and channels and returns a module for ten classes, whose
 layers are defined in the order of our calls. Dropout is left out.

@@ -1,7 +1,7 @@
 """RandAugment and TrivialAugment: random image operations, on the device and under jit.
 
-Every image of a batch draws its own operation. All of them are computed and one is kept, save for
-the geometric ones, which are one affine warp whose matrices are tabulated when tracing.
+Every image of a batch draws its own operation. All of them are computed and one is kept, except for
+the geometric ones: they are one affine warp, whose matrices are tabulated while tracing.
 """
 
 import functools
@@ -35,12 +35,15 @@ OPERATIONS = (
 
 
 def affine_matrix(operation: str, level: float, height: int, width: int) -> np.ndarray:
-    """Returns an operation's matrix [2, 3] for `image_ops.warp`: the identity for colour ones.
+    """Returns an operation's matrix, int32 [2, 3], for `image_ops.warp`.
+
+    Operations that change only colours get the identity.
 
     Args:
       operation: a name in OPERATIONS.
-      level: shift per pixel for shear, pixels (cut to an integer) for translate, degrees
-        counter-clockwise about the centre for rotate; its sign is the direction.
+      level: for shear the shift per pixel, for translate the number of pixels (its fraction is
+        dropped), for rotate the degrees counter-clockwise about the centre; its sign is the
+        direction.
       height: of the image, in pixels.
       width: of the image, in pixels.
     """
@@ -57,7 +60,7 @@ def affine_matrix(operation: str, level: float, height: int, width: int) -> np.n
         else:
             value = np.trunc(level)
         matrix[row, column] = value
-    # The centre of a pixel lies at half a unit, and its source is the pixel around that point.
+    # A pixel's centre is half a unit from its corner; its source is the pixel around that point.
     matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2
     return np.floor(matrix * 65536 + 0.5).astype(np.int32)
 
@@ -66,8 +69,8 @@ def affine_matrix(operation: str, level: float, height: int, width: int) -> np.n
 def _tables(height: int, width: int, wide: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns levels [operations, bins, 2] float32 and matrices [operations, bins, 2, 2, 3] int32.
 
-    The axis of length 2 is the direction: forwards, backwards. A level is what the operation
-    takes: a factor about 1 for the four enhancing ones, bits, or a threshold.
+    The axis of length 2 is the direction: forwards, backwards. A level is the operation's argument:
+    a factor around 1 for the four enhancing ones, a number of bits, or a threshold.
     """
     enhance, shear, rotate, bits = (0.99, 0.99, 135.0, 6) if wide else (0.9, 0.3, 30.0, 4)
     shift = (32.0, 32.0) if wide else (width * 150 / 331, height * 150 / 331)
@@ -98,12 +101,12 @@ def _apply_operations(
     wide: bool,
     fill: Sequence[int] | jax.Array,
 ) -> jax.Array:
-    """Applies to each image its own operation; the three draws are [batch] int32."""
+    """Applies to each image its own operation; operations, bins and signs are int32 [batch]."""
     _, height, width, _ = images.shape
     fill = jnp.asarray(fill, images.dtype)
     levels, matrices = _tables(height, width, wide)
-    # Geometric operations keep the colours, the others come with the identity matrix: so every
-    # image passes through one branch and then one warp.
+    # Geometric operations keep the colours and the others have the identity matrix, so every image
+    # passes through one branch and then one warp.
     pixelwise = (
         lambda image, level: image,
         lambda image, level: image_ops.autocontrast(image),
@@ -128,7 +131,7 @@ def _apply_operations(
 def rand_augment(
     key: jax.Array, images: jax.Array, num_ops: int, magnitude: int, fill: Sequence[int] | jax.Array
 ) -> jax.Array:
-    """Applies `num_ops` operations, drawn uniformly for each image, all of one magnitude.
+    """Applies `num_ops` operations of one magnitude to each image, drawn uniformly for each image.
 
     Cubuk, Zoph, Shlens and Le, "RandAugment: Practical automated data augmentation with a reduced
     search space", 2020.
@@ -136,18 +139,19 @@ def rand_augment(
     Args:
       key: a PRNG key.
       images: [batch, height, width, channels] uint8.
-      num_ops: operations one after another, drawn with replacement.
-      magnitude: 0 (hardly any change) to 30: rotation by 30 degrees, and so on.
-      fill: [channels], 0 to 255, shown where a moved image leaves the frame empty.
+      num_ops: the number of operations, drawn with replacement and applied one after another.
+      magnitude: from 0 (hardly any change) to 30 (the strongest: rotation by 30 degrees, and so
+        on).
+      fill: [channels], 0 to 255, the value of pixels that a moved image leaves empty.
 
     Returns:
-      The images, as they came in shape and dtype.
+      The images, in the same shape and dtype.
 
     Raises:
-      UserError: if the magnitude is not within 0 and 30.
+      UserError: the magnitude is not between 0 and 30.
     """
     if not 0 <= magnitude < NUM_BINS:
-        raise UserError(f"RandAugment's magnitude must be within 0 and 30, not {magnitude}")
+        raise UserError(f"RandAugment's magnitude must be between 0 and 30, not {magnitude}")
 
     def step(i, images):
         draws = jax.random.split(jax.random.fold_in(key, i))
@@ -169,10 +173,10 @@ def trivial_augment(
     Args:
       key: a PRNG key.
       images: [batch, height, width, channels] uint8.
-      fill: [channels], 0 to 255, shown where a moved image leaves the frame empty.
+      fill: [channels], 0 to 255, the value of pixels that a moved image leaves empty.
 
     Returns:
-      The images, as they came in shape and dtype.
+      The images, in the same shape and dtype.
     """
     sizes = (len(OPERATIONS), NUM_BINS, 2)
     keys = jax.random.split(key, len(sizes))

@@ -1,9 +1,8 @@
-"""Augmentation on the device: (key, images) -> images, pure and under jit.
+"""Augmentation on the device: pure functions (key, images) -> images, for use under jit.
 
-Every draw has the shape of the whole batch, and every operation treats each image alone: so
-results do not depend on how a batch is spread over devices, and nothing is exchanged between them.
-Images are [batch, height, width, channels], uint8 until `normalize`, and come out in the shape and
-dtype in which they went in.
+Every draw has the shape of the whole batch, and every operation treats each image by itself. So
+results do not depend on how a batch is divided among devices, and devices exchange nothing. Images
+are [batch, height, width, channels], uint8 until `normalize`; functions keep their shape and dtype.
 """
 
 from collections.abc import Sequence
@@ -28,18 +27,18 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 def alternating_flip(
     key: jax.Array, images: jax.Array, indices: jax.Array, epoch: ArrayLike
 ) -> jax.Array:
-    """Mirrors each image in every other epoch; a coin for each says whether it begins so.
+    """Mirrors each image in every other epoch; a coin per image decides whether in the first.
 
-    Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024: after two epochs both forms of
-    each image were seen once, where a coin at each epoch repeats the same one for half of them.
+    Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024: two epochs show both forms of
+    every image once, whereas a new coin in each epoch shows half of the images the same way twice.
 
     Args:
-      key: of the run, the same in every epoch.
+      key: the run's PRNG key, the same in every epoch.
       images: [batch, h, w, c].
-      indices: which images of the training set these are, int [batch].
+      indices: the images' places in the training set, int [batch].
       epoch: counted from 0.
     """
-    # Steps fold their own number, below 2**31, into this key.
+    # The train step folds its own number, which is below 2**31, into the same key.
     key = jax.random.fold_in(key, 2**32 - 1)
     coins = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i)) & 1)(indices)
     flipped = (coins.astype(jnp.int32) + epoch) % 2 == 1
@@ -47,16 +46,16 @@ def alternating_flip(
 
 
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-    """Cuts each image out of itself enlarged by reflection, at a random place.
+    """Pads each image by reflection and cuts a window of the old size at a random place.
 
     Args:
       key: a PRNG key.
       images: [batch, h, w, c].
       padding: pixels added on each side by reflection (the border pixel is not repeated); the
-        window of the old size then has 2 * padding + 1 places on each axis.
+        window then has 2 * padding + 1 possible places along each axis.
 
     Raises:
-      UserError: if the padding is not smaller than the image.
+      UserError: the padding is not smaller than the image.
     """
     batch, height, width, _ = images.shape
     if padding >= min(height, width):
@@ -66,7 +65,7 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     offsets = jax.random.randint(key, (2, batch, 1), -padding, padding + 1)
 
     def reflect(offset, size):
-        index = jnp.abs(offset + jnp.arange(size))
+        index = jnp.abs(offset + jnp.arange(size)[None])
         return jnp.minimum(index, 2 * (size - 1) - index)
 
     rows, columns = reflect(offsets[0], height), reflect(offsets[1], width)
@@ -74,9 +73,12 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
 
 
 def rectangle(centre: jax.Array, sides: Sequence[Any], height: int, width: int) -> jax.Array:
-    """Returns a mask [height, width], true in a rectangle about `centre` (row, column)."""
+    """Returns a bool mask [height, width], true within a rectangle around `centre`.
+
+    `centre` is (row, column), `sides` (height, width), both in pixels.
+    """
     first = [middle - side // 2 for middle, side in zip(centre, sides, strict=True)]
-    rows, columns = jnp.arange(height)[:, None] - first[0], jnp.arange(width) - first[1]
+    rows, columns = jnp.arange(height)[:, None] - first[0], jnp.arange(width)[None] - first[1]
     return (rows >= 0) & (rows < sides[0]) & (columns >= 0) & (columns < sides[1])
 
 
@@ -85,19 +87,20 @@ def cutout(
 ) -> jax.Array:
     """Covers a square of each image.
 
-    The centre may be any pixel, so that squares near the border are cut off there, as in DeVries
-    and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017.
+    The centre can be any pixel, so squares near the border are cut off there, as in DeVries and
+    Taylor, "Improved regularization of convolutional neural networks with cutout", 2017.
 
     Args:
       key: a PRNG key.
       images: [batch, h, w, c] uint8.
       size: the square's side in pixels.
-      fill: the covering value of each channel, 0 to 255: [c].
+      fill: [c], 0 to 255, the square's value in each channel.
     """
     batch, height, width, _ = images.shape
-    centres = jax.random.randint(key, (batch, 2), 0, jnp.array([height, width]))
+    centres = jax.random.randint(key, (batch, 2), 0, jnp.array([[height, width]]))
     covered = jax.vmap(lambda centre: rectangle(centre, (size, size), height, width))(centres)
-    return jnp.where(covered[..., None], jnp.asarray(fill, images.dtype), images)
+    fill = jnp.asarray(fill, images.dtype).reshape(1, 1, 1, -1)
+    return jnp.where(covered[..., None], fill, images)
 
 
 def color_jitter(
@@ -113,10 +116,14 @@ def color_jitter(
     Args:
       key: a PRNG key.
       images: [batch, h, w, c] uint8; with c = 1 saturation and hue change nothing.
-      brightness: the factor is uniform in [max(0, 1 - brightness), 1 + brightness]; 0: off.
-      contrast: likewise, about the image's mean grey level.
-      saturation: likewise, about the image's greyscale picture.
-      hue: the turn is uniform in [-hue, hue], where 1 is the whole colour circle; 0: off.
+      brightness: the pixels are scaled by a factor uniform in [max(0, 1 - brightness),
+        1 + brightness]; 0: off.
+      contrast: their distance to the image's mean grey level is scaled by a factor uniform in
+        [max(0, 1 - contrast), 1 + contrast]; 0: off.
+      saturation: their distance to the greyscale image is scaled by a factor uniform in
+        [max(0, 1 - saturation), 1 + saturation]; 0: off.
+      hue: the hue is turned by an angle uniform in [-hue, hue], where 1 is the whole colour circle;
+        0: off.
     """
     keys = jax.random.split(key, 4)
     operations = (image_ops.brightness, image_ops.contrast, image_ops.color)
@@ -135,10 +142,10 @@ def color_jitter(
 def apply(
     key: jax.Array, images: jax.Array, options: Any, fill: Sequence[int] | jax.Array
 ) -> jax.Array:
-    """Applies the augmentations of single images that `options` turns on.
+    """Applies the augmentations that `options` turns on; mixing images is left to `mixing`.
 
-    In this order: flip, crop, RandAugment, TrivialAugment, colour jitter, cutout. Each has a key
-    of its own: turning one on does not change what the others draw.
+    The order is: flip, crop, RandAugment, TrivialAugment, colour jitter, cutout. Each has its own
+    key, so turning one on does not change what the others draw.
 
     Args:
       key: a PRNG key.
@@ -146,10 +153,10 @@ def apply(
       options: has the fields flip (bool), crop_padding (pixels), cutout (pixels), brightness,
         contrast, saturation, hue, rand_augment_ops, rand_augment_magnitude and trivial_augment
         (bool); 0 or False turns one off. They are read while tracing.
-      fill: [c], 0 to 255, the value of covered and of empty places: the data set's mean.
+      fill: [c], 0 to 255, the value of covered or empty pixels: the data set's mean.
 
     Raises:
-      UserError: if a value does not fit the images, or a magnitude its range.
+      UserError: a value does not fit the images, or the magnitude is out of its range.
     """
     keys = jax.random.split(key, 6)
     if options.flip:
@@ -176,10 +183,9 @@ def normalize(
     Args:
       images: [batch, h, w, c] uint8.
       mean: of each channel, in units of pixel / 255.
-      std: likewise.
+      std: of each channel, in units of pixel / 255.
       dtype: of the result.
     """
-    scale = 1 / (255 * np.asarray(std))
-    offset = -np.asarray(mean) / np.asarray(std)
-    normalized = images.astype(jnp.float32) * jnp.float32(scale) + jnp.float32(offset)
-    return normalized.astype(dtype)
+    mean, std = (np.reshape(values, (1, 1, 1, -1)) for values in (mean, std))
+    scale, offset = np.float32(1 / (255 * std)), np.float32(-mean / std)
+    return (images.astype(jnp.float32) * scale + offset).astype(dtype)

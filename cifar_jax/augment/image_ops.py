@@ -1,8 +1,8 @@
-"""Operations on one image, on the device: what colour jitter and RandAugment are made of.
+"""Operations on one image, on the device: the parts of colour jitter and RandAugment.
 
-An image is [height, width, channels] uint8; those of three channels are red, green, blue. The
-results are Pillow's, save for its rounding errors of one grey level and for the hue, which
-Pillow quantises.
+An image is [height, width, channels] uint8; three channels are red, green and blue. The results are
+Pillow's, except for Pillow's rounding errors of one grey level and for the hue, which Pillow
+quantises.
 """
 
 import jax
@@ -16,15 +16,15 @@ def greyscale(image: jax.Array) -> jax.Array:
     image = image.astype(jnp.int32)
     if image.shape[-1] != 3:
         return image
-    weights = jnp.array([19595, 38470, 7471])
+    weights = jnp.array([[[19595, 38470, 7471]]])
     return (jnp.sum(image * weights, axis=-1, keepdims=True) + 0x8000) >> 16
 
 
 def _extrapolate(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
     """Goes from `degenerate` (factor 0) to `image` (factor 1) and beyond; factors above 30 are 30.
 
-    In integers, so that no device rounds otherwise: an integer that is meant is not missed, since
-    128 makes up for the rounding of the factor.
+    In integers, so that every device gives the same result. The 128 makes up for the rounding of
+    the factor: where the exact result is an integer, the result is that integer.
     """
     start = degenerate.astype(jnp.int32)
     scale = jnp.round(jnp.minimum(factor, 30) * 2**18).astype(jnp.int32)
@@ -38,21 +38,21 @@ def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Scales the distance of an image [h, w, c] uint8 to its mean grey level; factor 0 is grey."""
+    """Scales the contrast of an image [h, w, c] uint8; factor 0 is its mean grey level."""
     grey = greyscale(image)
     mean = (2 * jnp.sum(grey) + grey.size) // (2 * grey.size)
     return _extrapolate(jnp.full_like(image, mean), image, factor)
 
 
 def color(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Scales the saturation of an image [h, w, c] uint8; factor 0 is its greyscale picture."""
+    """Scales the saturation of an image [h, w, c] uint8; factor 0 is the greyscale image."""
     if image.shape[-1] != 3:
         return image
     return _extrapolate(greyscale(image), image, factor)
 
 
 def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Scales the detail of an image [h, w, c] uint8; factor 0 is smoothed, save the border."""
+    """Scales the detail of an image [h, w, c] uint8; factor 0 smooths all but the border."""
     pixels = image.astype(jnp.int32)
     rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
     total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * pixels[1:-1, 1:-1]
@@ -74,7 +74,7 @@ def shift_hue(image: jax.Array, shift: ArrayLike) -> jax.Array:
         (green - blue) / divisor,
         jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    sixths = (sextant + 6 * shift)[..., None] + jnp.array([5.0, 3.0, 1.0])
+    sixths = (sextant + 6 * shift)[..., None] + jnp.array([[[5.0, 3.0, 1.0]]])
     distance = sixths - 6 * jnp.floor(sixths / 6)
     loss = jnp.clip(jnp.minimum(distance, 4 - distance), 0, 1)
     return jnp.round(value[..., None] - chroma[..., None] * loss).astype(jnp.uint8)
@@ -86,14 +86,14 @@ def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Inverts the values of an image [h, w, c] uint8 that are not below `threshold` (0 to 256)."""
-    return jnp.where(image.astype(jnp.int32) < threshold, image, 255 - image)
+    """Inverts the values of an image [h, w, c] uint8 from `threshold` (0 to 256) upwards."""
+    return jnp.where(image.astype(jnp.float32) < threshold, image, 255 - image)
 
 
 def autocontrast(image: jax.Array) -> jax.Array:
     """Stretches each channel of an image [h, w, c] uint8 so that it spans 0 to 255."""
     pixels = image.astype(jnp.int32)
-    low, high = pixels.min(axis=(0, 1)), pixels.max(axis=(0, 1))
+    low, high = (edge(pixels, axis=(0, 1), keepdims=True) for edge in (jnp.min, jnp.max))
     stretched = (pixels - low) * 255 // jnp.maximum(high - low, 1)
     return jnp.where(high > low, stretched, pixels).astype(jnp.uint8)
 
@@ -114,17 +114,17 @@ def equalize(image: jax.Array) -> jax.Array:
 def warp(image: jax.Array, matrix: jax.Array, fill: jax.Array) -> jax.Array:
     """Moves the pixels of an image by an affine map, taking the nearest pixel.
 
-    Integer arithmetic, so that every device picks the same pixel.
+    The arithmetic is in integers, so every device picks the same pixel.
 
     Args:
-      image: [h, w, c] uint8, of at most 2048 pixels a side.
-      matrix: [2, 3] int32 in units of 1/65536 pixel; maps the column, the row and 1 of an output
-        pixel to the column and the row that it shows.
-      fill: [c] uint8, shown where the source lies outside the image.
+      image: [h, w, c] uint8, at most 2048 pixels a side.
+      matrix: [2, 3] int32 in units of 1/65536 pixel; multiplied by (column, row, 1) of an output
+        pixel, it gives the column and the row of the input pixel that is shown there.
+      fill: [c] uint8, shown where the input pixel would be outside the image.
     """
     height, width, _ = image.shape
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     x, y = (a * columns + b * rows + c >> 16 for a, b, c in matrix)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     moved = image[jnp.clip(y, 0, height - 1), jnp.clip(x, 0, width - 1)]
-    return jnp.where(inside[..., None], moved, fill)
+    return jnp.where(inside[..., None], moved, fill[None, None])

@@ -112,10 +112,10 @@ def train() -> int:
     workdir = parse.run_path(FLAGS.workdir or f"runs/{name}").absolute()
     if FLAGS.distributed:
         _check_config()  # before waiting for the other processes
-        from cifar_jax.training import distributed
+        from cifar_jax.training import loop
 
         job = (FLAGS[name].value for name in JOB)
-        return distributed.train_together(FLAGS.config, workdir, _train_and_report, *job)
+        return loop.train_together(FLAGS.config, workdir, _train_and_report, *job)
     if found := [name for name in JOB if FLAGS[name].present]:
         raise UserError(f"--{found[0]} is only for --distributed")
     with workdir_lib.lock(workdir), signals_lib.Signals() as signals:

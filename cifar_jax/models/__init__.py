@@ -1,1 +1,1 @@
-"""The networks, and what is known about each."""
+"""The networks, their registry and their table of layers."""

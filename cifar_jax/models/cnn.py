@@ -14,17 +14,17 @@ HeDense = functools.partial(Dense, kernel_init=he_normal)
 
 
 def halve(x):
-    """Max pooling of 2x2 windows; the last row or column of an odd size is left out."""
+    """Max pooling over 2x2 windows; drops the last row or column of an odd size."""
     return max_pool(x, (2, 2), strides=(2, 2))
 
 
 def flatten(x):
-    """[batch, ...] to [batch, features]."""
+    """Reshapes [batch, ...] to [batch, features]."""
     return x.reshape(len(x), -1)
 
 
 class SimpleCNN(nn.Module):
-    """Two convolutions, one pooling, one hidden layer: 4,210,090 parameters on CIFAR-10.
+    """Two convolutions, one pooling and one hidden layer: 4,210,090 parameters on CIFAR-10.
 
     Attributes:
       num_classes: the number of logits.
@@ -50,17 +50,17 @@ class SimpleCNN(nn.Module):
 class BNCNN(nn.Module):
     """Convolutions and dense layers, each with dropout and then batch normalisation.
 
-    A convolution is followed by ReLU, 2x2 max pooling, dropout and batch normalisation
-    (Ioffe and Szegedy, 2015), a dense layer by ReLU, dropout and batch normalisation. Dropout
-    ahead of a normalisation makes the variance seen in training larger than in evaluation
-    (Li et al., 2019, "Understanding the Disharmony between Dropout and Batch Normalization by
-    Variance Shift"), so its rates are small.
+    After a convolution come ReLU, 2x2 max pooling, dropout and batch normalisation (Ioffe and
+    Szegedy, 2015); after a dense layer ReLU, dropout and batch normalisation. Dropout before a
+    normalisation makes the variance larger in training than in evaluation (Li et al., 2019,
+    "Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift"), so
+    its rates are small.
 
     Attributes:
       num_classes: the number of logits.
       dtype: of the computation; parameters and logits are float32.
       conv_features: the widths of the convolutions; each halves the image, so a 32x32 image
-        takes at most five.
+        allows at most five.
       dense_features: the widths of the hidden dense layers.
       dropout_rate: after each convolution.
       dense_dropout_rate: after each hidden dense layer.
@@ -94,8 +94,8 @@ class BNCNN(nn.Module):
 class VGGBN(nn.Module):
     """Three pairs of 3x3 convolutions with batch normalisation after each ReLU.
 
-    Small filters in pairs are of VGG (Simonyan and Zisserman, 2015). On CIFAR-10 2,494,982
-    numbers: 2,491,838 parameters and 3,144 moving statistics.
+    Small filters in pairs come from VGG (Simonyan and Zisserman, 2015). On CIFAR-10 it has
+    2,491,838 parameters and 3,144 moving statistics, 2,494,982 numbers in all.
 
     Attributes:
       num_classes: the number of logits.

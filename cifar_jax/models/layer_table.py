@@ -1,4 +1,4 @@
-"""The layers of a model: shapes and counts, found without computing anything."""
+"""A model's layers with their shapes and counts, found without computing anything."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ class LayerRow(NamedTuple):
     """One layer that has variables.
 
     Attributes:
-      path: the module's place in the model, such as "stage_0_block_1/Conv_0".
+      path: the module's path in the model, such as "stage_0_block_1/Conv_0".
       kind: the module's class, such as "Conv".
-      output_shape: for a batch of one; the leading 1 stands for any batch size.
+      output_shape: for a batch of one image.
       num_variables: parameters and moving statistics.
       num_trainable: parameters only.
     """
@@ -31,7 +31,7 @@ class LayerRow(NamedTuple):
 
 
 def layer_table(model: nn.Module, image_shape: Sequence[int]) -> list[LayerRow]:
-    """Returns the layers of a model that have variables, in the order of their calls.
+    """Returns a model's layers that have variables, in the order in which they are called.
 
     Args:
       model: an unbound module.
@@ -78,12 +78,12 @@ def first_kernel(model: nn.Module, variables: Any, image_shape: Sequence[int]) -
 
 
 def _count_own(tree) -> int:
-    """Counts the numbers in the arrays directly in `tree`, without its submodules."""
+    """Counts the numbers in the arrays directly in `tree`, not those in its submodules."""
     return sum(math.prod(leaf.shape) for leaf in tree.values() if hasattr(leaf, "shape"))
 
 
 def format_layers(rows: Sequence[LayerRow]) -> str:
-    """Returns the layers as a text table: layer, output shape, count; below them the totals."""
+    """Returns the layers as a text table of output shapes and counts, with the totals below."""
     cells = [("layer", "output shape", "parameters")]
     for row in rows:
         shape = ", ".join(map(str, row.output_shape[1:]))

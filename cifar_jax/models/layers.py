@@ -1,4 +1,4 @@
-"""The blocks that every model is built from."""
+"""The layers that all models are built from."""
 
 import functools
 from typing import Any
@@ -16,16 +16,16 @@ max_pool = ops.max_pool
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation with the variables and the meaning of `nn.BatchNorm`, but faster.
+    """Batch normalisation with the variables and the results of `nn.BatchNorm`, but faster.
 
     The last axis holds the channels. Statistics are in float32 at least; under `jax.jit` they are
     those of the whole batch on any number of devices.
 
     Attributes:
-      use_running_average: normalise by the running statistics, and leave them as they are.
-      momentum: how much of the running statistics each step keeps.
+      use_running_average: whether to normalise by the running statistics, without updating them.
+      momentum: the share of the running statistics that each step keeps.
       epsilon: added to the variance.
-      dtype: of the result; None: the wider of the input's and the parameters'.
+      dtype: of the result; None: the wider of the input's and the parameters' dtypes.
       param_dtype: of the parameters.
       use_bias: whether a bias is added.
       use_scale: whether the result is scaled.

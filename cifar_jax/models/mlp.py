@@ -18,7 +18,7 @@ ACTIVATIONS = {
 
 
 class MLP(nn.Module):
-    """Dense layers on the flattened image; 418,060 parameters for 28x28x1 and ten classes.
+    """Dense layers on the flattened image: 418,060 parameters for 28x28x1 and ten classes.
 
     Attributes:
       num_classes: the number of logits.

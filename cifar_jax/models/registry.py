@@ -1,9 +1,9 @@
-"""The registry of models: one dictionary from a name to a module class.
+"""The registry of models: one dictionary from names to module classes.
 
-A module is called as `model.apply(variables, images, train=bool)` on float images
-[batch, height, width, channels] and returns float32 logits [batch, num_classes]. Its variables
-are in the collections "params" and "batch_stats"; in training it draws from the stream "dropout".
-The last layer of every model is named "head".
+A module is called as `model.apply(variables, images, train=bool)` with float images
+[batch, height, width, channels] and returns float32 logits [batch, num_classes]. Its variables are
+in the collections "params" and "batch_stats"; in training it draws from the stream "dropout". The
+last layer of every model is called "head".
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "wide_resnet": resnet.WideResNet,
     "speedrun": speedrun.Speedrun,
 }
-# Fields of a module that are not options: the caller's arguments and Flax's own.
+# Fields of a module that are not options: arguments of `create`, and Flax's own.
 _NOT_OPTIONS = ("num_classes", "dtype", "parent", "name")
 
 
@@ -45,7 +45,7 @@ def create(name: str, num_classes: int, dtype: Any = jnp.float32, **options: Any
       An unbound module.
 
     Raises:
-      UserError: the name or an option is unknown, or an option's value has a wrong type or range.
+      UserError: the name or an option is unknown, or an option has a wrong type or value.
     """
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
@@ -74,10 +74,19 @@ def make_variables(
     Args:
       model: the network.
       image_shape: (height, width, channels).
+
+    The function raises UserError if the images are too small for the model.
     """
 
     def init(key: jax.Array) -> dict[str, Any]:
-        return dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
+        try:
+            return dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
+        except ZeroDivisionError as error:  # a kernel without inputs
+            size = " x ".join(map(str, image_shape[:2]))
+            raise UserError(
+                f"{type(model).__name__} reduces images of {size} pixels to nothing: choose "
+                "another model.name, or larger images"
+            ) from error
 
     return init
 
@@ -89,7 +98,7 @@ def default_options(name: str) -> dict[str, Any]:
 
 
 def _check(what: str, value: Any, default: Any) -> None:
-    """Raises UserError unless `value` is of the default's type and in its type's range."""
+    """Raises UserError unless `value` has the default's type and is in the range for that type."""
     match default:
         case float():
             if not _is_number(value, float | int) or not 0 <= value < 1:

@@ -1,4 +1,4 @@
-"""Residual networks: ResNet with basic blocks, and the wide ones with pre-activation."""
+"""Residual networks: ResNet with basic blocks, and wide ResNet with pre-activation."""
 
 import functools
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from cifar_jax.errors import UserError
 from cifar_jax.models.layers import BatchNorm, Conv, Dense
 
 he_normal = nn.initializers.he_normal()
-# One pixel on every side, unlike "SAME", keeps a strided window centred on the pixel that the
-# shortcut takes.
+# Padding by one pixel on every side, unlike "SAME", keeps a strided window centred on the pixel
+# that the shortcut takes.
 Conv3x3 = functools.partial(
     Conv, kernel_size=(3, 3), padding=1, use_bias=False, kernel_init=he_normal
 )
@@ -20,7 +20,7 @@ Conv1x1 = functools.partial(Conv, kernel_size=(1, 1), use_bias=False, kernel_ini
 
 
 class Layout(NamedTuple):
-    """How many blocks each stage has, the width of the first, and what its shortcuts learn."""
+    """The number of blocks in each stage, the first stage's width, and the kind of shortcut."""
 
     stage_sizes: tuple[int, ...]
     features: int
@@ -39,7 +39,7 @@ LAYOUTS = {
 
 
 def _subsample_and_pad(x, features: int, strides: int):
-    """The shortcut without parameters (option A): every n-th pixel, new channels zero."""
+    """Returns the shortcut without parameters (option A): every n-th pixel, new channels zero."""
     x = x[:, ::strides, ::strides]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
@@ -47,7 +47,7 @@ def _subsample_and_pad(x, features: int, strides: int):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions added to the input, or to its shortcut where the shape changes.
 
-    The last scale starts at zero, so that a new block passes its input on (Goyal et al., 2017,
+    The last scale starts at zero, so that a new block returns its input (Goyal et al., 2017,
     "Accurate, Large Minibatch SGD").
     """
 
@@ -79,9 +79,9 @@ class ResNet(nn.Module):
     """The residual network for small images: a 3x3 stem and no pooling before the mean.
 
     He et al. (2016), "Deep Residual Learning for Image Recognition". Depths 18 and 34 are the
-    ImageNet layouts (four stages from 64 channels, projection shortcuts), of 11,173,962 and
-    21,282,122 parameters; 20, 32, 44, 56 and 110 are the paper's CIFAR-10 networks (three stages
-    from 16 channels, shortcuts without parameters), depth 20 of 269,722.
+    ImageNet layouts (four stages from 64 channels, projection shortcuts) with 11,173,962 and
+    21,282,122 parameters. Depths 20, 32, 44, 56 and 110 are the paper's CIFAR-10 networks (three
+    stages from 16 channels, shortcuts without parameters); depth 20 has 269,722.
 
     Attributes:
       num_classes: the number of logits.
@@ -155,7 +155,7 @@ class WideResNet(nn.Module):
     Attributes:
       num_classes: the number of logits.
       dtype: of the computation; parameters and logits are float32.
-      depth: 6n + 4 for n blocks a stage.
+      depth: 6n + 4, for n blocks per stage.
       widen_factor: the k that multiplies the stages' 16, 32 and 64 channels.
       dropout_rate: between the two convolutions of a block.
     """

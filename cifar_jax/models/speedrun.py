@@ -1,7 +1,7 @@
 """The network of the CIFAR-10 speed records, with its initial values.
 
-Jordan (2024), "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", in the layout of its later
-version trained with Muon.
+Jordan (2024), "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", in the layout of the later version
+that is trained with Muon.
 """
 
 import functools
@@ -21,10 +21,10 @@ fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def identity_conv(key, shape, dtype=jnp.float32):
-    """Initial kernel [height, width, in, out] whose first filters pass their channel on.
+    """Returns an initial kernel [height, width, in, out] whose first filters copy a channel.
 
-    Filter i below min(in, out) is one at the centre of channel i and zero elsewhere; the others
-    are uniform within 1 / sqrt(fan in).
+    Filter i below min(in, out) is 1 at the centre of channel i and 0 elsewhere; the others are
+    uniform within 1 / sqrt(fan in).
     """
     height, width, inputs, outputs = shape
     channels = min(inputs, outputs)
@@ -33,16 +33,16 @@ def identity_conv(key, shape, dtype=jnp.float32):
 
 
 def unit_deviation(key, shape, dtype=jnp.float32):
-    """Initial kernel, uniform, whose own standard deviation is one."""
+    """Returns a uniform initial kernel, scaled to a sample standard deviation of exactly one."""
     kernel = fan_in_uniform(key, shape, dtype)
     return kernel / kernel.std(ddof=1)
 
 
 def whitening_kernel(images: jax.Array | np.ndarray, eps: float = 5e-4) -> jax.Array:
-    """The stem's kernel under which the 2x2 patches of `images` are uncorrelated.
+    """Returns the kernel for the stem that makes the 2x2 patches of `images` uncorrelated.
 
-    Its filters are the eigenvectors of the patches' uncentred second moment, each over
-    sqrt(eigenvalue + eps), and the negatives of them.
+    Its filters are the eigenvectors of the patches' uncentred second moment, each divided by
+    sqrt(eigenvalue + eps), and their negatives.
 
     Args:
       images: normalised floats [num_images, height, width, channels]; a few thousand suffice.
@@ -63,9 +63,9 @@ def whitening_kernel(images: jax.Array | np.ndarray, eps: float = 5e-4) -> jax.A
 
 
 class ConvGroup(nn.Module):
-    """Convolution, 2x2 max pooling, and more convolutions, each ending in norm and GELU.
+    """A convolution, 2x2 max pooling and more convolutions, each followed by norm and GELU.
 
-    With three or more convolutions, what the first gives is added before the last GELU.
+    With three or more convolutions, the first one's result is added before the last GELU.
     """
 
     features: int
@@ -87,14 +87,14 @@ class ConvGroup(nn.Module):
 class Speedrun(nn.Module):
     """A whitening stem and three groups of two convolutions: 1,971,640 parameters on CIFAR-10.
 
-    The stem, a 2x2 convolution to eight filters a channel, starts with the `whitening_kernel` of
-    the training images; the recipes leave it so.
+    The stem, a 2x2 convolution with eight filters per channel, starts with the `whitening_kernel`
+    of the training images; the recipes do not train it.
 
     Attributes:
       num_classes: the number of logits.
       dtype: of the computation; parameters and logits are float32.
       group_features: the widths of the groups.
-      group_convs: convolutions of a group, at least 2; from 3 on it has a shortcut.
+      group_convs: convolutions per group, at least 2; groups of 3 or more have a shortcut.
     """
 
     num_classes: int
@@ -103,7 +103,7 @@ class Speedrun(nn.Module):
     group_convs: int = 2
 
     def __post_init__(self):
-        """Checks what its type does not say."""
+        """Checks what the registry does not."""
         if self.group_convs < 2:
             raise UserError(
                 f"model speedrun: group_convs must be at least 2, not {self.group_convs}"
@@ -111,7 +111,7 @@ class Speedrun(nn.Module):
         super().__post_init__()
 
     def params_from_data(self, images: jax.Array) -> dict[str, Any]:
-        """Returns the parameters that training images decide: the stem's kernel.
+        """Returns the parameters that depend on training images: the stem's kernel.
 
         Args:
           images: normalised floats [num_images, height, width, channels].

@@ -1,8 +1,8 @@
-"""Convolution: XLA's own, except where a CPU has a faster way.
+"""Convolution: XLA's own, except where there is a faster method for a CPU.
 
-`conv_general_dilated` takes `lax.conv_general_dilated`'s arguments, so that
-`nn.Conv(conv_general_dilated=...)` accepts it. The switch by platform is here, what a CPU
-does in `cpu_conv`.
+`conv_general_dilated` takes the arguments of `lax.conv_general_dilated`, so that
+`nn.Conv(conv_general_dilated=...)` accepts it. This file chooses by platform; `cpu_conv` has the
+CPU's methods.
 """
 
 import functools
@@ -13,12 +13,12 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from cifar_jax.ops import cpu_conv
-from cifar_jax.ops.mesh import map_batch
+from cifar_jax.ops.batches import map_batch
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-# Of other types (integers, 8-bit floats) sums are not taken in float32.
+# Sums of these types are taken in float32 or wider; those of integers or 8-bit floats are not.
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -38,8 +38,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Convolves as `lax.conv_general_dilated` does, with gradients that are fast on a CPU too.
 
-    Two-dimensional NHWC convolutions without groups or dilation have a gradient of their own
-    (reverse mode only); the others are `lax.conv_general_dilated`'s, unchanged.
+    Two-dimensional NHWC convolutions without groups or dilation have their own gradient (reverse
+    mode only); all others are `lax.conv_general_dilated`, unchanged.
 
     Args:
       lhs: images, [batch, height, width, channels].
@@ -47,8 +47,8 @@ def conv_general_dilated(
       window_strides: one stride for each spatial axis.
       padding: "SAME", "VALID" or (low, high) for each spatial axis.
       lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, batch_group_count,
-        precision, preferred_element_type, **kwargs: as in `lax.conv_general_dilated`; on a CPU every
-        product has the full precision of its type.
+        precision, preferred_element_type, **kwargs: as in `lax.conv_general_dilated`; on a CPU all
+        products have the full precision of their type.
 
     Returns:
       [batch, height, width, features].
@@ -83,7 +83,7 @@ def conv_general_dilated(
 
 
 def _suits(images, kernel, dimension_numbers):
-    """Whether these are two-dimensional NHWC images and a kernel of their type."""
+    """Whether these are two-dimensional NHWC images and a kernel of the same type."""
     return (
         images.ndim == 4
         and images.dtype == kernel.dtype
@@ -128,7 +128,7 @@ def _conv_backward(strides, padding, precision, saved, gradient):
     def xla_kernel(images, gradient):
         return jax.vjp(lambda k: conv(images, k), kernel)[1](gradient)[0]
 
-    # Two switches, so that a gradient nobody asks for (that of the images themselves) is dropped.
+    # Two choices, so that XLA drops the one that is not needed (the first layer's by its images).
     return (
         lax.platform_dependent(gradient, kernel, cpu=cpu_images, default=xla_images),
         lax.platform_dependent(images, gradient, cpu=cpu_kernel, default=xla_kernel),

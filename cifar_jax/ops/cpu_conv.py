@@ -1,15 +1,15 @@
-"""Convolution and its gradients on a CPU: which way is taken for which shape.
+"""Convolution and its gradients on a CPU, by the method that is fastest for each shape.
 
 - 3x3 kernels with many channels: `winograd`.
 - 9 to 16 channels and few features: one matrix product with all rows of the kernel, whose results
   are shifted and added.
-- Few channels otherwise: pairs of neighbouring pixels become one pixel with twice the channels.
+- Otherwise few channels: pairs of neighbouring pixels become one pixel with twice the channels.
 - The gradient by the images is itself a convolution, of the output gradient with the flipped
-  kernel; with a stride, one for each place in a block of pixels as large as the strides.
-- The gradient by the kernel is a convolution too, of the images with the output gradient as its
-  kernel, channels in place of images; with a stride, a sum of matrix products. Both take a chunk of
+  kernel; with a stride, there is one for each place in a block of pixels as large as the strides.
+- The gradient by the kernel is also a convolution: the output gradient is its kernel, and channels
+  and images change places. With a stride it is a sum of matrix products. Both take a chunk of
   images at a time.
-- What remains is XLA's convolution.
+- All else: XLA's convolution.
 """
 
 import jax
@@ -17,21 +17,23 @@ import jax.numpy as jnp
 from jax import lax
 
 from cifar_jax.ops import winograd
-from cifar_jax.ops.chunks import map_chunks, sum_chunks
+from cifar_jax.ops.batches import map_chunks, sum_chunks
 
 Size = tuple[int, int]
 Strides = tuple[int, int]
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# XLA's vector code pays from 17 channels on: 3 to 32 channels take 4.8 ms, as pairs 0.9 (batch 64).
+# Up to this number of channels XLA's vector code is slow: 3 channels to 32 features take 4.8 ms
+# with XLA, 0.9 ms as pairs (batch 64).
 _NARROW = 16
-# From so many of these channels on, up to so many features, one product for all rows is faster.
+# From this number of channels, and up to this number of features, one product for all rows is
+# faster.
 _ROWS_CHANNELS, _ROWS_FEATURES = 9, 24
-# From here on Winograd's transforms cost less than the products they save; but of a result of two
-# rows or columns they save none.
+# From this number of channels and features, the smaller and the larger of the two, Winograd's
+# transforms cost less than the products that they save; below this height or width they save none.
 _WINOGRAD_NARROWER, _WINOGRAD_WIDER, _WINOGRAD_SIZE = 24, 32, 3
-# What is taken at a time, so that it and what is made of it stay in the cache: output pixels whose
-# patches are made; values of the images and the gradient that are turned.
+# Sizes of a chunk, so that it and what is computed from it stay in the cache: output pixels whose
+# patches are made; values of the images and the gradient that are transposed.
 _PATCHES_CHUNK, _TURNED_CHUNK = 1024, 2**17
 
 
@@ -61,7 +63,7 @@ def input_gradient(
         for column in range(strides[1]):
             edges, taps = [], []
             for axis, place in enumerate((row, column)):
-                # Of the kernel these taps reach a pixel at this place of its block.
+                # The taps of the kernel that reach a pixel at this place of its block.
                 first = (place + padding[axis][0]) % strides[axis]
                 taps.append(slice(first, None, strides[axis]))
                 num_taps = len(range(first, kernel.shape[axis], strides[axis]))
@@ -91,11 +93,11 @@ def kernel_gradient(
 
 def _xla_convolve(images, kernel, strides, padding):
     if any(sum(pads) >= size for pads, size in zip(padding, kernel.shape, strict=False)):
-        # XLA's fast way cannot make a result larger than its operand.
+        # XLA's fast method cannot make a result larger than its operand.
         images = _pad(images, (0, 0), *padding, (0, 0))
         padding = ((0, 0), (0, 0))
-    # Without the barrier XLA moves what was done to the operands into the convolution, and then
-    # finds no fast way for it.
+    # Without the barrier XLA fuses earlier operations on the operands into the convolution, and
+    # then has no fast method for it.
     images, kernel = lax.optimization_barrier((images, kernel))
     return lax.conv_general_dilated(
         images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -121,15 +123,15 @@ def _convolve_turned(images, gradient, padding):
 
     def convolve(images, gradient):
         edges = padding
-        if features <= _NARROW:  # XLA's own padding costs more there
+        if features <= _NARROW:  # here XLA's own padding costs more
             images, edges = _pad(images, (0, 0), *padding, (0, 0)), ((0, 0), (0, 0))
         images, gradient = images.astype(wide), gradient.astype(wide)
         return _xla_convolve(
             images.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), (1, 1), edges
         )
 
-    # A power of two leaves no rest of the usual batches. The images are the channels of this
-    # convolution: one alone makes no vectors.
+    # A power of two divides the usual batches. The images are the channels of this convolution, so
+    # a single one could not be vectorized.
     fit = _TURNED_CHUNK * len(images) // (images.size + gradient.size)
     size = 2 ** min(4, max(1, fit.bit_length() - 1))
     total = sum_chunks(convolve, images, gradient, size=size)
@@ -151,9 +153,9 @@ def _sum_patches(images, gradient, size, strides, padding):
             for j in range(size[1])
         ]
         patches = jnp.concatenate(slices, -1).reshape(-1, size[0] * size[1] * channels)
-        # Behind the barrier the patches are made once, not anew for each element of the product.
+        # The barrier has the patches computed once, not again for each element of the product.
         patches = lax.optimization_barrier(patches)
-        # The narrow operand on the left: there a matrix is transposed first, element by element.
+        # The narrower operand on the left, because that one is first transposed element by element.
         return gradient.astype(wide).reshape(-1, features).T @ patches
 
     total = sum_chunks(multiply, images, gradient, size=max(1, _PATCHES_CHUNK // (height * width)))
@@ -182,7 +184,7 @@ def _convolve_rows(images, kernel, padding):
 
 
 def _pair_columns(images, kernel, padding):
-    """Images and kernel of which two neighbouring columns are one, with twice the channels."""
+    """Returns images and kernel with pairs of columns as one column with twice the channels."""
     batch, height, have, channels = images.shape
     rows, columns, _, features = kernel.shape
     width = have + sum(padding) - columns + 1

@@ -1,4 +1,4 @@
-"""The product of a dense layer, whose kernel gradient comes out as the kernel lies in memory."""
+"""A dense layer's product, whose gradient by the kernel has the kernel's own memory layout."""
 
 import functools
 from typing import Any
@@ -16,22 +16,19 @@ def dot_general(
     preferred_element_type: DTypeLike | None = None,
     **kwargs: Any,
 ) -> jax.Array:
-    """Multiplies as `lax.dot_general` does; a matrix by a matrix has a gradient of its own.
+    """Multiplies as `lax.dot_general` does; the product of two matrices has its own gradient.
 
-    JAX computes the gradient by `rhs` transposed. A CPU then walks through it against the grain
-    when the optimizer reads it, which took as long as a whole convolution of 32 channels. Here the
-    same product is written the other way round (reverse mode only).
+    JAX computes the transpose of the gradient by `rhs`. On a CPU the optimizer then reads it across
+    its rows, which took as long as a whole convolution with 32 channels. Here the same product is
+    written the other way round (reverse mode only).
 
     Args:
-        lhs: [batch, inputs]; other shapes go to `lax.dot_general`, unchanged.
-        rhs: [inputs, features].
-        dimension_numbers: as in lax; likewise every argument below.
-        precision: see there.
-        preferred_element_type: see there.
-        **kwargs: what newer versions of lax take.
+      lhs: [batch, inputs]; other shapes are passed to `lax.dot_general`, unchanged.
+      rhs: [inputs, features].
+      dimension_numbers, precision, preferred_element_type, **kwargs: as in `lax.dot_general`.
 
     Returns:
-        [batch, features].
+      [batch, features].
     """
     is_plain = (
         lhs.ndim == rhs.ndim == 2

@@ -2,7 +2,7 @@
 
 Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks": the image is cut into
 overlapping tiles, tiles and kernel are transformed, and the convolution becomes one matrix product
-for each place of a transformed tile. F(4x4, 3x3) makes 2.25 products a pixel; the plain way 9.
+for each place of a transformed tile. F(4x4, 3x3) needs 2.25 products per pixel in place of 9.
 """
 
 import functools
@@ -14,23 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cifar_jax.ops.chunks import map_chunks, sum_chunks
+from cifar_jax.ops.batches import map_chunks, sum_chunks
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# Output pixels of a tile along an axis, and its places, of input pixels or products.
+# Along an axis, a tile's output pixels, and its places: input pixels or products.
 _TILE, _PLACES = 4, 6
 _ROOT = math.sqrt(0.5)
-# Where the polynomials behind the method are evaluated, besides infinity. These points leave an
-# error of 2e-6; the customary 0, 1, -1, 2, -2 leave 7e-6.
+# The points, besides infinity, at which the method's polynomials are evaluated. With these the
+# error is 2e-6; with the usual 0, 1, -1, 2, -2 it is 7e-6.
 _POINTS = (0.0, _ROOT, -_ROOT, 1 / _ROOT, -1 / _ROOT)
-# How many tiles are made at a time, so that they stay in the cache. With more channels times
-# features the transformed kernel, or the sums for its gradient, do not fit there themselves: then
-# more, so that they are read less often.
+# How many tiles are made at a time, so that they stay in the cache. With more than _WIDE channels
+# times features, the transformed kernel (or the sums for its gradient) does not fit in the cache
+# itself: then more tiles, so that it is read less often.
 _CHUNK, _WIDE_CHUNK = 64, 256
 _WIDE = 2**14
-# With fewer channels a product that transposes its left operand takes longer than to transpose it
-# first.
+# With fewer channels, transposing the left operand before the product is faster than within it.
 _TRANSPOSED_BELOW = 64
 
 
@@ -66,11 +65,11 @@ def convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Arra
 
 
 def kernel_gradient(images: jax.Array, gradient: jax.Array, padding: Padding) -> jax.Array:
-    """The gradient of `convolve` by its kernel.
+    """Returns the gradient of `convolve` by its kernel.
 
     Args:
       images: [batch, height, width, channels].
-      gradient: by the result, [batch, height, width, features].
+      gradient: that by the result, [batch, height, width, features].
       padding: (low, high) of height and of width.
 
     Returns:
@@ -95,7 +94,7 @@ def kernel_gradient(images: jax.Array, gradient: jax.Array, padding: Padding) ->
 
 
 def output_size(shape: Sequence[int], window: Sequence[int], padding: Padding) -> tuple[int, int]:
-    """Returns height and width of what a convolution with stride 1 makes of [batch, h, w, any]."""
+    """Returns the result's height and width for a convolution of [batch, h, w, any], stride 1."""
     height, width = (
         have + sum(pads) - taps + 1
         for have, pads, taps in zip(shape[1:3], padding, window, strict=True)
@@ -104,20 +103,20 @@ def output_size(shape: Sequence[int], window: Sequence[int], padding: Padding) -
 
 
 def _grid(size):
-    """Rows and columns of tiles that cover so many output pixels."""
+    """Returns the rows and columns of tiles that cover output pixels of this height and width."""
     return [-(-n // _TILE) for n in size]
 
 
 def _chunk_size(grid, area):
-    """How many images are taken at a time, of a layer with so many channels times features."""
+    """Returns how many images make a chunk; `area` is the channels times the features."""
     return max(1, (_CHUNK if area <= _WIDE else _WIDE_CHUNK) // (grid[0] * grid[1]))
 
 
 def _to_tiles(matrix, images, padding, grid):
-    """Transformed tiles [places, tiles, any] of images [batch, height, width, any].
+    """Returns transformed tiles [places, tiles, any] of images [batch, height, width, any].
 
-    Behind the barriers the width is transformed before the height. Both at once XLA would compute
-    anew for each place, which takes twice the time.
+    The barriers have the width transformed before the height. XLA would otherwise do both at once
+    and again for each place, which takes twice the time.
     """
     taps = matrix.shape[1]
     needed = [
@@ -135,7 +134,7 @@ def _to_tiles(matrix, images, padding, grid):
 
 
 def _combine(matrix: np.ndarray, pieces: Sequence[jax.Array]) -> list[jax.Array]:
-    """The product of a matrix and a list of arrays, written out without its zeros."""
+    """Returns the product of a matrix and a list of arrays, written out without zero terms."""
     return [
         functools.reduce(
             jnp.add,
@@ -150,9 +149,9 @@ def _combine(matrix: np.ndarray, pieces: Sequence[jax.Array]) -> list[jax.Array]
 
 
 def _transforms():
-    """The matrices of F(4, 3) for outputs, kernels and inputs (Toom and Cook's).
+    """Returns the matrices of F(4, 3) for outputs, kernels and inputs, by Toom and Cook's method.
 
-    With A, G, B those of [4, 6], [6, 3] and [6, 6], a convolution of 6 inputs with 3 weights is
+    They are A [4, 6], G [6, 3] and B [6, 6]; a convolution of 6 inputs with 3 weights is
     A ((G weights) * (B inputs)).
     """
 

@@ -16,8 +16,8 @@ from jax.typing import DTypeLike
 
 from cifar_jax.errors import UserError
 
-# Three steps with these coefficients bring singular values to between about 0.3 and 1.2, unless they
-# are below a hundredth of the matrix's norm.
+# Three steps with these coefficients bring singular values to between about 0.3 and 1.2, unless
+# they are below a hundredth of the matrix's norm.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_STEPS = 3
 

@@ -1,1 +1,1 @@
-"""Where arrays lie and who computes them: devices, several seeds, several processes."""
+"""Where arrays are and who computes them: devices, several seeds, several processes."""

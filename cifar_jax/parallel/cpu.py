@@ -1,6 +1,6 @@
-"""What only a CPU needs: its memory allocator, and how many devices it is divided into.
+"""What only a CPU needs: its memory allocator, and the number of devices that it is divided into.
 
-Imports no JAX: `restart` comes before it.
+Imports no JAX, because `restart` comes before JAX is imported.
 """
 
 import contextlib
@@ -12,17 +12,17 @@ from pathlib import Path
 # A call of the compiled train program takes about this long on a CPU, so that signals are handled
 # soon.
 CALL_SECONDS = 1.0
-# Each device holds the training set, the state and its activations: hosts with many cores get a
-# number of devices that still pays, and that their memory has room for.
+# Each device holds the training set, the state and its activations. On hosts with many cores the
+# number of devices is limited to what still pays and to what fits in memory.
 MAX_DEFAULT_DEVICES = 16
 _BYTES_PER_DEVICE = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
 
-# glibc's tunables: use huge pages; take blocks below 32 MiB, the most that all versions allow, from
-# the heaps, and keep what is freed there for the next call. Larger blocks, a call's activations,
-# are mapped and given back: in a heap small blocks settle in their places, and the next call takes
-# as much again (14 GB where 6 are enough for a speedrun). Each thread has a heap of its own: in a
-# common one the devices' threads wait for each other, the longer the more fragments a compilation
+# glibc's tunables: use huge pages; take blocks below 32 MiB (the most that all versions allow) from
+# the heaps, and keep freed ones there for the next call. Larger blocks, a call's activations, are
+# mapped and returned: in a heap, small blocks would take their places and the next call would need
+# as much memory again (14 GB where 6 are enough for a speedrun). Each thread has its own heap: with
+# a common one the devices' threads wait for each other, the longer the more fragments a compilation
 # has left there (a step of ResNet-20 took 1.4 times as long).
 ALLOCATOR_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
@@ -33,9 +33,9 @@ ALLOCATOR_ENVIRONMENT = {
 def restart() -> None:
     """Restarts this program with allocator settings that the C library reads when it starts.
 
-    A step's activations are hundreds of MiB, which XLA allocates again for each call. Giving them
-    back and getting them again in pages of 4 KiB took a third of the training time on a virtual
-    machine. If GLIBC_TUNABLES is set already, even to nothing, it is left as it is.
+    A step's activations are hundreds of MiB, which XLA allocates again for each call. Returning
+    them and getting them again in pages of 4 KiB took a third of the training time on a virtual
+    machine. Does nothing if GLIBC_TUNABLES is already set, even to an empty string.
     """
     if "GLIBC_TUNABLES" in os.environ or platform.libc_ver()[0] != "glibc" or not sys.executable:
         return
@@ -71,7 +71,7 @@ def host_memory() -> int:
 
 
 def describe_processor() -> str:
-    """Returns the processor's model and instruction sets, which tell one kind from another."""
+    """Returns the processor's model and instruction sets, by which kinds are told apart."""
     fields = ("model name", "flags", "Features", "CPU ")  # the last two are ARM's
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

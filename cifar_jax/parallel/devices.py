@@ -1,4 +1,4 @@
-"""JAX's devices: how they are set up, the mesh they form, and how arrays are laid on it."""
+"""JAX's devices: their setup, the mesh that they form, and arrays on that mesh."""
 
 import contextlib
 import hashlib
@@ -26,11 +26,11 @@ def configure(
     called before JAX starts its backend; afterwards it changes nothing.
 
     Args:
-      batch_size: images that the devices must share evenly; None: any number of devices will do.
+      batch_size: images that the devices must share evenly; None: no such condition.
       num_cpu_devices: devices that a CPU is divided into; None: JAX_NUM_CPU_DEVICES if it is set,
-        else the largest number up to the cores that divides the batch and has a GiB of memory for
-        each device.
-      deterministic: whether a GPU must give the same bits again; a CPU always does.
+        else the largest number, up to the cores, that divides the batch and leaves a GiB of memory
+        for each device.
+      deterministic: whether a GPU must always give the same bits; a CPU always does.
     """
     config: Any = jax.config
     if num_cpu_devices is None and config.jax_num_cpu_devices < 1:
@@ -41,7 +41,7 @@ def configure(
     if config.jax_num_cpu_devices > 1:
         _add_xla_flag("xla_cpu_multi_thread_eigen=false")
         # Otherwise XLA ends the process when one device waits 40 seconds for another, which happens
-        # where many programs share the cores or this one was paused.
+        # when many programs share the cores or this one was paused.
         _add_xla_flag("xla_cpu_collective_call_terminate_timeout_seconds=1000000")
     if deterministic:
         _add_xla_flag("xla_gpu_deterministic_ops=true")
@@ -93,13 +93,13 @@ def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
 def make_mesh(batch_size: int | None = None, num_seeds: int = 1) -> Mesh:
     """Returns a mesh with the axes "seed" and "data".
 
-    Where the devices of a single process divide the seeds, each device trains seeds of its own and
-    exchanges nothing with the others; otherwise all of them share the batch of each seed.
+    If there is one process and the number of its devices divides the number of seeds, each device
+    trains its own seeds and exchanges nothing; otherwise all devices share each seed's batch.
 
     Args:
       batch_size: images per step, shared by the devices of all processes. None: a mesh of this
         process's own devices.
-      num_seeds: runs that are trained in one program.
+      num_seeds: the number of seeds that one program trains.
 
     Raises:
       UserError: there is no device, or the devices do not divide the batch.
@@ -129,7 +129,7 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def put(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
-    """Returns a tree of arrays, which are the same in every process, laid on the mesh."""
+    """Returns a tree of arrays, which are the same in every process, divided over the mesh."""
     sharding = NamedSharding(mesh, spec)
 
     def place(array: Any) -> jax.Array:

@@ -1,11 +1,11 @@
 """Several processes that train one model together, by JAX's own distributed runtime.
 
 Every process runs the same program on its part of each batch. Only the first one touches the run's
-folder; what it finds there, or that it fails, is broadcast to the others. So all of them stop, save
-and resume at the same step, and the folder may lie where only the first process sees it.
+folder and broadcasts what it finds there, or that it fails. So all of them stop, save and resume at
+the same step, and the folder need not be visible to the other processes.
 
-A process that ends alone ends the others too: on a CPU their next exchange fails at once, elsewhere
-JAX misses its heartbeat.
+If one process ends, so do the others: on a CPU their next exchange fails at once, elsewhere JAX
+misses the heartbeat.
 """
 
 import atexit
@@ -26,11 +26,11 @@ from cifar_jax.errors import UserError
 HEARTBEAT_TIMEOUT = 30
 # How long the processes of a job wait for each other at the start; then JAX aborts them.
 JOIN_TIMEOUT = 300
-# How much later than the first the last process may finish (the first one draws the report).
+# Seconds between the first and the last process to finish (one of them draws the report).
 _SHUTDOWN_TIMEOUT = 600
 # Bytes per message: sizes of arrays are int32.
 _PART = 2**28
-# Words in the message of an exchange that failed since the other side is gone.
+# Words in the message of an exchange that failed because the other side has gone.
 _LOST = ("gloo", "nccl", "connection", "socket", "unavailable", "deadline", "peer", "distributed")
 
 
@@ -40,8 +40,8 @@ def job(
 ) -> Iterator[None]:
     """Joins the other processes of a job, and leaves it at the end.
 
-    Must be entered before JAX starts its backend and after `devices.configure`. Arguments that are
-    None are found by JAX (SLURM, Open MPI, Kubernetes, Cloud TPU).
+    Must be entered after `devices.configure` and before JAX starts its backend. JAX itself finds
+    the arguments that are None (SLURM, Open MPI, Kubernetes, Cloud TPU).
 
     Args:
       coordinator: HOST:PORT of the first process.
@@ -58,7 +58,7 @@ def job(
     except BaseException as error:
         known = _lost_peer(error) or error
         if jax.distributed.is_initialized():
-            # At its own exit JAX would wait for the others. What is registered last runs first.
+            # At exit JAX would wait for the others; the function registered last is called first.
             atexit.register(_leave, _exit_code(known))
         if known is error:
             raise
@@ -67,7 +67,7 @@ def job(
 
 def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     given = None not in (coordinator, num_processes, process_id)
-    # JAX's preemption service would take SIGTERM from our handler; `agree_to_stop` replaces it.
+    # JAX's preemption service would replace our handler of SIGTERM; `agree_to_stop` does its work.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # While JAX waits, Python would not react to Ctrl-C.
@@ -164,14 +164,14 @@ def check_same(values: Mapping[str, Any]) -> None:
 def first_then_others(make: Callable[[], Any]) -> Any:
     """Calls a function in every process, in the first one before the others.
 
-    For what is written to a disk that the processes may share.
+    For functions that write to a disk which the processes may share.
     """
     made = _make_on_first(make)
     return made if is_first() else make()
 
 
 def broadcast(make: Callable[[], Any], shapes: Any) -> Any:
-    """Returns in every process the tree of arrays that the first process makes, the same bits.
+    """Returns in every process, bit for bit, the tree of arrays that the first process makes.
 
     Args:
       make: returns the tree; called in the first process only.
@@ -195,7 +195,7 @@ def agree_to_stop(received: int | None, seconds: float) -> tuple[int | None, flo
 
     Args:
       received: the signal that this process has received, if any.
-      seconds: what the last call took here.
+      seconds: the time that the last call took in this process.
     """
     if not jax.distributed.is_initialized():
         return received, seconds
@@ -226,7 +226,7 @@ def _broadcast_bytes(message: bytes) -> bytes:
     parts = []
     for first in range(0, size, _PART):
         count = min(_PART, size - first)
-        # Few different sizes, since each is compiled.
+        # Few different sizes, because each is compiled.
         buffer = np.zeros(max(1024, 1 << (count - 1).bit_length()), np.uint8)
         if is_first():
             buffer[:count] = np.frombuffer(message, np.uint8, count, first)

@@ -1,7 +1,7 @@
 """Several runs that differ only in their seeds, in one program.
 
-All arrays that belong to a run (state, metrics, indices of images) then have one more axis, their
-first, along which the runs lie. A single run has no such axis.
+The arrays that each run has of its own (state, metrics, indices of images) then have one more axis,
+the first, with one entry per run. A single run has no such axis.
 """
 
 from collections.abc import Callable
@@ -21,23 +21,23 @@ def seed_list(config: ConfigDict) -> list[int]:
 
 
 def spec(num_seeds: int, *rest: str | None) -> PartitionSpec:
-    """Returns how the arrays of `num_seeds` runs lie on the mesh.
+    """Returns how the arrays of `num_seeds` runs are divided over the mesh.
 
     Args:
       num_seeds: the number of runs.
-      *rest: the mesh's axes for the axes that a single run's arrays have.
+      *rest: the mesh axis for each axis of a single run's arrays; None: not divided.
     """
     return PartitionSpec("seed", *rest) if num_seeds > 1 else PartitionSpec(*rest)
 
 
 def stack(mesh: Mesh, trees: list[Any]) -> Any:
-    """Returns the runs' trees as one tree, laid on the mesh."""
+    """Returns the runs' trees as one tree, divided over the mesh."""
     tree = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) if trees[1:] else trees[0]
     return devices.put(mesh, tree, spec(len(trees)))
 
 
 def abstract(mesh: Mesh, shapes: Any, num_seeds: int) -> Any:
-    """Returns the `jax.ShapeDtypeStruct`s of what `stack` makes of trees of these shapes."""
+    """Returns the `jax.ShapeDtypeStruct`s of the result of `stack` for trees of these shapes."""
     axis = (num_seeds,) if num_seeds > 1 else ()
     stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axis, *x.shape), x.dtype), shapes)
     return devices.abstract(mesh, stacked, spec(num_seeds))
@@ -51,7 +51,7 @@ def unstack(tree: Any, num_seeds: int) -> list[Any]:
 
 
 def at_once(config: ConfigDict) -> bool:
-    """Whether a device trains its seeds at once, or one after another."""
+    """Whether a device trains its seeds all at once, not one after another."""
     if config.seeds_at_once is not None:
         return config.seeds_at_once
     return jax.default_backend() != "cpu"
@@ -72,10 +72,10 @@ def map_seeds(
 
     Args:
       function: takes and returns arrays or trees of arrays.
-      mesh: the devices; where its axis "seed" has more than one, each computes its own runs.
-      axes: for each argument 0 if it has the axis of the runs, or None if all runs share it; the
-        results always have that axis.
-      at_once: whether a device computes its runs by `jax.vmap`, or one after another.
+      mesh: the devices; if its axis "seed" is longer than one, each device computes its own runs.
+      axes: for each argument 0 if it has the axis of the runs, None if all runs share it; results
+        always have that axis.
+      at_once: whether a device computes its runs at once, by `jax.vmap`, or one after another.
     """
 
     def each(*arguments: Any) -> Any:
@@ -92,7 +92,7 @@ def map_seeds(
 
     if mesh.shape["seed"] == 1:
         return each
-    # Over both axes: then no axis of the mesh is left inside that XLA could partition over.
+    # Over both axes of the mesh, which leaves none inside over which XLA could partition.
     specs = tuple(PartitionSpec() if axis is None else PartitionSpec("seed") for axis in axes)
     return jax.shard_map(
         each, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("seed"), check_vma=False

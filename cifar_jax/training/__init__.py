@@ -1,1 +1,1 @@
-"""The loop, its step and its state."""
+"""The training loop, its step and its state."""

@@ -15,9 +15,9 @@ def check_config(config: Any, default: ConfigDict | None = None) -> None:
     """Checks a config: its values, its optimizer, its model and the name of its data set.
 
     Args:
-      config: what `get_config` of the config file returned, overrides included.
-      default: what `get_config` of configs/default.py returns; if given, the fields and their types
-        are compared with it first.
+      config: the result of the config file's `get_config`, overrides included.
+      default: the result of `get_config` of configs/default.py; if given, the fields and their
+        types are compared with it first.
 
     Raises:
       UserError: one line for each mistake.
@@ -26,12 +26,12 @@ def check_config(config: Any, default: ConfigDict | None = None) -> None:
         fields.check_fields(config, default)
     problems = rules.find_problems(config) + build.find_problems(config.optimizer)
     model = config.model.to_dict()
-    for ask in (
+    for attempt in (
         lambda: registry.create(model.pop("name"), num_classes=10, **model),
         lambda: datasets.check_name(config.data.name, config.data.data_dir),
     ):
         try:
-            ask()
+            attempt()
         except UserError as error:
             problems.append(str(error))
     if problems:

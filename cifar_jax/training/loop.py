@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cifar_jax.config import durations as durations_lib
+from cifar_jax.config import fields, stored
 from cifar_jax.data import datasets
 from cifar_jax.evaluation import scores as scores_lib
 from cifar_jax.evaluation import views
@@ -18,6 +19,7 @@ from cifar_jax.models.registry import create_model
 from cifar_jax.optim.build import create_optimizer
 from cifar_jax.parallel import cpu, devices, processes, seeds
 from cifar_jax.runs import signals as signals_lib
+from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.logs import Logs
 from cifar_jax.training import run as run_lib
@@ -41,8 +43,8 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
       The exit code.
 
     Raises:
-      UserError: the data cannot be had, the config does not fit the workdir or the data, the loss
-        is not finite, or the last checkpoint could not be saved.
+      UserError: the data cannot be loaded, the config does not fit the workdir or the data, the
+        loss is not finite, or the last checkpoint could not be saved.
     """
     progress = Progress()
     part = config.batch_size // config.optimizer.accumulation_steps
@@ -80,7 +82,7 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
 def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.Signals) -> int:
     config, durations = run.config, run.durations
     run_lib.log_summary(run, progress)
-    # During the compilation, which may be long, a signal ends the program at once.
+    # Compilation can be long: until it is done, a signal ends the program at once.
     call = _make_call(run, signals.defer)
     predict = _make_predict(run)
     on_cpu = jax.default_backend() == "cpu"
@@ -126,9 +128,9 @@ def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.
 
 
 def _make_call(run: Run, ready: Callable[[], None]) -> Callable[..., tuple[TrainState, Any, float]]:
-    """Returns the function that makes some steps and measures the seconds that they took.
+    """Returns the function that makes some steps and measures their time in seconds.
 
-    The first time, it compiles them and then calls `ready`.
+    Its first call compiles the program and then calls `ready`.
     """
     optimizer = create_optimizer(run.config, run.durations)
     mean, std = run.dataset.mean, run.dataset.std
@@ -144,7 +146,7 @@ def _make_call(run: Run, ready: Callable[[], None]) -> Callable[..., tuple[Train
         nonlocal compiled
         data, indices = run.feed(first, num_steps)
         arguments = (state, metrics, data, indices, num_steps, key)
-        # Compiled before the first call, so that compilation is not timed as steps.
+        # Compiled separately, so that its time does not count as that of steps.
         if compiled is None:
             compiled = jitted.lower(*arguments).compile()
             ready()
@@ -156,7 +158,7 @@ def _make_call(run: Run, ready: Callable[[], None]) -> Callable[..., tuple[Train
 
 
 def _next_stop(run: Run, step: int) -> int:
-    """Returns the next step after which something is to be done."""
+    """Returns the next step after which the loop has something to do."""
     durations, log = run.durations, run.config.log
     stops = [durations.total]
     for every in (durations.steps_per_epoch, durations.eval_every, durations.checkpoint_every):
@@ -205,3 +207,38 @@ def _tracer(run: Run) -> Iterator[Callable[[int], None]]:
         yield trace
     finally:
         trace(last)
+
+
+def train_together(
+    config: ConfigDict,
+    workdir: Path,
+    train_here: Callable[[ConfigDict, Path, signals_lib.Signals], int],
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> int:
+    """Joins the job's other processes and trains with them; returns the exit code.
+
+    Args:
+      config: a checked config, the same in all processes.
+      workdir: the run's folder, which only the first process reads and writes.
+      train_here: called with the config, the workdir and this process's signals once all processes
+        have joined; returns the exit code.
+      coordinator: HOST:PORT of the first process; None: found by JAX.
+      num_processes: the number of processes; None: found by JAX.
+      process_id: the number of this process, from 0; None: found by JAX.
+
+    Raises:
+      UserError: the processes do not find each other, their configs differ, or one has ended.
+    """
+    part = config.batch_size // config.optimizer.accumulation_steps // (num_processes or 1)
+    devices.configure(part or None, config.num_cpu_devices, config.deterministic)
+    with (
+        processes.job(coordinator, num_processes, process_id),
+        contextlib.ExitStack() as stack,
+    ):
+        processes.run_on_first(lambda: stack.enter_context(workdir_lib.lock(workdir)))
+        received = stack.enter_context(signals_lib.Signals())
+        values = dict(fields.flatten(stored.to_json(config)))
+        processes.check_same({name: values[name] for name in values if name != "data.data_dir"})
+        return train_here(config, workdir, received)

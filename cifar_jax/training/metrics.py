@@ -1,4 +1,4 @@
-"""What is counted during training, reduced on the device."""
+"""Loss and accuracy during training, summed on the device."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ class Metrics(metrics.Collection):
     accuracy: metrics.Accuracy
 
 
-# Name -> (total, number of images): numbers, or with several seeds a list of numbers each.
+# Name -> (total, number of images): numbers, or with several seeds lists with a number per seed.
 Sums = dict[str, tuple[Any, Any]]
 
 
@@ -38,7 +38,7 @@ def to_sums(collection: Metrics) -> Sums:
 
 
 def from_sums(sums: Sums, num_seeds: int = 1) -> Metrics:
-    """Returns the collection from which `to_sums` made these sums; without sums, the empty one."""
+    """Returns the collection with these sums, the inverse of `to_sums`; missing ones are 0."""
     shape = (num_seeds,) if num_seeds > 1 else ()
     empty = jax.tree.map(lambda leaf: np.broadcast_to(leaf, shape), Metrics.empty())
 
@@ -52,7 +52,7 @@ def from_sums(sums: Sums, num_seeds: int = 1) -> Metrics:
 
 
 def put_metrics(mesh: Mesh, sums: Sums, num_seeds: int) -> Metrics:
-    """Returns the metrics that continue these sums, laid on the mesh."""
+    """Returns the metrics that continue these sums, on the mesh."""
     return devices.put(mesh, from_sums(sums, num_seeds), seeds.spec(num_seeds))
 
 

@@ -1,4 +1,4 @@
-"""Many steps in one compiled program, and the images that each call of it is given."""
+"""Many steps in one compiled program, and the images for each of its calls."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,10 +22,10 @@ def compile_train(
     """Returns the compiled program
     (state, metrics, data, indices, num_steps, key) -> (state, metrics).
 
-    The number of steps is an argument, not a shape: one program makes any number of them, so a run
-    that was interrupted anywhere executes the same instructions. The metrics of the steps are added
-    to those given. The state is donated. With several seeds, state, metrics, indices, key and
-    streamed images have the axis of the runs as their first.
+    The number of steps is an argument, not a shape: the same program makes any number of steps, so
+    a run that is interrupted anywhere and resumed executes the same instructions. The metrics of
+    the steps are added to those given. The state is donated. With several seeds, the first axis of
+    state, metrics, indices, key and streamed images is that of the seeds.
 
     Args:
       step: the train step.
@@ -33,8 +33,8 @@ def compile_train(
       resident: whether `data` is the whole training set, on every device, and `indices` int32
         [steps, batch] say which images form each step; otherwise `data` is the images of the call
         themselves, [steps, batch, ...].
-      num_seeds: runs that the program trains.
-      at_once: whether a device trains its runs at once, as in `seeds.map_seeds`.
+      num_seeds: the number of seeds that the program trains.
+      at_once: whether a device trains its seeds at once, as in `seeds.map_seeds`.
     """
 
     def run(state, metrics, data, indices, num_steps, key):
@@ -65,7 +65,7 @@ class Feed:
 
     Attributes:
       resident: whether the whole training set is on every device.
-      capacity: the most steps that one call can be given.
+      capacity: the most steps of one call.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Feed:
         Args:
           split: images uint8 [n, height, width, channels] and labels int32 [n].
           mesh: the devices.
-          seed_list: of the orders, one for each run.
+          seed_list: the seeds that are trained; each has its own order of the images.
           batch_size: images per step.
-          resident: which of the two placements.
+          resident: whether the whole set is put on the devices.
         """
         self.resident = resident
         self._split, self._mesh, self._seeds, self._batch_size = split, mesh, seed_list, batch_size
@@ -95,7 +95,7 @@ class Feed:
     def __call__(self, first_step: int, num_steps: int) -> tuple[Any, Any]:
         """Returns (data, indices) for `compile_train`, for at most `capacity` steps.
 
-        Streamed images are prepared while the call before runs.
+        Streamed images are prepared while the previous call runs.
         """
         if self.resident:
             rows = self._rows(first_step, num_steps)
@@ -115,9 +115,9 @@ class Feed:
             self._thread.shutdown(cancel_futures=True)
 
     def _rows(self, first_step: int, num_steps: int) -> np.ndarray:
-        """Returns the indices of the steps, padded to [capacity, batch]: one shape, one program.
+        """Returns the steps' indices, int32 [capacity, batch] or [seeds, capacity, batch].
 
-        With several runs, [runs, capacity, batch].
+        They are padded to this shape, so that one program suffices for any number of steps.
         """
         rows = np.zeros((len(self._seeds), self.capacity, self._batch_size), np.int32)
         for own, seed in zip(rows, self._seeds, strict=True):
@@ -142,7 +142,7 @@ class Feed:
 
 
 def fits_on_device(split: Any) -> bool:
-    """Whether a split takes at most a quarter of a device's memory (on a CPU, of its share)."""
+    """Whether a split takes up at most a quarter of a device's memory (of its share on a CPU)."""
     size = sum(array.nbytes for array in split)
     device = jax.local_devices()[0]
     if device.platform == "cpu":

@@ -1,4 +1,4 @@
-"""What a run is made of, where it stands, and the lines that it logs."""
+"""A run's parts, its progress, and what it logs."""
 
 import dataclasses
 import time
@@ -27,7 +27,7 @@ from cifar_jax.training.program import Feed
 
 
 class Run(NamedTuple):
-    """What a run is made of; nothing in it changes."""
+    """The parts of a run; none of them is replaced while it trains."""
 
     config: ConfigDict
     workdir: Path
@@ -47,12 +47,12 @@ class Run(NamedTuple):
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands, as the host counts it; `saved` goes into each checkpoint.
+    """A run's progress, as the host counts it; each checkpoint holds the result of `saved`.
 
     Attributes:
-      step: steps made.
+      step: the number of steps made.
       seconds: time spent so far, earlier starts included.
-      sums: of the metrics since the last line of the log.
+      sums: those of the metrics since the last line of the log.
       stepping: seconds spent in the steps of these sums.
     """
 
@@ -66,7 +66,7 @@ class Progress:
         self.resume({})
 
     def resume(self, saved: Mapping[str, Any]) -> None:
-        """Continues from what `saved` returned in an earlier start; this start's clock runs on."""
+        """Continues from the result of `saved` in an earlier start; this start's clock runs on."""
         for name, value in saved.items():
             setattr(self, name, value)
         self._before, self._from_step, self._from = self.seconds, self.step, 0.0
@@ -76,8 +76,8 @@ class Progress:
 
         Args:
           num_steps: the number of steps.
-          seconds: that they took.
-          metrics: after these steps.
+          seconds: the time that they took.
+          metrics: those after these steps.
         """
         self._from = self._from or time.monotonic() - seconds
         self.step += num_steps
@@ -86,19 +86,19 @@ class Progress:
         self.sums = metrics_lib.to_sums(jax.device_get(metrics))
 
     def pace(self) -> float:
-        """Returns this start's seconds per step, with everything that happens between the calls.
+        """Returns this start's seconds per step, including the time between the calls.
 
-        What happened before the first step, such as compiling, does not count.
+        The time before the first step, such as for compilation, does not count.
         """
         return (time.monotonic() - self._from) / max(1, self.step - self._from_step)
 
     def saved(self) -> dict[str, Any]:
-        """Returns what `resume` takes, as JSON values."""
+        """Returns the argument of `resume`, as JSON values."""
         return dataclasses.asdict(self)
 
 
 def log_summary(run: Run, progress: Progress) -> None:
-    """Prints the layers, the data, the devices and where the run stands."""
+    """Prints the layers, the data, the devices and the progress so far."""
     dataset, durations = run.dataset, run.durations
     shape = dataset.splits["train"].images.shape[1:]
     run.logs.say(format_layers(layer_table(run.model, shape)))
@@ -122,14 +122,14 @@ def update_bar(run: Run, progress: Progress) -> None:
 
 
 def log_metrics(run: Run, progress: Progress, scores: Sequence[Scores]) -> None:
-    """Writes a line to the log and to the console, and resets the sums for the next one.
+    """Writes a line to the log and to the console, and resets the sums for the next line.
 
-    With several seeds the log gets a line for each, the console their means.
+    With several seeds the log gets a line for each seed, the console one with their means.
 
     Args:
-      run: what the run is made of.
-      progress: where it stands.
-      scores: of the evaluation, if there was one, for each seed.
+      run: the run.
+      progress: its progress.
+      scores: each seed's scores in the evaluation after this step; empty if there was none.
     """
     durations = run.durations
     rate = create_schedule(run.config, durations)(progress.step - 1)

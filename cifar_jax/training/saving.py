@@ -1,4 +1,4 @@
-"""What a run saves: its checkpoints and its result; and what stops it."""
+"""Saves a run's checkpoints and its result, and stops the run when it fails."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ from cifar_jax.training.state import TrainState, all_finite
 def save(
     run: Run, state: TrainState, progress: Progress, scores: Sequence[scores_lib.Scores]
 ) -> None:
-    """Starts to save a checkpoint; `scores` on a validation split help to choose the best.
+    """Starts to save a checkpoint; `scores` on a validation split decide which is the best.
 
     Raises:
       UserError: a weight is not finite; then nothing is written.
@@ -71,7 +71,8 @@ def check_finite(run: Run, finite: Iterable[Any], what: str) -> None:
     """Stops the run unless all seeds are finite.
 
     Raises:
-      UserError: it says what is not finite, for which seeds, and which checkpoint is kept.
+      UserError: something is not finite; the message says what, for which seeds, and which
+        checkpoint is kept.
     """
     if all(finite):
         return

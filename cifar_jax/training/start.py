@@ -1,4 +1,4 @@
-"""What a run starts from: its last checkpoint, another run's weights, or new weights."""
+"""Starts a run: from its last checkpoint, another run's weights or new weights."""
 
 import dataclasses
 from pathlib import Path
@@ -42,7 +42,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
 
 
 def record_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes the config, and what else the result depends on, to the workdir."""
+    """Writes the config and the environment to the workdir; a run's result depends on both."""
     files.write_json(workdir / workdir_lib.CONFIG, stored.to_json(config))
     files.write_json(workdir / workdir_lib.ENVIRONMENT, provenance.environment())
 
@@ -55,10 +55,10 @@ def start(
     model: nn.Module,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state to start from, and the progress saved with it, {} for a new run.
+    """Returns the state to start from and the progress saved with it; {} for a new run.
 
     Raises:
-      UserError: the last checkpoint does not fit the config, or `init_from` another model.
+      UserError: the last checkpoint does not fit the config, or `init_from` holds another model.
     """
     shape = dataset.splits["train"].images.shape[1:]
     seed_list = seeds.seed_list(config)
@@ -95,7 +95,7 @@ def _find_saved(checkpoints: Checkpoints, durations: Durations) -> dict[str, Any
         )
     saved = checkpoints.meta(step).get("progress")
     if not isinstance(saved, dict) or saved.get("step") != step:
-        raise UserError(f"the checkpoint of step {step} does not say how far its run had come")
+        raise UserError(f"the checkpoint of step {step} does not say how far its run has come")
     return saved
 
 

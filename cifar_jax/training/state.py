@@ -1,4 +1,4 @@
-"""The state of a training: arrays only."""
+"""The state of training: arrays only."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ class TrainState:
     """Everything that a step changes, and nothing else.
 
     Attributes:
-      step: int32 [], steps made so far.
+      step: int32 [], the number of steps made.
       params: the model's parameters.
       batch_stats: running statistics of the norms; empty without any.
       opt_state: the optimizer's state.
@@ -81,8 +81,8 @@ def params_from_data(model: nn.Module, dataset: Dataset) -> Mapping[str, Any]:
     """Returns the initial parameters that depend on the training images; empty for most models.
 
     Args:
-      model: the network; its method `params_from_data`, if it has one, is given the first images,
-        normalised, and returns these parameters as a part of its tree of parameters.
+      model: the network. If it has a method `params_from_data`, that is called with the first
+        training images, normalised, and returns these parameters as a part of the tree.
       dataset: the data.
     """
     if not hasattr(model, "params_from_data"):
@@ -102,10 +102,10 @@ def all_finite(tree: Any, num_seeds: int = 1) -> np.ndarray:
     """Returns for each seed whether every number in its arrays is finite, bool [num_seeds].
 
     Computed on the host, to which the first process copies the arrays for the save anyway: a
-    program for the devices would have a kernel for each array to compile.
+    program for the devices would take long to compile, with a kernel for each array.
 
     Args:
-      tree: of arrays; with several seeds their first axis is that of the seeds.
+      tree: arrays; with several seeds, their first axis is that of the seeds.
       num_seeds: the number of seeds.
     """
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]

@@ -17,6 +17,7 @@ from cifar_jax.augment import mixing
 from cifar_jax.errors import UserError
 from tests.pictures import FILL, noise, on_batch, sample_images
 
+pytestmark = pytest.mark.usefixtures("_strict_shapes", "_strict_types")
 OFF = {
     **dict.fromkeys(("flip", "trivial_augment"), False),
     **dict.fromkeys(("crop_padding", "cutout", "rand_augment_ops"), 0),
@@ -60,7 +61,7 @@ def test_alternating_flip_mirrors_each_image_in_every_other_epoch():
     assert abs(first.mean() - 0.5) < 5 * 0.5 / 64
     for epoch in range(1, 4):
         np.testing.assert_array_equal(mirrored(key, order, epoch), first ^ (epoch % 2 == 1))
-    # What an image gets depends on the image, not on its place or on what stands beside it.
+    # A coin belongs to its image, whatever the image's place in the batch and its neighbours.
     order = np.random.default_rng(1).permutation(4096)[:100]
     np.testing.assert_array_equal(mirrored(key, order, 0), first[order])
     other = mirrored(jax.random.key(1), np.arange(4096), 0)
@@ -191,7 +192,7 @@ def test_weights_follow_the_beta_distribution():
     assert abs(weights.var() - 1 / (4 * 1.4)) < 0.02
     shares = np.random.default_rng(0).uniform(size=len(keys))
     outside = functools.partial(mixing._outside_rectangle, height=32, width=32)
-    masks = np.asarray(on_batch(outside)(keys, shares))[..., 0]
+    masks = np.asarray(on_batch(outside)(keys, shares))[:, 0, ..., 0]
     uncut = masks[(masks[:, 0] == 1).all(-1) & (masks[:, -1] == 1).all(-1)]
     uncut = uncut[(uncut[:, :, 0] == 1).all(-1) & (uncut[:, :, -1] == 1).all(-1)]
     sides = (uncut == 0).any(axis=2).sum(axis=1), (uncut == 0).any(axis=1).sum(axis=1)

@@ -18,6 +18,8 @@ from tests.pictures import (
     to_pillow,
 )
 
+pytestmark = pytest.mark.usefixtures("_strict_shapes", "_strict_types")
+
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_warps_of_every_strength_equal_pillow(wide):
@@ -98,10 +100,10 @@ def test_draws_are_uniform_over_operations_strengths_and_directions(monkeypatch)
             assert len(counts) == size
             assert np.sum((counts - expected) ** 2 / expected) < size + 6 * (2 * size) ** 0.5
     agree = np.mean(np.asarray(seen[1][0]) == np.asarray(seen[2][0]))
-    assert agree < 0.1, "the two operations of an image are drawn apart"
+    assert agree < 0.1, "the two operations of an image are drawn independently"
 
 
 @pytest.mark.parametrize("magnitude", [-1, 31])
 def test_magnitude_out_of_range_is_an_error(magnitude):
-    with pytest.raises(UserError, match="within 0 and 30"):
+    with pytest.raises(UserError, match="between 0 and 30"):
         auto_augment.rand_augment(jax.random.key(0), noise(2), 1, magnitude, FILL)

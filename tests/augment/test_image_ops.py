@@ -9,6 +9,8 @@ from PIL import ImageOps
 from cifar_jax.augment import image_ops
 from tests.pictures import ENHANCERS, noise, on_batch, sample_images, with_pillow
 
+pytestmark = pytest.mark.usefixtures("_strict_shapes", "_strict_types")
+
 
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("name", ENHANCERS)

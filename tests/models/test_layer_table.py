@@ -1,7 +1,5 @@
 """The layer table: VGG's rows as Keras counts them, and sums that agree with the variables."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -68,7 +66,7 @@ def test_format_of_the_table():
     assert len({len(line) for line in lines[:-1]}) == 1
 
 
-def test_the_table_of_the_largest_model_is_quick():
-    start = time.perf_counter()
-    layer_table.layer_table(registry.create("wide_resnet", 10), CIFAR)
-    assert time.perf_counter() - start < 5
+def test_nothing_is_computed_for_the_table():
+    """These weights would take 15 TB."""
+    rows = layer_table.layer_table(registry.create("mlp", 10), (50_000, 50_000, 3))
+    assert rows[0].num_trainable == (50_000 * 50_000 * 3 + 1) * 500

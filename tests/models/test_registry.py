@@ -1,6 +1,7 @@
 """Models: exact counts, initial values, and what a caller may ask for."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +59,58 @@ def test_counts(name, options, image_shape, params, statistics):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+def conv(inputs, features, size=3, bias=True):
+    return size**2 * inputs * features + bias * features
+
+
+def dense(inputs, features):
+    return inputs * features + features
+
+
+def pairs(layer, *widths):
+    """The parameters of layers of one kind, `conv` or `dense`, from each width to the next."""
+    return sum(layer(*pair) for pair in itertools.pairwise(widths))
+
+
+# The parameters for 7 classes and images [h, w, c], by hand.
+PARAMETERS = {
+    "mlp": lambda h, w, c: pairs(dense, h * w * c, 500, 50, 7),
+    "simple_cnn": lambda h, w, c: (
+        pairs(conv, c, 32, 32) + pairs(dense, 32 * (h // 2) * (w // 2), 512, 7)
+    ),
+    "bn_cnn": lambda h, w, c: (
+        pairs(conv, c, 64, 128, 128, 256)
+        + pairs(dense, 256 * (h // 16) * (w // 16), 256, 128, 64, 7)
+        + 2 * (64 + 128 + 128 + 256 + 256 + 128 + 64)
+    ),
+    "vgg_bn": lambda h, w, c: (
+        pairs(conv, c, 32, 32, 64, 64, 128, 128)
+        + pairs(dense, 128 * (h // 8) * (w // 8), 1024, 100, 7)
+        + 2 * (32 + 32 + 64 + 64 + 128 + 128 + 1024 + 100)
+    ),
+    "lenet": lambda h, w, c: (
+        conv(c, 6, 5)
+        + conv(6, 16, 5)
+        + pairs(dense, 16 * ((h - 12) // 4) * ((w - 12) // 4), 120, 84, 7)
+    ),
+    # The published counts, less three classes of the head and missing channels of the stem.
+    "resnet": lambda h, w, c: 11_173_962 - 3 * 513 - (3 - c) * 9 * 64,
+    "wide_resnet": lambda h, w, c: 36_479_194 - 3 * 641 - (3 - c) * 9 * 16,
+    "speedrun": lambda h, w, c: (
+        conv(c, 8 * c, 2)
+        + sum(conv(*pair) for pair in ((8 * c, 64), (64, 64), (64, 256), *[(256, 256)] * 3))
+        + 256 * 7
+    ),
+}
+
+
 @pytest.mark.parametrize("name", registry.MODELS)
 @pytest.mark.parametrize("image_shape", [(32, 32, 1), (28, 28, 1), (48, 40, 3)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_any_shape_classes_and_dtype(name, image_shape, dtype):
     model = registry.create(name, 7, dtype)
     variables = initial_shapes(model, image_shape)
+    assert count(variables["params"]) == PARAMETERS[name](*image_shape)
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     logits, updates = jax.eval_shape(
         lambda v, x: model.apply(
@@ -106,6 +153,13 @@ def test_any_shape_classes_and_dtype(name, image_shape, dtype):
 def test_errors(name, options, message):
     with pytest.raises(UserError, match=message):
         registry.create(name, 10, **options)
+
+
+@pytest.mark.parametrize(("name", "size"), [("lenet", 8), ("bn_cnn", 12), ("speedrun", 16)])
+def test_images_that_are_too_small_are_refused(name, size):
+    create = registry.make_variables(registry.create(name, 10), (size, size, 3))
+    with pytest.raises(UserError, match=rf"images of {size} x {size} pixels to nothing: choose"):
+        jax.eval_shape(create, jax.random.key(0))
 
 
 def test_default_options():

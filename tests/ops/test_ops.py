@@ -332,8 +332,8 @@ def test_dense_product_and_its_gradients(dtype):
         compare(found, expected, tolerance)
 
 
-def test_dense_gradient_lies_as_the_kernel_does():
-    """The optimizer walks through both at once."""
+def test_dense_gradient_has_the_kernels_layout():
+    """The optimizer reads both together."""
 
     def loss(kernel, inputs):
         return jnp.sum(ops.dot_general(inputs, kernel, (((1,), (0,)), ((), ()))))

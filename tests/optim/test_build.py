@@ -9,6 +9,7 @@ from cifar_jax.optim import build as optim
 from cifar_jax.optim import schedules
 from configs import default
 
+pytestmark = pytest.mark.usefixtures("_strict_shapes")
 DURATIONS = Durations(
     10, total=100, warmup=20, eval_every=10, checkpoint_every=10, milestones=(50,)
 )
@@ -115,9 +116,23 @@ def test_adamw_decays_decoupled():
     np.testing.assert_allclose(decayed["bias"], plain["bias"])
 
 
-@pytest.mark.parametrize("name", ["adam", "lion", "rmsprop", "lamb"])
-def test_other_rules_by_their_names(name):
-    assert np.isfinite(updates(name=name, weight_decay=0.01)["kernel"]).all()
+# Second steps with the same gradient and the decay 0.01, which adam and rmsprop take as L2.
+LAMB = np.array([[1 + 0.01 * 1, 0 - 0.01 * 2]])
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "bias"),
+    [
+        ("adam", [[-0.1, 0.1]], -0.1),
+        ("lion", [[-0.1 * (1 + 0.01), 0.1 * 0.02]], -0.1),
+        ("rmsprop", np.array([[-0.1, 0.1]]) / np.sqrt(1 - 0.9**2), -0.1 / np.sqrt(1 - 0.9**2)),
+        ("lamb", -0.1 * np.sqrt(1**2 + 2**2) * LAMB / np.linalg.norm(LAMB), -0.1 * 3),
+    ],
+)
+def test_other_rules_by_their_names(name, kernel, bias):
+    result = updates(name=name, weight_decay=0.01)
+    np.testing.assert_allclose(result["kernel"], kernel, rtol=2e-4)
+    np.testing.assert_allclose(result["bias"], [bias], rtol=2e-4)
 
 
 def test_a_decay_can_be_decoupled_where_the_rule_has_none_and_coupled_where_it_has():

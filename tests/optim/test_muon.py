@@ -8,6 +8,7 @@ import pytest
 from cifar_jax.errors import UserError
 from cifar_jax.optim import muon
 
+pytestmark = pytest.mark.usefixtures("_strict_shapes")
 SHAPES = {"tall": (3, 3, 4, 6), "wide": (1, 1, 4, 9), "same": (3, 3, 4, 6), "dense": (5, 7)}
 
 
@@ -84,6 +85,6 @@ def test_on_an_accelerator_the_products_are_in_bfloat16():
         assert not any(f"x{other}>" in line for line in products)
 
 
-def test_what_is_no_kernel_is_named():
-    with pytest.raises(UserError, match="muon trains kernels alone, and head/bias is none"):
+def test_rejects_parameters_that_are_not_kernels():
+    with pytest.raises(UserError, match="muon accepts only kernels: move head/bias to one of"):
         muon.muon(0.1).init({"head": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}})

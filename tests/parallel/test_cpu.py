@@ -1,4 +1,4 @@
-"""main.py starts itself anew, once, with the allocator's settings."""
+"""main.py restarts itself once, with the allocator's settings."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from cifar_jax.parallel import cpu
 
 
 class Restarted(Exception):
-    """In place of `os.execve`, which does not return."""
+    """Raised in place of `os.execve`, which does not return."""
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_restarts_with_the_same_arguments(start):
 @pytest.mark.parametrize(
     ("tunables", "libc"), [("", "glibc"), ("glibc.malloc.check=3", "glibc"), (None, "")]
 )
-def test_goes_on_where_it_is_set_or_would_change_nothing(start, tunables, libc):
+def test_does_not_restart_if_the_variable_is_set_or_has_no_effect(start, tunables, libc):
     start(tunables, libc)
 
 

@@ -39,7 +39,7 @@ if sys.argv[2].startswith("bn_cnn"):
 elif sys.argv[2] == "resnet":
     config = tiny.resnet_config(num_steps=4)
 else:
-    # After more steps a rounding error has chosen another of two pixels almost equal in a pooling.
+    # After more steps a rounding error makes a pooling choose another of two almost equal pixels.
     config = tiny.speedrun_config(num_steps=1)
 check.check_config(config)
 loop.train(config, folder, signals.Signals())
@@ -65,7 +65,7 @@ def run(folder, num_devices, recipe):
         return dict(arrays), [json.loads(line) for line in lines]
 
 
-# Muon divides by the gradient's norm, so that rounding errors grow faster.
+# Muon divides by the gradient's norm, so rounding errors grow faster.
 @pytest.mark.parametrize(
     ("recipe", "tolerance"),
     [
@@ -104,7 +104,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
     ],
 )
 def test_the_default_number_of_cpu_devices(monkeypatch, batch_size, gibibytes, expected):
-    """The most that divide the batch, up to the cores and a GiB of memory for each."""
+    """The largest that divides the batch, up to the cores and with a GiB of memory for each."""
     monkeypatch.setattr(cpu, "num_cores", lambda: 8)
     monkeypatch.setattr(cpu, "host_memory", lambda: int(gibibytes * 2**30))
     assert cpu.default_num_devices(batch_size) == expected
@@ -130,7 +130,7 @@ print(jax.device_count(), os.environ.get("XLA_FLAGS"))
         ("128", {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4),
     ],
 )
-def test_the_config_goes_before_the_environment_and_that_before_the_default(
+def test_the_config_overrides_the_environment_which_overrides_the_default(
     arguments, variables, expected
 ):
     names = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
@@ -143,7 +143,7 @@ def test_the_config_goes_before_the_environment_and_that_before_the_default(
     assert ("--xla_cpu_multi_thread_eigen=false" in flags) == (expected > 1)
 
 
-def test_memory_is_the_containers_where_it_has_less(tmp_path, monkeypatch):
+def test_memory_is_that_of_the_container_if_it_has_less(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "_CGROUP", tmp_path)
     whole = cpu.host_memory()
     assert whole > 2**28
@@ -210,7 +210,7 @@ def test_the_deterministic_setting_reaches_xla_which_knows_it(tmp_path):
     assert words.endswith(" --xla_gpu_deterministic_ops=true")
 
 
-def test_flags_of_the_user_stand(monkeypatch):
+def test_flags_of_the_user_are_kept(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
     devices._add_xla_flag("xla_gpu_deterministic_ops=true")
     assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=false"

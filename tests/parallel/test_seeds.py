@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 
 import cifar_jax
+from cifar_jax import files
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate, scores
 from cifar_jax.parallel import devices, seeds
 from cifar_jax.runs import history, workdir
 from cifar_jax.runs import signals as signals_lib
-from cifar_jax.training import check, state
-from cifar_jax.training import loop as train
+from cifar_jax.training import check, loop, state
 from tests import program, tiny
 
 ROOT = Path(__file__).parents[2]
 
 
 def config(**fields):
-    """Returns a run with all that is random: order, augmentation, dropout."""
+    """Returns a config with everything that is random: order, augmentation, dropout."""
     options = {
         **{"data__validation_examples": 0, "num_steps": 4, "eval_every_steps": 2, "seed": 5},
         **{"augment__crop_padding": 2, "augment__cutmix_alpha": 1.0, "ema_decay": 0.5},
@@ -38,7 +38,7 @@ def start(folder, **fields):
     wanted = config(**fields)
     check.check_config(wanted)
     folder.mkdir(exist_ok=True)
-    assert train.train(wanted, folder, signals_lib.Signals()) == 0
+    assert loop.train(wanted, folder, signals_lib.Signals()) == 0
     return folder
 
 
@@ -67,7 +67,7 @@ def assert_close(one, other, **tolerance):
 @pytest.mark.parametrize("seed", [5, 7])
 def test_a_seed_is_what_it_is_alone(together, tmp_path, seed):
     alone = start(tmp_path / "alone", seed=seed)
-    # Alone a batch is spread over both devices, which add up in another order.
+    # Alone, the batch is divided among both devices, which add up in another order.
     assert_close(cifar_jax.load(together, seed=seed), cifar_jax.load(alone), atol=2e-6)
     for one, other in zip(lines_of(together, seed), lines_of(alone, seed), strict=True):
         assert one == pytest.approx(other, rel=1e-5)
@@ -81,8 +81,8 @@ def test_a_seed_of_the_speedrun_is_what_it_is_alone(tmp_path, at_once):
         (tmp_path / name).mkdir()
         wanted = tiny.speedrun_config(**fields | more)
         check.check_config(wanted)
-        assert train.train(wanted, tmp_path / name, signals_lib.Signals()) == 0
-    # Muon divides by the gradient's norm, so that rounding errors grow faster.
+        assert loop.train(wanted, tmp_path / name, signals_lib.Signals()) == 0
+    # Muon divides by the gradient's norm, so rounding errors grow faster.
     two, alone = cifar_jax.load(tmp_path / "two", seed=5), cifar_jax.load(tmp_path / "alone")
     assert_close(two, alone, atol=1e-3)
 
@@ -101,7 +101,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 import cifar_jax
-from tests import test_seeds
+from tests.parallel import test_seeds
 
 folder = Path(sys.argv[1])
 fields = dict(arg.split("=") for arg in sys.argv[2:])
@@ -163,16 +163,16 @@ def test_seeds_that_the_devices_do_not_divide_and_streamed(together, tmp_path):
 
 def test_a_run_stopped_anywhere_ends_in_the_same_bits(together, tmp_path, monkeypatch):
     folder = tmp_path / "stopped"
-    original, signals = train.run_lib.show, signals_lib.Signals()
+    original, signals = loop.run_lib.update_bar, signals_lib.Signals()
 
-    def show(run, progress):
+    def update_bar(run, progress):
         signals.received = 15 if progress.step == 3 else 0
         original(run, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.run_lib, "show", show)
+        patch.setattr(loop.run_lib, "update_bar", update_bar)
         folder.mkdir()
-        code = train.train(config(num_seeds=4, steps_per_call=1), folder, signals)
+        code = loop.train(config(num_seeds=4, steps_per_call=1), folder, signals)
     assert code == 143
     assert cifar_jax.load(folder).step == 3
     start(folder, num_seeds=4)
@@ -184,7 +184,7 @@ def test_a_run_stopped_anywhere_ends_in_the_same_bits(together, tmp_path, monkey
 
 
 def test_the_result_has_every_seed_and_their_spread(together, capsys):
-    result = workdir.read_json(together / workdir.RESULT)
+    result = files.read_json(together / workdir.RESULT)
     assert [row["seed"] for row in result["seeds"]] == [5, 6, 7, 8]
     accuracies = [row["test_accuracy"] for row in result["seeds"]]
     mean, half = np.mean(accuracies), 3.182446 * np.std(accuracies, ddof=1) / 2
@@ -242,7 +242,7 @@ def test_a_seed_whose_weights_are_not_finite_is_found():
     assert state.all_finite(seeds.stack(mesh, trees), 4).tolist() == [True, True, False, True]
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_seeds_are_refused():
     def refused(**fields):
         with pytest.raises(UserError) as refusal:
             check.check_config(config(**fields))
@@ -272,9 +272,9 @@ def test_devices_with_seeds_of_their_own_exchange_nothing():
         assert not any(word in compiled.as_text() for word in ("all-gather", "all-reduce"))
 
 
-def test_a_run_from_before_there_were_seeds_goes_on(tmp_path):
+def test_a_run_from_before_there_were_seeds_resumes(tmp_path):
     folder = start(tmp_path / "old", num_steps=2)
-    values = workdir.read_json(folder / workdir.CONFIG)
+    values = files.read_json(folder / workdir.CONFIG)
     for name in ("num_seeds", "seeds_at_once"):
         del values[name]
     (folder / workdir.CONFIG).write_text(json.dumps(values))

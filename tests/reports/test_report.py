@@ -190,6 +190,21 @@ def test_a_hundred_classes_without_a_mistake(tmp_path, monkeypatch):
     assert not (tmp_path / "report" / "mistakes.png").exists()
 
 
+def test_the_most_confident_mistakes_come_first(tmp_path, monkeypatch):
+    titles = []
+    original = plots.plot_predictions
+
+    def record(*arguments, **options):
+        titles.append(arguments[4])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(plots, "plot_predictions", record)
+    logits = np.zeros((6, 2), np.float32)
+    logits[:, 1] = [3, -1, 1, 5, -2, 2]
+    made_up(tmp_path, monkeypatch, ("a", "b"), logits, np.zeros(6, int))
+    assert titles[-1] == ["a #3", "a #0", "a #5", "a #2"]
+
+
 def test_a_log_without_epochs_is_named(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: a line has no epoch"):

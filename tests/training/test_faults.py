@@ -35,19 +35,19 @@ def disturbed(undisturbed, tmp_path_factory):
 
 def during(monkeypatch, step, do):
     """Calls `do` with the run once the given step is made."""
-    original = run_lib.show
+    original = run_lib.update_bar
 
-    def show(run, progress):
+    def update_bar(run, progress):
         if progress.step == step:
             do(run)
         original(run, progress)
 
-    monkeypatch.setattr(run_lib, "show", show)
+    monkeypatch.setattr(run_lib, "update_bar", update_bar)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("overrides", [(), ("--config.checkpoint.every_steps=5",)])
-def test_stopped_by_a_signal_and_gone_on(
+def test_stopped_by_a_signal_and_resumed(
     undisturbed, monkeypatch, tmp_path, number, code, overrides
 ):
     workdir, flag = undisturbed
@@ -56,10 +56,10 @@ def test_stopped_by_a_signal_and_gone_on(
         during(patch, 7, lambda run: signal.raise_signal(number))
         stopped = program.run_here(*arguments)
     assert stopped[0] == code
-    assert stopped[1].endswith("saved at step 7; the same command goes on from there\n")
+    assert stopped[1].endswith("saved at step 7; the same command resumes from there\n")
     code, out, err = program.run_here(*arguments)
     assert (code, err) == (0, "")
-    assert "going on from the checkpoint of step 7" in out
+    assert "resuming from the checkpoint of step 7" in out
     assert program.difference(tmp_path / "run", workdir) == ""
 
 
@@ -71,12 +71,12 @@ def test_a_signal_while_the_report_is_made_stops_it(monkeypatch, tmp_path, late)
 
             def raise_signal(*_):
                 signal.raise_signal(signal.SIGTERM)
-                pytest.fail("goes on")
+                pytest.fail("still runs")
 
             patch.setattr(report, "report", raise_signal)
         else:  # while the last step is made
             during(patch, 1, lambda run: signal.raise_signal(signal.SIGTERM))
-            patch.setattr(report, "report", lambda *_: pytest.fail("goes on"))
+            patch.setattr(report, "report", lambda *_: pytest.fail("still runs"))
         stopped = program.run_here(flag, f"--workdir={tmp_path / 'run'}")
     assert stopped[0] == 143
     assert (tmp_path / "run" / "result.json").exists()
@@ -84,20 +84,20 @@ def test_a_signal_while_the_report_is_made_stops_it(monkeypatch, tmp_path, late)
     assert (tmp_path / "run" / "report" / "report.html").exists()
 
 
-def test_killed_and_gone_on(undisturbed, tmp_path):
+def test_killed_and_resumed(undisturbed, tmp_path):
     workdir, flag = undisturbed
     with program.start(flag, f"--workdir={tmp_path / 'run'}") as process:
         while not (tmp_path / "run" / "checkpoints" / "2").exists():
             assert process.poll() is None, process.stderr.read()
         process.kill()
         process.communicate()
-    # What a kill in the midst of a write leaves.
+    # What a kill during a write leaves.
     (tmp_path / "run" / "checkpoints" / ".saving-9").mkdir()
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train_lo')
     code, out, err = program.run_here(flag, f"--workdir={tmp_path / 'run'}")
     assert (code, err) == (0, "")
-    assert "going on from the checkpoint of step" in out
+    assert "resuming from the checkpoint of step" in out
     assert program.difference(tmp_path / "run", workdir) == ""
 
 
@@ -112,7 +112,7 @@ def test_the_newest_checkpoint_damaged_at_rest(undisturbed, monkeypatch, tmp_pat
     assert code == 0
     assert err.count("\n") == 1
     assert "moved the damaged checkpoint" in err
-    assert "going on from the checkpoint of step 6" in out
+    assert "resuming from the checkpoint of step 6" in out
     assert program.difference(tmp_path / "run", workdir) == ""
 
 
@@ -150,7 +150,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(undisturbed, monkeypatch, tmp_pa
         assert cifar_jax.load(tmp_path).step == step - 1
 
 
-def test_a_rate_out_of_all_proportion_leaves_no_bad_checkpoint(undisturbed, tmp_path):
+def test_a_far_too_high_learning_rate_leaves_no_bad_checkpoint(undisturbed, tmp_path):
     _, flag = undisturbed
     flags = ("--config.optimizer.learning_rate=1e38", "--config.optimizer.name=sgd")
     code, _, err = program.run_here(flag, f"--workdir={tmp_path}", *flags)
@@ -164,7 +164,7 @@ def test_a_rate_out_of_all_proportion_leaves_no_bad_checkpoint(undisturbed, tmp_
     assert not log.exists() or "NaN" not in log.read_text()
 
 
-# Orbax's threads complain of a closed loop where the disk fills up in the midst of a save.
+# Orbax's threads complain about a closed event loop if the disk fills up during a save.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("freed", [True, False])
 def test_the_disk_fills_up_and_has_room_again(undisturbed, monkeypatch, tmp_path, freed):
@@ -176,7 +176,7 @@ def test_the_disk_fills_up_and_has_room_again(undisturbed, monkeypatch, tmp_path
         full["file"] = damages.fill(disk, left=0)
 
     def free(run):
-        run.checkpoints.wait()  # the save of step 8 is to fail, too
+        run.checkpoints.wait()  # the save of step 8 must fail too
         full["file"].unlink()
 
     try:
@@ -200,14 +200,14 @@ def test_the_disk_fills_up_and_has_room_again(undisturbed, monkeypatch, tmp_path
                 assert cifar_jax.load(disk / "run").step == 4
                 code, out, err = program.run_here(*arguments)
                 assert (code, err) == (0, "")
-                assert "going on from the checkpoint of step 4" in out
+                assert "resuming from the checkpoint of step 4" in out
             assert program.difference(disk / "run", workdir) == ""
             assert any((disk / "run" / "tensorboard").iterdir())
     except PermissionError as error:
         pytest.skip(str(error))
 
 
-def test_a_save_that_fails_by_another_cause_asks_for_no_room(undisturbed, monkeypatch, tmp_path):
+def test_a_save_that_fails_for_another_reason_asks_to_fix_it(undisturbed, monkeypatch, tmp_path):
     def refuse(*_):
         raise PermissionError(errno.EACCES, "")
 
@@ -215,12 +215,12 @@ def test_a_save_that_fails_by_another_cause_asks_for_no_room(undisturbed, monkey
     arguments = (undisturbed[1], f"--workdir={tmp_path}", "--config.num_steps=1")
     code, _, err = program.run_here(*arguments)
     assert code == 1
-    words = "the last checkpoint could not be saved: mend this (Permission denied), then start the"
+    words = "the last checkpoint could not be saved: fix this (Permission denied), then start the"
     assert words in err.splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_a_cache_of_compiled_programs_that_is_cut_off(undisturbed, tmp_path):
+def test_a_truncated_cache_of_compiled_programs(undisturbed, tmp_path):
     workdir, flag = undisturbed
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     arguments = (flag, "--config.num_steps=12")
@@ -279,7 +279,7 @@ def run_benchmark(monkeypatch, outcomes, *flags):
     return faults.main(), drawn
 
 
-def test_the_benchmark_counts_what_it_sees_and_goes_on(monkeypatch, tmp_path, capsys):
+def test_the_benchmark_counts_what_it_sees_and_continues(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
     outcomes = [stops.SURVIVED, stops.SURVIVED, stops.SILENT + "an array", "exit code 5"]

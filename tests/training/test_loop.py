@@ -1,4 +1,4 @@
-"""The loop: stops and restarts, logs, results, starting from other runs."""
+"""The loop: interruptions, logs, results, and starting from other runs."""
 
 import dataclasses
 import json
@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 import cifar_jax
+from cifar_jax import files
 from cifar_jax.config import durations
 from cifar_jax.data import datasets
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate, trained
 from cifar_jax.models import speedrun
+from cifar_jax.optim import build
 from cifar_jax.runs import history, workdir
 from cifar_jax.runs import signals as signals_lib
 from cifar_jax.training import check, loop, metrics
@@ -23,18 +25,18 @@ from tests import program, tiny
 
 
 class StopAt(signals_lib.Signals):
-    """Stands for a user who presses Ctrl-C while a certain step is made."""
+    """Acts as a user who presses Ctrl-C during a certain step."""
 
     def __init__(self, monkeypatch, step):
         super().__init__()
         original = loop.run_lib.update_bar
 
-        def show(run, progress):
+        def update_bar(run, progress):
             if progress.step >= step:
                 self.received = signal.SIGINT
             original(run, progress)
 
-        monkeypatch.setattr(loop.run_lib, "update_bar", show)
+        monkeypatch.setattr(loop.run_lib, "update_bar", update_bar)
 
 
 def start(config, folder, signals=None):
@@ -67,7 +69,7 @@ def finished(tmp_path_factory):
 
 def bn_config(**fields):
     defaults = {"augment__crop_padding": 2, "augment__cutmix_alpha": 1.0, "ema_decay": 0.5}
-    return tiny.bn_config(**defaults | fields)
+    return tiny.bn_config(**defaults | {"schedule__name": "linear"} | fields)
 
 
 def test_a_run_stopped_in_mid_epoch_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
@@ -91,7 +93,7 @@ def test_a_recipe_with_muon_stopped_in_mid_epoch_ends_in_the_same_bits(
     start(recipe(), whole)
     with monkeypatch.context() as patch:
         assert start(recipe(steps_per_call=1), stopped, StopAt(patch, 7)) == 130
-    # What the images give at the start is in the checkpoint: nobody asks for it again.
+    # The checkpoint holds what depends on the images: it is not computed again.
     monkeypatch.setattr(loop.start, "params_from_data", None)
     assert start(recipe(steps_per_call=2), stopped) == 0
     assert program.difference(whole, stopped) == ""
@@ -100,7 +102,9 @@ def test_a_recipe_with_muon_stopped_in_mid_epoch_ends_in_the_same_bits(
 
 
 def test_the_stem_is_whitened_by_the_first_images_and_stays(tmp_path):
-    config = tiny.speedrun_config(num_steps=3, test_time__views="plain", test_time__certainty=None)
+    config = tiny.speedrun_config(
+        num_steps=3, test_time__views="plain", test_time__confidence_threshold=None
+    )
     start(config, tmp_path)
     run = cifar_jax.load(tmp_path)
     digits = datasets.carve_validation(datasets.load("digits"), 1117, config.seed)
@@ -111,11 +115,12 @@ def test_the_stem_is_whitened_by_the_first_images_and_stays(tmp_path):
     assert np.abs(run.variables["params"]["stem"]["bias"]).max() > 0
 
 
-def test_the_log_and_the_result_tell_what_evaluation_finds(finished, capsys):
+def test_the_log_and_the_result_agree_with_the_evaluation(finished, capsys):
     lines = log_lines(finished)
     assert [line["step"] for line in lines] == [5, 10]
     assert [line["epoch"] for line in lines] == [1, 2]
-    assert lines[1]["learning_rate"] == pytest.approx(1e-3)
+    # The rates of the steps just made, of a fall from 1e-3 to 0 in 10 steps.
+    assert [line["learning_rate"] for line in lines] == pytest.approx([6e-4, 1e-4])
     result = json.loads((finished / workdir.RESULT).read_text())
     scores = evaluate.evaluate(finished)
     assert f"({scores.num_correct} of 360)" in capsys.readouterr().out
@@ -155,7 +160,7 @@ def test_streaming_ends_where_residence_does(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
 
 
-def test_more_epochs_go_on_where_the_schedule_allows(tmp_path):
+def test_a_finished_run_trains_for_more_epochs_if_the_schedule_allows(tmp_path):
     constant = {"schedule__name": "constant", "data__validation_examples": 1300}
     start(tiny.config(num_epochs=1.0, **constant), tmp_path / "a")
     start(tiny.config(num_epochs=2.0, **constant), tmp_path / "a")
@@ -163,20 +168,37 @@ def test_more_epochs_go_on_where_the_schedule_allows(tmp_path):
     assert_same_bits(tmp_path / "a", tmp_path / "b")
 
 
-def test_fewer_steps_than_were_made_are_refused(tmp_path):
+def test_fewer_steps_than_made_are_refused(tmp_path):
     start(tiny.config(num_steps=3), tmp_path)
     with pytest.raises(UserError, match="has made 3 steps already, more than the 2 asked for"):
         start(tiny.config(num_steps=2), tmp_path)
-    assert workdir.read_json(tmp_path / workdir.CONFIG)["num_steps"] == 3
+    assert files.read_json(tmp_path / workdir.CONFIG)["num_steps"] == 3
 
 
-def test_the_time_left_leaves_out_what_came_before_the_steps(monkeypatch):
+def test_the_time_left_ignores_the_time_before_the_first_step(monkeypatch):
     clock = iter((0.0, 62.0, 62.0, 64.0))
     stopwatch = types.SimpleNamespace(monotonic=lambda: next(clock))
     monkeypatch.setattr(loop.run_lib, "time", stopwatch)
     progress = Progress()
     progress.add(4, 2.0, metrics.Metrics.empty())
     assert progress.pace() == 1.0
+
+
+def test_the_time_includes_earlier_starts(monkeypatch):
+    clock = types.SimpleNamespace(now=10.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(loop.run_lib, "time", clock)
+    progress = Progress()
+    clock.now = 35.0
+    progress.add(4, 2.0, metrics.Metrics.empty())
+    assert progress.seconds == 25
+    saved = json.loads(json.dumps(progress.saved()))
+    clock.now = 1000.0
+    progress = Progress()
+    clock.now = 1003.0
+    progress.resume(saved)
+    clock.now = 1010.0
+    progress.add(1, 2.0, metrics.Metrics.empty())
+    assert (progress.step, progress.seconds) == (5, 25 + 10)
 
 
 def test_a_config_that_differs_is_refused_by_field(tmp_path):
@@ -191,14 +213,14 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
     config = tiny.config(
         optimizer__name="sgd", optimizer__learning_rate=1e-3, checkpoint__every_steps=1
     )
-    schedule = loop.run_lib.create_schedule
+    schedule = build.create_schedule
 
     def explode(config, durations):
         rate = schedule(config, durations)
         return lambda step: jax.numpy.where(step < 4, rate(step), 1e38)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.run_lib, "create_schedule", explode)
+        patch.setattr(build, "create_schedule", explode)
         with pytest.raises(UserError, match="not finite") as stop:
             start(config, tmp_path)
     assert stop.value.exit_code == 1
@@ -208,7 +230,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
 
 
-def test_another_set_needs_no_training_images_and_no_names_for_its_classes(finished, monkeypatch):
+def test_another_set_needs_neither_training_images_nor_class_names(finished, monkeypatch):
     own = evaluate.evaluate(finished)
     load, run = datasets.load, cifar_jax.load(finished)
     run = run._replace(class_names=tuple("abcdefghij"))
@@ -244,11 +266,26 @@ def test_another_number_of_classes_gets_a_new_head(finished):
     create = loop.start.make_init(config, lengths, model, run.image_shape)
     fresh = jax.jit(create)(jax.random.key(5))
     state = loop.start.transplant(finished, fresh)
-    np.testing.assert_array_equal(state.params["head"]["kernel"], fresh.params["head"]["kernel"])
-    kernel = state.params["Conv_0"]["kernel"]
-    np.testing.assert_array_equal(kernel, run.variables["params"]["Conv_0"]["kernel"])
+    # What evaluation used, averages and batch statistics, is both the start and its averages.
+    expected = run.variables["params"] | {"head": fresh.params["head"]}
+    expected = {"params": expected, "batch_stats": run.variables["batch_stats"]}
+    jax.tree.map(np.testing.assert_array_equal, state.ema, expected)
+    started = {"params": state.params, "batch_stats": state.batch_stats}
+    jax.tree.map(np.testing.assert_array_equal, started, expected)
+    assert np.abs(state.batch_stats["BatchNorm_0"]["mean"]).max() > 0
     with pytest.raises(UserError, match="another model"):
         loop.start.transplant(finished, dataclasses.replace(fresh, params={"head": {}}))
+
+
+def test_a_loaded_model_averages_the_views_of_its_config(finished):
+    run = cifar_jax.load(finished)
+    images = datasets.load("digits").splits["test"].images[:20]
+    plain, mirrored = (run.predict_logits(x, 20) for x in (images, images[:, :, ::-1]))
+    config = run.config.copy_and_resolve_references()
+    config.test_time.views = "mirror"
+    found = run._replace(config=config).predict_logits(images, 20)
+    np.testing.assert_allclose(found, (plain + mirrored) / 2, atol=1e-5)
+    assert np.abs(plain - mirrored).max() > 0.1
 
 
 def test_images_of_another_shape_are_refused(finished):

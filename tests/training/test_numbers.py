@@ -9,35 +9,35 @@ import pytest
 
 import cifar_jax
 from cifar_jax.errors import UserError
+from cifar_jax.optim import build
 from cifar_jax.runs import history, signals, workdir
 from cifar_jax.runs.checkpoint import Checkpoints
-from cifar_jax.training import check
-from cifar_jax.training import loop as train
+from cifar_jax.training import check, loop
 from tests import tiny
 
-STEPS_PER_EPOCH = 5  # of the small config; the log has a line an epoch
+STEPS_PER_EPOCH = 5  # of the small config; the log has a line per epoch
 
 
 def inject(monkeypatch, step):
-    """Lets the learning rate, and so every weight, be NaN in that step, counted from 1."""
-    create = train.state_lib.create_schedule
+    """Makes the learning rate, and so every weight, NaN in that step, counted from 1."""
+    create = build.create_schedule
 
     def schedule(config, durations):
         rate = create(config, durations)
         return lambda count: jax.numpy.where(count == step - 1, jax.numpy.nan, rate(count))
 
-    monkeypatch.setattr(train.state_lib, "create_schedule", schedule)
+    monkeypatch.setattr(build, "create_schedule", schedule)
 
 
 def stop(monkeypatch, folder, step, steps_per_call, every):
-    """Trains until the injected NaN stops it; returns the step at which that was seen."""
+    """Trains until the NaN stops it; returns the step where it was seen and the one kept."""
     inject(monkeypatch, step)
     config = tiny.config(
         num_epochs=6.0, steps_per_call=steps_per_call, checkpoint__every_steps=every
     )
     check.check_config(config)
     with pytest.raises(UserError, match="not finite") as caught:
-        train.train(config, folder, signals.Signals())
+        loop.train(config, folder, signals.Signals())
     assert caught.value.exit_code == 1
     text = str(caught.value)
     assert "\n" not in text
