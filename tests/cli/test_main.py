@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,8 +29,8 @@ WRONG = [
     (("--config=configs/resnet.py:21",), ("no variant '21'; there are 18, 20",)),
     (("--config=configs/simple_cnn.py:moderm",), ("no variant 'moderm'",)),
     (("--config=configs/digits.py:20",), ("get_config() takes 0 positional arguments",)),
-    (("--config.seed=1",), ("--config.seed must stand behind a --config=FILE",)),
-    (("--config.seed=1", DIGITS), ("--config.seed must stand behind a --config=FILE",)),
+    (("--config.seed=1",), ("--config.seed must come after a --config=FILE",)),
+    (("--config.seed=1", DIGITS), ("--config.seed must come after a --config=FILE",)),
     (("--mode=report", "--workdir=x", "--config.seed=1"), ("a finished run has its own",)),
     ((DIGITS, "--config.sed=1"), ("--config.sed: there is no such field; did you mean",)),
     ((DIGITS, "--config.learning_rate=1"), ("did you mean --config.optimizer.learning_rate?",)),
@@ -63,7 +62,7 @@ WRONG = [
     ((DIGITS, "--config.model.name=lenett"), ("unknown model 'lenett'",)),
     ((DIGITS, "--config.data.name=cifar11"), ("unknown dataset 'cifar11': did you mean cifar10",)),
     ((DIGITS, "--config.schedule.name=cosin"), ("schedule.name is 'cosin', none of constant",)),
-    ((DIGITS, "--config.schedule.milestones=(3,2)"), ("must rise",)),
+    ((DIGITS, "--config.schedule.milestones=(3,2)"), ("schedule.milestones is (3, 2) but must be ascending",)),
     ((DIGITS, "--config.dtype=float16"), ("dtype is 'float16', none of float32, bfloat16",)),
     ((DIGITS, "--config.data.placement=gpu"), ("data.placement is 'gpu', none of auto",)),
     ((DIGITS, "--config.num_cpu_devices=7"), ("batch_size 64 is not a multiple of num_cpu_dev",)),
@@ -74,22 +73,22 @@ WRONG = [
     ),
     ((DIGITS, "--config.augment.crop_padding=-1"), ("crop_padding is -1",)),
     ((DIGITS, "--mode=trian"), ("trian",)),
-    ((DIGITS, "--batch_size=64"), ("takes no --batch_size, which belongs to --mode=evaluate",)),
+    ((DIGITS, "--batch_size=64"), ("does not take --batch_size, which belongs to --mode=eval",)),
     ((DIGITS, "--optimizer=adam"), ("optimizer",)),
-    ((DIGITS, "extra"), ("what does 'extra' mean?",)),
+    ((DIGITS, "extra"), ("unexpected argument 'extra'",)),
     (("--mode=evaluate",), ("--workdir is missing",)),
-    (("--mode=evaluate", DIGITS, "--workdir=x"), ("takes no --config",)),
+    (("--mode=evaluate", DIGITS, "--workdir=x"), ("does not take --config",)),
     (("--mode=evaluate", "--workdir=no/such/run"), ("no/such/run/config.json does not exist",)),
     (("--mode=evaluate", "--workdir=x", "--batch_size=0"), ("batch_size",)),
-    (("--mode=evaluate", "--workdir=x", "--images=a.png"), ("takes no --images, which belongs",)),
-    (("--mode=evaluate", "--workdir=x", "extra"), ("what does 'extra' mean?",)),
+    (("--mode=evaluate", "--workdir=x", "--images=a.png"), ("does not take --images, which",)),
+    (("--mode=evaluate", "--workdir=x", "extra"), ("unexpected argument 'extra'",)),
     (("--mode=predict", "--images=a.png"), ("--workdir is missing",)),
     (("--mode=predict", "--workdir=x", "--images=a.png"), ("x/config.json does not exist",)),
-    (("--mode=predict", "--workdir=x", "--dataset=mnist"), ("takes no --dataset",)),
+    (("--mode=predict", "--workdir=x", "--dataset=mnist"), ("does not take --dataset",)),
     (("--mode=predict", "--workdir=x", "--resize=stretch"), ("resize",)),
     (("--mode=predict", "--workdir=x", "--output="), ("--output is empty",)),
     (("--mode=explore", "--dataset=cifar11"), ("unknown dataset 'cifar11'",)),
-    (("--mode=explore", "--workdir=x"), ("takes no --workdir, which belongs",)),
+    (("--mode=explore", "--workdir=x"), ("does not take --workdir, which",)),
     (("--mode=explore", DIGITS, "--dataset=mnist"), ("--dataset beside --config",)),
     (("--mode=explore", DIGITS, "--config.seed=-1"), ("seed is -1",)),
     (("--mode=explore", "--dataset=digits", "--seed=-1"), ("seed",)),
@@ -98,18 +97,18 @@ WRONG = [
     (("--mode=compare", "--workdirs=a,b"), ("a/config.json does", "b/config.json does")),
     (("--mode=compare", "--workdirs=runs/*"), ("runs/* matches no folder",)),
     (("--mode=report",), ("--workdir is missing: the folder of the run to report",)),
-    (("--mode=report", DIGITS, "--workdir=x"), ("--mode=report takes no --config",)),
-    (("--mode=report", "--workdir=x", "--dataset=mnist"), ("takes no --dataset",)),
+    (("--mode=report", DIGITS, "--workdir=x"), ("--mode=report does not take --config",)),
+    (("--mode=report", "--workdir=x", "--dataset=mnist"), ("does not take --dataset",)),
     (("--mode=report", "--workdir=no/such/run"), ("no/such/run/config.json does not exist",)),
-    (("--mode=report", "--workdir=\udcff"), (r"--workdir \udcff: a run's checkpoints cannot",)),
-    ((DIGITS, "--workdir=\udcff/x"), (r"--workdir \udcff/x: a run's checkpoints cannot",)),
+    (("--mode=report", "--workdir=\udcff"), (r"--workdir \udcff: checkpoints cannot be in",)),
+    ((DIGITS, "--workdir=\udcff/x"), (r"--workdir \udcff/x: checkpoints cannot be in",)),
     (("--mode=evaluate", "--workdir=~nobody_of_that_name/x"), ("~nobody_of_that_name",)),
 ]
 # Mistakes that only show against the data.
 LATE = [
     ("batch_size=2000", "batch_size 2000 is larger than the 320 training images"),
-    ("data.validation_examples=1437", "cannot carve 1437 validation images"),
-    ("schedule.warmup_epochs=20", "warm-up of 100 steps leaves nothing of the 10 steps"),
+    ("data.validation_examples=1437", "cannot hold out 1437 validation images"),
+    ("schedule.warmup_epochs=20", "warm-up of 100 steps leaves none of the 10 steps"),
     ("num_epochs=1e30", "steps is too long"),
     ("augment.crop_padding=32", "crop_padding=32 must be below the image's side"),
 ]
@@ -199,14 +198,12 @@ def test_wrong_config_file_is_answered_by_one_line(here, text, part):
 
 
 def test_wrong_command_in_a_process_of_its_own_has_no_traceback(here):
-    started = time.monotonic()
     code, out, err = program.run_apart(DIGITS, "--config.batch_size=0", "--config.dtype=int8")
     assert (code, out) == (2, "")
     assert [line.split(" ")[:2] for line in err.splitlines()] == [
         ["error:", "batch_size"],
         ["error:", "dtype"],
     ]
-    assert time.monotonic() - started < 10 + 10  # 10 s, and as much again for a busy machine
     assert not (here / "runs").exists()
 
 
@@ -231,14 +228,11 @@ def test_help_and_a_refused_lock_import_no_jax(tmp_path):
     assert text.splitlines()[-1] == "0 []"
     assert "configs/simple_cnn.py" in text
     with workdir_lib.lock(tmp_path):
-        started = time.monotonic()
         refused = run(DIGITS, f"--workdir={tmp_path}")
-        seconds = time.monotonic() - started
     assert refused.stdout.splitlines() == ["2 []"]
     assert refused.stderr == (
         f"error: {tmp_path} is in use by process {os.getpid()} on {socket.gethostname()}\n"
     )
-    assert seconds < 2 + 2  # 2 s, and as much again for a busy machine
 
 
 def test_the_runs_folder_is_named_after_the_config(here):
@@ -248,7 +242,7 @@ def test_the_runs_folder_is_named_after_the_config(here):
         "configs/digits.py": "digits",
         "../x y/ü.py:a/../b": "ü_a_.._b",
     }
-    from cifar_jax.cli.flags import run_name
+    from cifar_jax.cli.parse import run_name
 
     assert {config: run_name(config) for config in sys_path} == sys_path
 
@@ -346,7 +340,7 @@ def test_evaluation_without_a_checkpoint_or_a_sound_config(here):
     workdir = here / "run"
     assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), "does not exist")
     workdir.mkdir()
-    for text, part in (("{", "damaged"), ("[]", "holds no JSON object"), ("", "damaged")):
+    for text, part in (("{", "damaged"), ("[]", "does not hold a JSON object"), ("", "damaged")):
         (workdir / "config.json").write_text(text)
         assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), part)
     config_json = stored.to_json(default.get_config())
@@ -405,7 +399,7 @@ def test_locks_left_behind(here, trained):
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
     result = program.run_here(trained[1], "--workdir=run")
     assert_refused(
-        result, f"in use by process 7 on elsewhere; if that no longer runs, delete {lock}"
+        result, f"in use by process 7 on elsewhere; if that process no longer runs, delete {lock}"
     )
     for text in (json.dumps({"host": socket.gethostname(), "pid": 7}), "", "{", "[]"):
         lock.write_text(text)

@@ -16,7 +16,7 @@ import cifar_jax
 from cifar_jax.data import datasets
 from cifar_jax.reports import predict
 from tests import program
-from tests.test_photos import bomb, scene
+from tests.data.test_photos import bomb, scene
 
 FILES = ["predictions.csv", "predictions.json", "predictions.png"]
 
