@@ -62,7 +62,10 @@ WRONG = [
     ((DIGITS, "--config.model.name=lenett"), ("unknown model 'lenett'",)),
     ((DIGITS, "--config.data.name=cifar11"), ("unknown dataset 'cifar11': did you mean cifar10",)),
     ((DIGITS, "--config.schedule.name=cosin"), ("schedule.name is 'cosin', none of constant",)),
-    ((DIGITS, "--config.schedule.milestones=(3,2)"), ("schedule.milestones is (3, 2) but must be ascending",)),
+    (
+        (DIGITS, "--config.schedule.milestones=(3,2)"),
+        ("schedule.milestones is (3, 2) but must be ascending",),
+    ),
     ((DIGITS, "--config.dtype=float16"), ("dtype is 'float16', none of float32, bfloat16",)),
     ((DIGITS, "--config.data.placement=gpu"), ("data.placement is 'gpu', none of auto",)),
     ((DIGITS, "--config.num_cpu_devices=7"), ("batch_size 64 is not a multiple of num_cpu_dev",)),
