@@ -116,7 +116,7 @@ def _predict(*images: str) -> int:
     from cifar_jax.reports import predict
 
     names = ("checkpoint", "resize", "batch_size", "seed")
-    options = {name: FLAGS[name].value for name in names}
+    options: dict[str, Any] = {name: FLAGS[name].value for name in names}
     given = parse.split_paths([*FLAGS.images, *images])
     return predict.predict(workdir, given, _output(), **options)
 
