@@ -167,8 +167,8 @@ def test_no_picture_at_all_is_one_line(run, here):
         ("--images=none.png", "none.png does not exist"),
         ("--images=folder", "folder holds no pictures"),
         ("--images=*.png", "*.png holds no pictures"),
-        ("--images=", "none is named"),
-        ("--batch_size=3", "none is named"),
+        ("--images=", "name some with --images"),
+        ("--batch_size=3", "name some with --images"),
     ):
         code, out, err = start(run, images)
         assert (code, out, err.count("\n")) == (2, "", 1)
@@ -219,7 +219,7 @@ def test_the_picture_shows_the_first_of_many(run, here, monkeypatch):
     assert len(outputs()[0]) == 3
 
 
-def test_missing_pictures_are_told_before_jax_is_imported(run):
+def test_missing_pictures_are_reported_before_jax_is_imported(run):
     text = (
         "import sys, main\n"
         f"code = main.main(['main.py', '--mode=predict', '--workdir={run}', 'none.png'])\n"
