@@ -1,7 +1,7 @@
 """`--mode=predict`: classifies pictures from files with a trained model."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +62,14 @@ def predict(
 
         own_size = trained.configure(workdir)["eval_batch_size"]
         model = trained.load(workdir, checkpoint, seed)
-        pictures: dict[str, np.ndarray] = {}
-        drawn: list[np.ndarray] = []
-        for path, image, view in _read(paths, model.image_shape, resize, failures):
-            pictures[path] = image
-            if len(drawn) < MOST_DRAWN:
-                drawn.append(view)
+        pictures, drawn = _read(paths, model.image_shape, resize, failures)
         if not pictures:
             raise UserError("no picture could be read", exit_code=1)
         images = np.stack(list(pictures.values()))
         probabilities = model.predict(images, batch_size or own_size)
         paths, names = list(pictures), model.class_names
         facts = {"workdir": str(workdir), "step": model.step, "seed": model.seed, "resize": resize}
-        _write(output, paths, probabilities, names, facts | {"failures": failures})
-        from cifar_jax.reports import plots  # imported late, because it imports matplotlib
-
-        titles = short_names(paths)[: len(drawn)]
-        figure = plots.plot_predictions(drawn, probabilities, names, titles=titles)
-        plots.save(figure, output / "predictions.png")
+        _write(output, paths, drawn, probabilities, names, facts | {"failures": failures})
     print(format_top(paths, probabilities, names))
     words = f"{len(paths)} picture{'s' if len(paths) > 1 else ''} predicted by the checkpoint of "
     words += f"step {model.step}" + (f", {len(failures)} could not be read" if failures else "")
@@ -91,11 +81,13 @@ def predict(
 
 def _read(
     paths: Sequence[str], shape: Sequence[int], resize: str, failures: list[str]
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields (path, image for the model, image to draw); adds what cannot be read to `failures`."""
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """Returns the images for the model by path, and those to draw; adds to the failures."""
     height, width, _ = shape
     scale = max(1, _DRAWN_SIDE / max(height, width))
-    view_size = (round(scale * height), round(scale * width))
+    view = (round(scale * height), round(scale * width), 1 if shape[2] == 1 else 3)
+    pictures: dict[str, np.ndarray] = {}
+    drawn: list[np.ndarray] = []
     for path in paths:
         try:
             picture = photos.load(path)
@@ -103,9 +95,10 @@ def _read(
             failures.append(str(error))
             _log.warning("%s", error)
             continue
-        channels = 1 if shape[2] == 1 else 3
-        view = photos.fit(picture, (*view_size, channels), resize)
-        yield path, photos.fit(picture, shape, resize), view
+        pictures[path] = photos.fit(picture, shape, resize)
+        if len(drawn) < MOST_DRAWN:
+            drawn.append(photos.fit(picture, view, resize))
+    return pictures, drawn
 
 
 def top_classes(
@@ -131,11 +124,14 @@ def format_top(paths: Sequence[str], probabilities: np.ndarray, class_names: Seq
 def _write(
     output: Path,
     paths: Sequence[str],
+    drawn: Sequence[np.ndarray],
     probabilities: np.ndarray,
     names: Sequence[str],
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes predictions.csv and predictions.json."""
+    """Writes predictions.csv, predictions.json and predictions.png."""
+    from cifar_jax.reports import plots  # imported late, because it imports matplotlib
+
     rows: list[list[object]] = [["picture", "prediction", "probability", *names]]
     entries = []
     for path, row in zip(paths, probabilities, strict=True):
@@ -151,3 +147,6 @@ def _write(
         )
     files.write_csv(output / "predictions.csv", rows)
     files.write_json(output / "predictions.json", {**facts, "pictures": entries})
+    titles = short_names(paths)[: len(drawn)]
+    figure = plots.plot_predictions(drawn, probabilities, names, titles=titles)
+    plots.save(figure, output / "predictions.png")
