@@ -1,4 +1,4 @@
-"""The command: what it refuses and how, and the places it works in."""
+"""The command: what it refuses and with which words, and in which folders it works."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from configs import default
 from tests import program
 
 DIGITS = "--config=configs/digits.py"
-# (arguments, a part of each line of the answer)
+# (arguments, a part of each error line)
 WRONG = [
     ((), ("--config is missing",)),
     (("--config=zzz",), ("no file 'zzz'; there are configs/bn_cnn.py, ",)),
@@ -107,7 +107,7 @@ WRONG = [
     ((DIGITS, "--workdir=\udcff/x"), (r"--workdir \udcff/x: checkpoints cannot be in",)),
     (("--mode=evaluate", "--workdir=~nobody_of_that_name/x"), ("~nobody_of_that_name",)),
 ]
-# Mistakes that only show against the data.
+# Mistakes that show only once the data is known.
 LATE = [
     ("batch_size=2000", "batch_size 2000 is larger than the 320 training images"),
     ("data.validation_examples=1437", "cannot hold out 1437 validation images"),
@@ -115,7 +115,7 @@ LATE = [
     ("num_epochs=1e30", "steps is too long"),
     ("augment.crop_padding=32", "crop_padding=32 must be below the image's side"),
 ]
-# What a config file of the user's own may do wrong.
+# Broken config files of a user.
 FILES = [
     ("def get_config(:", "invalid syntax"),
     ("raise RuntimeError('no luck')", "no luck"),
@@ -161,25 +161,25 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("arguments", "parts"), WRONG, ids=lambda x: " ".join(x)[:60])
-def test_wrong_command_is_answered_by_a_line_for_each_mistake(here, arguments, parts):
+def test_each_mistake_in_a_command_gets_one_line(here, arguments, parts):
     assert_refused(program.run_here(*arguments), *parts)
     assert [path.name for path in here.iterdir()] == ["configs"]
 
 
 @pytest.mark.parametrize(("override", "part"), LATE)
-def test_what_does_not_fit_the_data_is_answered_by_a_line_and_can_be_corrected(
+def test_a_config_that_does_not_fit_the_data_gets_one_line_and_can_be_corrected(
     here, override, part
 ):
     flags = (program.write_config(here / "short.py"), "--workdir=x")
     code, _, err = program.run_here(*flags, f"--config.{override}")
     assert (code, err.startswith("error: "), err.count("\n")) == (2, True, 1)
     assert part in err
-    # The next attempt has another config: nothing was trained yet that it could contradict.
+    # Another config is accepted now, since nothing was trained yet.
     code, _, err = program.run_here(*flags, "--config.batch_size=1998")
     assert "batch_size 1998" in err
 
 
-def test_a_run_to_start_from_is_looked_up_before_the_data(here, monkeypatch):
+def test_the_run_to_start_from_is_checked_before_the_data_is_loaded(here, monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("loaded the data"))
     flags = (program.write_config(here / "short.py"), "--workdir=x", "--config.init_from=other")
     assert_refused(program.run_here(*flags), "other/config.json does not exist")
@@ -189,7 +189,7 @@ def test_a_run_to_start_from_is_looked_up_before_the_data(here, monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "part"), FILES, ids=range(len(FILES)))
-def test_wrong_config_file_is_answered_by_one_line(here, text, part):
+def test_a_broken_config_file_gets_one_line(here, text, part):
     unlocked = f"{_DEFAULT}with config.unlocked():"
     text = text.replace("{config}", f"{_DEFAULT}config").replace("{unlocked}", unlocked)
     (here / "mine.py").write_text(text)
@@ -200,7 +200,7 @@ def test_wrong_config_file_is_answered_by_one_line(here, text, part):
     assert not (here / "x").exists()
 
 
-def test_wrong_command_in_a_process_of_its_own_has_no_traceback(here):
+def test_a_wrong_command_shows_no_traceback(here):
     code, out, err = program.run_apart(DIGITS, "--config.batch_size=0", "--config.dtype=int8")
     assert (code, out) == (2, "")
     assert [line.split(" ")[:2] for line in err.splitlines()] == [
@@ -286,7 +286,7 @@ def test_no_home_and_an_ascii_terminal(here, trained):
     assert program.difference(here / "ö", trained[0]) == ""
 
 
-def test_a_file_or_a_dead_link_in_the_place_of_the_workdir(here):
+def test_a_workdir_that_is_a_file_or_a_dead_link_is_refused(here):
     (here / "file").write_text("")
     (here / "dead").symlink_to("nowhere")
     for place in ("file", "dead", "file/x"):
@@ -312,7 +312,7 @@ def test_a_workdir_that_is_a_pattern_or_a_cloud_is_refused(here, name):
 
 @contextlib.contextmanager
 def read_only(folder: Path):
-    """Makes a folder one that even root cannot write, or skips the test."""
+    """Makes a folder unwritable, even for root, or skips the test."""
     if os.geteuid():
         folder.chmod(0o555)
         try:
@@ -339,7 +339,7 @@ def test_read_only_workdir_is_refused_for_training_and_evaluated(here, trained):
     assert "of 360" in out
 
 
-def test_evaluation_without_a_checkpoint_or_a_sound_config(here):
+def test_evaluation_needs_a_checkpoint_and_a_valid_config(here):
     workdir = here / "run"
     assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), "does not exist")
     workdir.mkdir()
@@ -411,7 +411,7 @@ def test_locks_left_behind(here, trained):
         assert not lock.exists()
 
 
-def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(here, trained):
+def test_a_closed_pipe_ends_the_run_without_a_traceback(here, trained):
     with program.start(trained[1], "--workdir=x") as process:
         process.stdout.close()
         err = process.stderr.read()
@@ -419,7 +419,7 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(here, trained)
     assert err == "error: Broken pipe\n"
 
 
-def test_too_little_memory_is_told(monkeypatch, tmp_path):
+def test_too_little_memory_is_reported(monkeypatch, tmp_path):
     def train(*_):
         raise RuntimeError("INTERNAL: Out of memory allocating\n99 bytes.")
 
@@ -430,7 +430,7 @@ def test_too_little_memory_is_told(monkeypatch, tmp_path):
 
 
 def test_ctrl_c_while_the_program_is_imported_shows_no_traceback(tmp_path):
-    """In the midst of the first of the larger imports, which a package of that name stands for."""
+    """During the first of the larger imports, for which a fake package of its name stands in."""
     (tmp_path / "absl.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     path = f"{tmp_path}{os.pathsep}{program.ROOT}"
     code, out, err = program.run_apart("--help", environment={"PYTHONPATH": path})

@@ -1,4 +1,4 @@
-"""Test-time augmentation against NumPy, and that no image changes another one's answer."""
+"""Test-time augmentation compared with NumPy; logits do not depend on other images."""
 
 import jax
 import numpy as np
@@ -84,7 +84,7 @@ def test_only_uncertain_images_are_shifted(batch_size):
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-def test_an_answer_does_not_depend_on_the_other_images():
+def test_logits_do_not_depend_on_the_other_images():
     whole = predict(IMAGES, "mirror_shift", 0.6)
     order = np.random.default_rng(2).permutation(41)
     np.testing.assert_array_equal(predict(IMAGES[order], "mirror_shift", 0.6), whole[order])

@@ -1,4 +1,4 @@
-"""`--mode=report`: its files, its numbers beside those of the evaluation, its page."""
+"""`--mode=report`: its files, its page, and its numbers compared with the evaluation's."""
 
 import base64
 import csv
@@ -67,7 +67,7 @@ def made_up(tmp_path, monkeypatch, class_names, logits, labels):
 
 
 class Links(HTMLParser):
-    """Collects what a page loads or points at, and its text."""
+    """Collects what a page loads or links to, and its text."""
 
     def __init__(self, text):
         super().__init__()
@@ -107,7 +107,7 @@ def test_files_of_the_report_at_the_end_of_training(finished):
     assert tags.count("img") == tags.count("source") == len(pictures)
 
 
-def test_numbers_are_those_of_the_evaluation(finished):
+def test_numbers_equal_those_of_the_evaluation(finished):
     workdir, lines = finished
     code, out, _ = program.run_here("--mode=evaluate", f"--workdir={workdir}")
     scores = out.strip().partition(": ")[2]
@@ -217,7 +217,7 @@ BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 WIDTHS = (390, 820, 1400)
-# A page that shows the report at each width and then says what it sees there.
+# A page that shows the report at each width and then reports what it sees.
 LOOK = """<!DOCTYPE html><link rel="icon" href="data:,"><body><script>
 const errors = [], seen = [];
 addEventListener("error", (event) => errors.push(event.message));
@@ -246,7 +246,7 @@ for (const width of WIDTHS) {
 
 
 def look(page: Path, profile: Path, dark: bool) -> tuple[dict, list[str]]:
-    """Returns what a browser sees of a page, and the paths that it asks the server for."""
+    """Returns what a browser sees of a page, and the paths that it requests."""
     asked, answers = [], queue.Queue()
     bodies = {
         "/": LOOK.replace("WIDTHS", str(list(WIDTHS))).encode(),
