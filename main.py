@@ -1,4 +1,4 @@
-"""The program: `python main.py --help` says what it does."""
+"""The command: `python main.py --help` lists what it can do."""
 
 import signal
 import sys
@@ -7,7 +7,7 @@ from cifar_jax.parallel import cpu
 
 if __name__ == "__main__":
     cpu.restart()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
 
 from cifar_jax.cli.main import main
 

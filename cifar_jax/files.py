@@ -1,11 +1,13 @@
 """Files that are written whole or not at all, and where they may lie. Imports no JAX."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ from cifar_jax.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file durably: a reader finds the old content or all of the new one."""
+    """Writes a file durably: a reader finds the old content or all of the new one.
+
+    Bytes in a file's name that are not UTF-8 are escaped.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -30,6 +35,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Writes values as JSON, the way `write_text` does."""
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Writes rows of cells as CSV, the way `write_text` does."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,29 +1,30 @@
-"""A fully connected network written by hand: the mathematics with NumPy alone.
+"""A fully connected network written by hand, with NumPy alone.
 
   python -m cifar_jax.numpy_mlp --dataset=mnist
 
-A batch of b images is a matrix X [b, 784], one flattened image in each row. Three layers follow:
+A batch of b images is a matrix X [b, 784] with one flattened image per row. Three layers follow:
 
   Z1 = X  W1 + b1   [b, 500]    A1 = sigmoid(Z1)
   Z2 = A1 W2 + b2   [b, 50]     A2 = sigmoid(Z2)
   Z3 = A2 W3 + b3   [b, 10]     P  = softmax(Z3), the probability of each class
 
-With targets T [b, 10], each row 1 at the true class and 0 elsewhere, the loss is the cross-entropy
+The targets T [b, 10] are 1 at each image's true class and 0 elsewhere. The loss is the
+cross-entropy
 
   L = -1/b sum(T * log(P))
 
-and the chain rule, from the last layer to the first, gives what each weight has to do with it. Let
-D be the derivative of L by Z, of Z's own shape. Softmax and cross-entropy together give
+and the chain rule, applied from the last layer to the first, gives its gradient. Let D be the
+derivative of L with respect to Z, in the shape of Z. For softmax and cross-entropy together it is
 
   D3 = (P - T) / b                          [b, 10]
 
-and since the derivative of the sigmoid is A (1 - A), each layer passes it on to the one before:
+The derivative of the sigmoid is A (1 - A), so the layers before have
 
   D2 = (D3 W3^T) * A2 * (1 - A2)            [b, 50]
   D1 = (D2 W2^T) * A1 * (1 - A1)            [b, 500]
 
-A layer with the inputs A has dL/dW = A^T D, in the shape of W, and dL/db = the sum of D's rows.
-Stochastic gradient descent (SGD) takes a small step against both, batch after batch.
+A layer with inputs A has dL/dW = A^T D, in the shape of W, and dL/db is the sum of D's rows.
+Stochastic gradient descent (SGD) takes a small step against both for each batch.
 """
 
 import itertools
@@ -36,11 +37,11 @@ import numpy as np
 
 
 class Layer(NamedTuple):
-    """What one layer learns; a gradient has the same form.
+    """The weights and biases of a layer, or their gradients.
 
     Attributes:
-      weights: [inputs, outputs].
-      biases: [outputs].
+      weights: W [inputs, outputs].
+      biases: b [outputs].
     """
 
     weights: np.ndarray
@@ -53,16 +54,16 @@ Network = list[Layer]
 def initialize_network(
     sizes: Sequence[int] = (784, 500, 50, 10), seed: int = 0, dtype: Any = np.float32
 ) -> Network:
-    """Draws the weights of a network; biases start at zero.
+    """Returns a network with random weights and biases of zero.
 
-    The variance 2 / (inputs + outputs) keeps the size of signals and of errors alike from layer to
-    layer: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
-    networks", 2010.
+    The variance 2 / (inputs + outputs) gives the signals, and the gradients, a similar size in
+    every layer: Glorot and Bengio, "Understanding the difficulty of training deep feedforward
+    neural networks", 2010.
 
     Args:
-      sizes: the inputs, the width of each hidden layer, the classes.
-      seed: of the draws.
-      dtype: of all arrays; everything else computes in it.
+      sizes: the number of inputs, the width of each hidden layer, the number of classes.
+      seed: the seed of the random weights.
+      dtype: the type of all arrays, in which everything else is computed too.
     """
     random = np.random.default_rng(seed)
     network = []
@@ -78,22 +79,22 @@ def pre_activation(inputs: np.ndarray, layer: Layer) -> np.ndarray:
 
 
 def sigmoid_activation(z: np.ndarray) -> np.ndarray:
-    """Returns 1 / (1 + exp(-z)) of each element; by the tangent, which cannot overflow."""
+    """Returns 1 / (1 + exp(-z)) for each element, written with tanh, which cannot overflow."""
     return 0.5 * (1 + np.tanh(0.5 * z))
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
-    """Turns each row of z [batch, classes] into probabilities: exp(z), divided by its sum."""
-    # The largest exponent is 0, which changes no quotient and cannot overflow.
+    """Turns each row of z [batch, classes] into probabilities: exp(z) divided by its sum."""
+    # Subtracting the largest value does not change the quotient, and exp cannot overflow.
     powers = np.exp(z - z.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
 
 def forward_propagation(network: Network, images: np.ndarray) -> list[np.ndarray]:
-    """Computes every layer's output; the way back needs them all.
+    """Computes the outputs of all layers, which back-propagation needs.
 
     Args:
-      network: of n layers.
+      network: a network of n layers.
       images: X [batch, pixels].
 
     Returns:
@@ -106,12 +107,12 @@ def forward_propagation(network: Network, images: np.ndarray) -> list[np.ndarray
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Returns L, the mean of -log of the true class's probability.
+    """Returns L, the mean of -log(probability of the true class).
 
     Args:
       probabilities: P [batch, classes].
-      labels: [batch], the number of the true class: of each row of T * log(P), only that one
-        element is not zero.
+      labels: [batch], the number of each image's true class, which is the only element of its row
+        of T * log(P) that is not zero.
     """
     true_class = probabilities[np.arange(len(labels)), labels]
     return float(-np.mean(np.log(np.maximum(true_class, np.finfo(true_class.dtype).tiny))))
@@ -120,15 +121,15 @@ def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def backward_propagate_error(
     network: Network, activations: list[np.ndarray], labels: np.ndarray
 ) -> Network:
-    """Computes the gradient of the loss by every weight and bias.
+    """Computes the gradient of the loss with respect to every weight and bias.
 
     Args:
-      network: of n layers.
+      network: a network of n layers.
       activations: what `forward_propagation` returned.
-      labels: [batch], the number of the true class of each image.
+      labels: [batch], the number of each image's true class.
 
     Returns:
-      The gradients: n layers in the shapes of the network's.
+      The gradients, in the shapes of the network's layers.
     """
     targets = np.eye(len(network[-1].biases), dtype=activations[-1].dtype)[labels]
     error = (activations[-1] - targets) / len(labels)
@@ -142,7 +143,7 @@ def backward_propagate_error(
 
 
 def update_weights(network: Network, gradients: Network, learning_rate: float) -> Network:
-    """Returns the network one step of SGD further: W - learning_rate * dL/dW, and b likewise."""
+    """Returns the network after a step of SGD: W - rate * dL/dW and b - rate * dL/db."""
     return [
         Layer(
             layer.weights - learning_rate * gradient.weights,
@@ -153,7 +154,7 @@ def update_weights(network: Network, gradients: Network, learning_rate: float) -
 
 
 def shuffled_batches(num_images: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Returns the image numbers of each batch of an epoch; the last batch may be smaller."""
+    """Returns the numbers of the images in each batch of an epoch; the last may be smaller."""
     order = np.random.default_rng([seed, epoch]).permutation(num_images)
     return np.split(order, range(batch_size, num_images, batch_size))
 
@@ -168,18 +169,18 @@ def train(
     seed: int = 0,
     after_epoch: Callable[[int, Network, float], None] = lambda epoch, network, loss: None,
 ) -> Network:
-    """Trains by SGD, at a rate that falls in a straight line from `learning_rate` towards zero.
+    """Trains by SGD with a learning rate that decreases linearly from `learning_rate` to zero.
 
     Args:
-      network: to start from; it stays as it is.
+      network: the network to start from, which is not changed.
       images: [n, pixels], of the network's dtype.
-      labels: [n], the number of each image's class.
-      num_epochs: how many times to go through all images.
-      learning_rate: of the first step.
-      batch_size: images of a step.
-      seed: of the order of the images, drawn anew in each epoch.
-      after_epoch: called with the epoch (from 1), the network so far and the mean loss of the
-        epoch's images, each as it was just before the step that used it.
+      labels: [n], the number of each image's true class.
+      num_epochs: the number of passes over all images.
+      learning_rate: the learning rate of the first step.
+      batch_size: images per step.
+      seed: the seed of the order of the images, which differs in each epoch.
+      after_epoch: called with the epoch (from 1), the network, and the mean loss of the epoch's
+        images, each computed just before the step that uses it.
 
     Returns:
       The trained network.
@@ -198,7 +199,7 @@ def train(
 
 
 def evaluate(network: Network, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Returns the mean loss and the share of right answers for images [n, pixels], labels [n]."""
+    """Returns the mean loss and the accuracy on images [n, pixels] with labels [n]."""
     probabilities = forward_propagation(network, images)[-1]
     accuracy = np.mean(probabilities.argmax(axis=1) == labels)
     return cross_entropy(probabilities, labels), float(accuracy)

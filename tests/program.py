@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cifar_jax.cli import main
+from cifar_jax.cli import flags, main
 
 ROOT = Path(__file__).parent.parent
 # A column of metrics.jsonl that the same run gives again, to the bit.
@@ -24,10 +24,10 @@ EXACT = ("step", "epoch", "train_loss", "train_accuracy", "eval_loss", "eval_acc
 
 def run_here(*arguments: str) -> tuple[int, str, str]:
     """Returns (exit code, stdout, stderr) of `python main.py ARGUMENTS`, run in this process."""
-    for name in [name for name in main.FLAGS if name.startswith("config.")]:
-        delattr(main.FLAGS, name)
-    main.FLAGS.unparse_flags()
-    for flag in main.FLAGS.get_key_flags_for_module(main):
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+    for flag in flags.FLAGS.get_key_flags_for_module(flags):
         flag.unparse()
     sys.modules.pop("config_config", None)  # the last call's config file
     argv = ["main.py", *arguments]

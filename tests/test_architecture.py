@@ -102,6 +102,35 @@ def test_a_planted_violation_is_found(tmp_path, file, line, words):
     assert words in violation
 
 
+def find_shared_names(package):
+    """Returns a line for each public function or class that several modules define."""
+    places = {}
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(package)))
+    return [
+        f"{name} is defined in {', '.join(paths)}"
+        for name, paths in sorted(places.items())
+        if len(paths) > 1 and name != "main"  # each command has its own
+    ]
+
+
+def test_public_names_are_defined_once():
+    assert find_shared_names(PACKAGE) == []
+
+
+@pytest.mark.parametrize("line", ["def load(path): ...", "class load: ..."])
+def test_a_planted_second_name_is_found(tmp_path, line):
+    for name, text in (
+        ("data/a.py", f"{line}\ndef main(): ...\ndef _save(): ...\ndef a():\n    def b(): ..."),
+        ("runs/b.py", "def load(): ...\ndef main(): ...\ndef _save(): ...\ndef b(): ..."),
+    ):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    assert find_shared_names(tmp_path) == ["load is defined in data/a.py, runs/b.py"]
+
+
 def test_files_and_functions_stay_small():
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= MOST_LINES, path

@@ -19,91 +19,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cifar_jax.cli import parse
+from cifar_jax.cli import flags, parse
+from cifar_jax.cli.flags import FLAGS
 from cifar_jax.errors import UserError
-from cifar_jax.runs import signals as signals_lib
-from cifar_jax.runs import workdir as workdir_lib
-
-FLAGS = flags.FLAGS
-
-# Flags of `--distributed`, for jobs that JAX does not recognise.
-JOB = ("coordinator", "num_processes", "process_id")
-# The flags that each mode takes.
-MODE_FLAGS = {
-    "train": ("config", "workdir", "distributed", *JOB),
-    "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size", "seed"),
-    "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size", "seed"),
-    "explore": ("config", "dataset", "data_dir", "seed", "output"),
-    "predict": ("workdir", "images", "checkpoint", "resize", "batch_size", "seed", "output"),
-    "compare": ("workdirs", "output"),
-}
-# Modes that take arguments without a flag: a shell expands `--images photos/*` to one value of the
-# flag and more arguments.
-WITH_REST = ("predict", "compare")
-
-config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "train, explore: the config file; text after a colon is passed to its get_config; "
-    "--config.FIELD=VALUE overrides a field (all of them: configs/default.py)",
-)
-flags.DEFINE_enum("mode", "train", list(MODE_FLAGS), "what to do")
-flags.DEFINE_string("workdir", None, "the run's folder; training's default is runs/CONFIG")
-flags.DEFINE_string(
-    "checkpoint",
-    "last",
-    "evaluate, report, predict: last, best (on the validation split) or a step",
-)
-flags.DEFINE_string(
-    "split", "test", "evaluate, report: train, validation, test or the set's own name"
-)
-flags.DEFINE_string(
-    "dataset", None, "evaluate: another set with the same classes; explore: any set (cifar10)"
-)
-flags.DEFINE_string(
-    "data_dir", None, "evaluate, report, explore: the folder of the data, if not the config's"
-)
-flags.DEFINE_integer(
-    "batch_size", None, "evaluate, report, predict: images per step", lower_bound=1
-)
-flags.DEFINE_multi_string(
-    "images", [], "predict: files, folders or patterns, separated by commas or spaces"
-)
-flags.DEFINE_enum(
-    "resize",
-    "crop",
-    ["crop", "squeeze"],
-    "predict: how pictures are brought to the model's proportions",
-)
-flags.DEFINE_multi_string(
-    "workdirs", [], "compare: the folders of the runs, separated by commas or spaces"
-)
-flags.DEFINE_integer(
-    "seed",
-    None,
-    "explore: chooses the images shown (0); evaluate, report, predict: one of several seeds that "
-    "were trained together, in place of all (evaluate) or the first",
-    lower_bound=0,
-    upper_bound=2**32 - 1,
-)
-flags.DEFINE_bool("distributed", False, "train: together with the job's other processes")
-flags.DEFINE_string(
-    "coordinator", None, "... HOST:PORT of the first process, if JAX cannot find it"
-)
-flags.DEFINE_integer(
-    "num_processes", None, "... the number of processes, if JAX cannot find it", lower_bound=1
-)
-flags.DEFINE_integer(
-    "process_id", None, "... this process, from 0, if JAX cannot find it", lower_bound=0
-)
-flags.DEFINE_string("output", None, "explore, predict, compare: the folder to write to")
+from cifar_jax.runs.signals import Signals
+from cifar_jax.runs.workdir import lock
 
 
-def train() -> int:
-    """Trains the config of `--config` in its workdir."""
+def _train() -> int:
     if not FLAGS["config"].present:
         raise UserError("--config is missing: for example --config=configs/digits.py")
     if FLAGS.workdir == "":
@@ -114,11 +39,11 @@ def train() -> int:
         _check_config()  # before waiting for the other processes
         from cifar_jax.training import loop
 
-        job = (FLAGS[name].value for name in JOB)
+        job = (FLAGS[name].value for name in flags.JOB)
         return loop.train_together(FLAGS.config, workdir, _train_and_report, *job)
-    if found := [name for name in JOB if FLAGS[name].present]:
+    if found := [name for name in flags.JOB if FLAGS[name].present]:
         raise UserError(f"--{found[0]} is only for --distributed")
-    with workdir_lib.lock(workdir), signals_lib.Signals() as signals:
+    with lock(workdir), Signals() as signals:
         _check_config()
         return _train_and_report(FLAGS.config, workdir, signals)
 
@@ -130,7 +55,7 @@ def _check_config() -> None:
     check.check_config(FLAGS.config, default.get_config())
 
 
-def _train_and_report(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> int:
+def _train_and_report(config: ConfigDict, workdir: Path, signals: Signals) -> int:
     from cifar_jax.parallel import processes
     from cifar_jax.training import loop
 
@@ -143,21 +68,19 @@ def _train_and_report(config: ConfigDict, workdir: Path, signals: signals_lib.Si
     return code
 
 
-def evaluate() -> int:
-    """Scores the model of `--workdir`."""
+def _evaluate() -> int:
     workdir = _finished_workdir()
-    from cifar_jax.evaluation import evaluate as evaluate_lib
+    from cifar_jax.evaluation import evaluate
 
-    evaluate_lib.evaluate(workdir, dataset_name=FLAGS.dataset, **_answer_options())
+    evaluate.evaluate(workdir, dataset_name=FLAGS.dataset, **_split_options())
     return 0
 
 
-def report() -> int:
-    """Makes the report of the run of `--workdir`."""
+def _report() -> int:
     workdir = _finished_workdir()
-    from cifar_jax.reports import report as report_lib
+    from cifar_jax.reports import report
 
-    report_lib.report(workdir, **_answer_options())
+    report.report(workdir, **_split_options())
     return 0
 
 
@@ -167,14 +90,13 @@ def _finished_workdir() -> Path:
     return parse.run_path(FLAGS.workdir)
 
 
-def _answer_options() -> dict[str, Any]:
+def _split_options() -> dict[str, Any]:
     names = ("split", "checkpoint", "data_dir", "batch_size", "seed")
     return {name: FLAGS[name].value for name in names}
 
 
-def explore() -> int:
-    """Shows the data set of `--config` or `--dataset`."""
-    from cifar_jax.reports import explore as explore_lib
+def _explore() -> int:
+    from cifar_jax.reports import explore
 
     if FLAGS["config"].present:
         for name in ("dataset", "seed"):
@@ -183,35 +105,27 @@ def explore() -> int:
         _check_config()
         data, seed = FLAGS.config.data, FLAGS.config.seed
         place = FLAGS.data_dir or data.data_dir
-        explore_lib.explore(data.name, place, _output(), seed, data.validation_examples)
+        explore.explore(data.name, place, _output(), seed, data.validation_examples)
     else:
-        name = FLAGS.dataset or "cifar10"
-        explore_lib.explore(name, FLAGS.data_dir, _output(), FLAGS.seed or 0)
+        explore.explore(FLAGS.dataset or "cifar10", FLAGS.data_dir, _output(), FLAGS.seed or 0)
     return 0
 
 
-def predict(*images: str) -> int:
-    """Predicts the pictures of `--images` with the model of `--workdir`."""
+def _predict(*images: str) -> int:
     workdir = _finished_workdir()
-    from cifar_jax.reports import predict as predict_lib
+    from cifar_jax.reports import predict
 
-    return predict_lib.predict(
-        workdir,
-        parse.split_paths([*FLAGS.images, *images]),
-        output=_output(),
-        checkpoint=FLAGS.checkpoint,
-        resize=FLAGS.resize,
-        batch_size=FLAGS.batch_size,
-        seed=FLAGS.seed,
-    )
+    names = ("checkpoint", "resize", "batch_size", "seed")
+    options: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    given = parse.split_paths([*FLAGS.images, *images])
+    return predict.predict(workdir, given, _output(), **options)
 
 
-def compare(*workdirs: str) -> int:
-    """Compares the runs of `--workdirs`."""
-    from cifar_jax.reports import compare as compare_lib
+def _compare(*workdirs: str) -> int:
+    from cifar_jax.reports import compare
 
-    found = compare_lib.find(parse.split_paths([*FLAGS.workdirs, *workdirs]))
-    compare_lib.compare(found, _output() or Path("comparison"))
+    found = compare.find(parse.split_paths([*FLAGS.workdirs, *workdirs]))
+    compare.compare(found, _output() or Path("comparison"))
     return 0
 
 
@@ -222,26 +136,26 @@ def _output() -> Path | None:
 
 
 MODES: dict[str, Callable[..., int]] = {
-    "train": train,
-    "evaluate": evaluate,
-    "report": report,
-    "explore": explore,
-    "predict": predict,
-    "compare": compare,
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "explore": _explore,
+    "predict": _predict,
+    "compare": _compare,
 }
 
 
 def main(argv: list[str]) -> int:
     """Runs the program; returns the exit code."""
     if {"--help", "-help", "-h"} & set(argv):
-        print(__doc__ + FLAGS.module_help(__name__))
+        print(__doc__ + FLAGS.module_help(flags.__name__))
         return 0
     parse.show_log()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without some letter
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack some letters
     try:
-        rest = parse.parse(argv, MODE_FLAGS, WITH_REST)
+        rest = parse.parse(argv)
         parse.check_environment()
         return MODES[FLAGS.mode](*rest)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The command `python -m cifar_jax.numpy_mlp`."""
+"""The command `python -m cifar_jax.numpy_mlp`: trains the NumPy network."""
 
 import argparse
 import math
@@ -19,13 +19,13 @@ from cifar_jax.runs import provenance
 def train_dataset(
     name: str, num_epochs: int, learning_rate: float, batch_size: int, seed: int
 ) -> list[dict[str, float]]:
-    """Trains on the train split of "mnist" or "digits" and prints a line for each epoch.
+    """Trains on a set's train split, and prints the scores on its test split after each epoch.
 
     Returns:
-      For each epoch: seed, epoch, train_loss, eval_loss and eval_accuracy, of the test split.
+      For each epoch its seed, epoch, train_loss, and eval_loss and eval_accuracy on the test split.
 
     Raises:
-      UserError: the data cannot be read, or the loss has become infinite.
+      UserError: the data cannot be read, or the loss is not finite.
     """
     splits = datasets.load(name).splits
     (images, labels), test = (
@@ -34,7 +34,7 @@ def train_dataset(
     )
     curve = []
 
-    def report(epoch: int, network: numpy_mlp.Network, train_loss: float) -> None:
+    def after_epoch(epoch: int, network: numpy_mlp.Network, train_loss: float) -> None:
         loss, accuracy = numpy_mlp.evaluate(network, *test)
         if not math.isfinite(train_loss + loss):
             raise UserError("the loss is not finite: lower --learning_rate", exit_code=1)
@@ -48,9 +48,8 @@ def train_dataset(
 
     network = numpy_mlp.initialize_network((images.shape[1], 500, 50, 10), seed)
     with np.errstate(over="ignore", invalid="ignore"):
-        numpy_mlp.train(
-            network, images, labels, num_epochs, learning_rate, batch_size, seed, report
-        )
+        settings = (num_epochs, learning_rate, batch_size, seed)
+        numpy_mlp.train(network, images, labels, *settings, after_epoch)
     return curve
 
 
@@ -84,12 +83,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--dataset", choices=["mnist", "digits"], default="mnist", help="images")
-    parser.add_argument("--num_epochs", type=positive_integer, default=20, help="passes")
-    parser.add_argument("--learning_rate", type=positive_number, default=1.0, help="at the start")
-    parser.add_argument("--batch_size", type=positive_integer, default=32, help="images of a step")
-    parser.add_argument("--seed", type=list_of_seeds, default=[0], help="one, or some: 0,1,2")
-    parser.add_argument("--output", type=Path, help="write the result as JSON into this file")
+    add = parser.add_argument
+    add("--dataset", choices=["mnist", "digits"], default="mnist", help="the images")
+    add("--num_epochs", type=positive_integer, default=20, help="passes over the images")
+    add("--learning_rate", type=positive_number, default=1.0, help="of the first step")
+    add("--batch_size", type=positive_integer, default=32, help="images per step")
+    add("--seed", type=list_of_seeds, default=[0], help="one seed or several: 0,1,2")
+    add("--output", type=Path, help="the JSON file to write the result to")
     return parser.parse_args(arguments)
 
 
@@ -123,9 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.output and (options.output.is_dir() or not options.output.parent.is_dir()):
             raise UserError(f"--output={options.output} is not a file in an existing folder")
         for seed in options.seed:
-            curve += train_dataset(
-                options.dataset, options.num_epochs, options.learning_rate, options.batch_size, seed
-            )
+            settings = (options.num_epochs, options.learning_rate, options.batch_size)
+            curve += train_dataset(options.dataset, *settings, seed)
         if options.output:
             _write_result(options, curve, time.perf_counter() - start)
     except UserError as error:

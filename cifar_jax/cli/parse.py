@@ -1,32 +1,24 @@
-"""Reads the command line, and says in one line what is wrong with it. Imports no JAX."""
+"""Reads the command line and reports each mistake in it in one line. Imports no JAX."""
 
 import difflib
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
 
+from cifar_jax.cli.flags import FLAGS, MODE_FLAGS, WITH_REST
 from cifar_jax.errors import UserError
 from cifar_jax.text import printable
 
-FLAGS = flags.FLAGS
 
-
-def parse(
-    argv: list[str], taking: Mapping[str, Sequence[str]], with_rest: Collection[str]
-) -> list[str]:
-    """Reads the flags and the config file.
+def parse(argv: list[str]) -> list[str]:
+    """Reads the flags and the config file; returns the arguments without a flag.
 
     Args:
       argv: the program's name and its arguments.
-      taking: the flags that each mode takes.
-      with_rest: the modes that take arguments without a flag.
-
-    Returns:
-      The arguments without a flag.
 
     Raises:
       UserError: a flag or field is unknown, has a wrong value or belongs to another mode; or the
@@ -46,27 +38,28 @@ def parse(
         raise UserError(words) from error
     except (Exception, SystemExit) as error:  # a config file is a program: anything may come out
         raise UserError(f"--config={file}: {_one_line(error)}") from error
-    _check_mode(taking)
-    if rest and FLAGS.mode not in with_rest:
+    _check_mode()
+    if rest and FLAGS.mode not in WITH_REST:
         raise UserError(f"unexpected argument {rest[0]!r}: flags look like --name=value")
     return rest
 
 
-def _check_mode(taking: Mapping[str, Sequence[str]]) -> None:
+def _check_mode() -> None:
     """Checks that the mode takes all flags that are given."""
-    for name in dict.fromkeys(name for names in taking.values() for name in names):
-        if FLAGS[name].present and name not in taking[FLAGS.mode]:
-            owners = ", ".join(f"--mode={mode}" for mode, names in taking.items() if name in names)
+    taken = MODE_FLAGS[FLAGS.mode]
+    for name in dict.fromkeys(name for names in MODE_FLAGS.values() for name in names):
+        if FLAGS[name].present and name not in taken:
+            owners = ", ".join(f"--mode={mode}" for mode in MODE_FLAGS if name in MODE_FLAGS[mode])
             advice = "; training takes --config.FIELD" if FLAGS.mode == "train" else ""
-            if name == "config" and "workdir" in taking[FLAGS.mode]:
-                advice = ": the workdir has the run's own"
+            if name == "config" and "workdir" in taken:
+                advice = ": the run's own is in its workdir"
             raise UserError(
                 f"--mode={FLAGS.mode} does not take --{name}, which belongs to {owners}{advice}"
             )
 
 
 def _check_file(argv: list[str]) -> str:
-    """Returns the config file, "" without one; checks that it exists and precedes its overrides."""
+    """Returns the config file or ""; checks that it exists and comes before its overrides."""
     file = ""
     for place, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
@@ -123,7 +116,7 @@ def user_path(text: str) -> Path:
 
 
 def run_path(text: str) -> Path:
-    """Returns the path of a run's folder, whose checkpoints take UTF-8 only."""
+    """Returns the path of a run's folder, which must be UTF-8 because of its checkpoints."""
     path = user_path(text)
     try:
         str(path.absolute()).encode()
@@ -144,7 +137,7 @@ def split_paths(texts: Sequence[str]) -> Iterator[Path]:
 
 
 def check_environment() -> None:
-    """Checks what would end JAX's import with a traceback."""
+    """Checks the environment variable that would make JAX's import fail with a traceback."""
     value = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
     if not value.removeprefix("-").isdecimal():
         raise UserError(f"JAX_NUM_CPU_DEVICES is {value!r}: unset it or make it a number")

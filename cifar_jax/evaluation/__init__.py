@@ -1,1 +1,1 @@
-"""A trained model: its logits, its scores."""
+"""Applies trained models: logits, test-time augmentation, scores."""

@@ -1,4 +1,4 @@
-"""`--mode=evaluate`: a trained model on a split of a data set."""
+"""`--mode=evaluate`: scores a trained model on a split of a data set."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 
 from cifar_jax.data import datasets
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import scores
-from cifar_jax.evaluation import trained as trained_lib
+from cifar_jax.evaluation import scores, trained
+from cifar_jax.evaluation.trained import Trained
 
 
-class Answers(NamedTuple):
-    """The answers of a trained model to every image of a split.
+class Predictions(NamedTuple):
+    """The logits of a trained model for every image of a split.
 
     Attributes:
       trained: the model.
@@ -22,7 +22,7 @@ class Answers(NamedTuple):
       logits: float32 [images, classes].
     """
 
-    trained: trained_lib.Trained
+    trained: Trained
     images: np.ndarray
     labels: np.ndarray
     logits: np.ndarray
@@ -31,34 +31,26 @@ class Answers(NamedTuple):
 def evaluate(workdir: Path, split: str = "test", **options: Any) -> scores.Scores:
     """Scores a trained model on a split; prints the scores and returns them.
 
-    With several seeds that were trained together it prints the scores of each and their mean, and
-    returns the scores over all of them.
+    If several seeds were trained together, it prints the scores of each and their mean, and returns
+    the scores over all of them.
 
     Args:
-      workdir: of the run.
-      split: as for `answer_seeds`.
-      **options: as for `answer_seeds`.
+      workdir: the run's folder.
+      split: as for `predict_split`.
+      **options: as for `predict_split`.
     """
     seeds, every, step = [], [], 0
-    for answers in answer_seeds(workdir, split, **options):
-        seeds.append(answers.trained.seed)
-        every.append(scores.score(answers.logits, answers.labels))
-        step = answers.trained.step
+    for found in predict_split(workdir, split, **options):
+        seeds.append(found.trained.seed)
+        every.append(scores.score(found.logits, found.labels))
+        step = found.trained.step
     gap = "\n" if len(seeds) > 1 else " "
     words = scores.describe_seeds(split, seeds, every)
     print(f"{workdir}, checkpoint of step {step}:{gap}{words}")
     return scores.pool(every)
 
 
-def answer(workdir: Path, *arguments: Any, **options: Any) -> Answers:
-    """Applies a trained model (with several seeds, the first or the given one) to a split.
-
-    Arguments and errors are those of `answer_seeds`.
-    """
-    return next(answer_seeds(workdir, *arguments, **options))
-
-
-def answer_seeds(
+def predict_split(
     workdir: Path,
     split: str = "test",
     checkpoint: str = "last",
@@ -66,12 +58,13 @@ def answer_seeds(
     data_dir: str | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
-) -> Iterator[Answers]:
-    """Applies a trained model to a split; yields the answers of each seed that was trained.
+) -> Iterator[Predictions]:
+    """Applies a trained model to a split; yields the predictions of each seed, one by one.
 
     Args:
-      workdir: of the run.
-      split: "train", "test", "validation" (the one that the run held out) or the set's own name.
+      workdir: the run's folder.
+      split: "train", "test", "validation" (the images that the run held out) or a name that the set
+        itself uses.
       checkpoint: "last", "best" or a step.
       dataset_name: another set with the same classes; None: the run's own.
       data_dir: the folder of the data; None: the run's own.
@@ -79,30 +72,30 @@ def answer_seeds(
       seed: one of several seeds; None: all of them.
 
     Raises:
-      UserError: the run, the checkpoint or the data cannot be had, or do not fit together.
+      UserError: the run, the checkpoint or the data cannot be read, or do not fit each other.
     """
-    settings = trained_lib.configure(workdir)
-    runs = trained_lib.load_seeds(workdir, checkpoint, seed)
-    run, config = runs[0], runs[0].config
+    settings = trained.configure(workdir)
+    models = trained.load_seeds(workdir, checkpoint, seed)
+    first, config = models[0], models[0].config
     name = dataset_name or config.data.name
-    carved = config.data.validation_examples and name == config.data.name
-    own = split in ("train", "validation") and carved
-    wanted = ("train", "test") if own else (split,)
-    dataset = datasets.load(name, data_dir or settings.get("data.data_dir"), wanted)
+    held_out = config.data.validation_examples if name == config.data.name else 0
+    own = bool(held_out) and split in ("train", "validation")
+    place = data_dir or settings.get("data.data_dir")
+    dataset = datasets.load(name, place, ("train", "test") if own else (split,))
     if own:
-        dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
+        dataset = datasets.carve_validation(dataset, held_out, config.seed)
     # TFDS numbers the classes of a set that does not name them, such as cifar10_1.
-    unnamed = tuple(map(str, range(len(run.class_names))))
-    if dataset.class_names not in (run.class_names, unnamed):
+    unnamed = tuple(map(str, range(len(first.class_names))))
+    if dataset.class_names not in (first.class_names, unnamed):
         raise UserError(
             f"{name} has other classes ({len(dataset.class_names)}) than the model of {workdir} "
-            f"({len(run.class_names)}): it can only be scored on a set with the same classes"
+            f"({len(first.class_names)}): choose a set with the same classes"
         )
     images, labels = dataset.splits[split]
-    if images.shape[1:] != run.image_shape:
+    if images.shape[1:] != first.image_shape:
         raise UserError(
-            f"{name} has images of {images.shape[1:]}, the model takes {run.image_shape}"
+            f"{name} has images of {images.shape[1:]}, the model takes {first.image_shape}"
         )
-    size = batch_size or settings["eval_batch_size"]
-    for run in runs:
-        yield Answers(run, images, labels, run.predict_logits(images, size))
+    for model in models:
+        logits = model.predict_logits(images, batch_size or settings["eval_batch_size"])
+        yield Predictions(model, images, labels, logits)

@@ -1,4 +1,4 @@
-"""The logits of a set of images: each image exactly once, in batches, on all devices."""
+"""Computes the logits of a set of images: each image exactly once, in batches, on all devices."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -29,8 +29,8 @@ def compile_predict(
     """Returns the compiled program (variables, images) -> logits.
 
     Images are uint8 [batches, batch, height, width, channels], logits float32 [batches, batch,
-    classes]; each image's logits depend on that image alone. With several seeds, variables and
-    logits have the axis of the runs as their first.
+    classes]; each image's logits depend on that image alone. With several seeds, the first axis of
+    variables and logits is that of the runs.
 
     Args:
       model: the network.
@@ -39,7 +39,7 @@ def compile_predict(
       std: of each channel, in units of pixel / 255.
       views: functions from a batch of images to another of the same shape; the logits are the mean
         over them.
-      num_seeds: runs whose variables are given.
+      num_seeds: the number of runs in the variables.
       at_once: whether a device computes its runs at once, as in `seeds.map_seeds`.
     """
 
@@ -68,12 +68,12 @@ def predict_logits(
 ) -> np.ndarray:
     """Returns the logits of every image, float32 [images, classes], or [runs, images, classes].
 
-    The last batch, and every batch that the devices do not divide, is padded with black images
-    whose logits are dropped.
+    The last batch, and every batch that the devices do not divide evenly, is padded with black
+    images, whose logits are dropped.
 
     Args:
       predict: the program of `compile_predict`.
-      variables: what the model is applied to.
+      variables: the model's variables.
       images: uint8 [images, height, width, channels].
       batch_size: images per step.
       mesh: the devices.

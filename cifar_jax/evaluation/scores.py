@@ -1,4 +1,4 @@
-"""What the logits of a set of images score, for one seed or several."""
+"""Scores logits, for one seed or several: loss and accuracy, and the text that shows them."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ from cifar_jax.text import format_table
 
 
 class Scores(NamedTuple):
-    """Mean cross-entropy in nats over a split, and how many of its images are classified right."""
+    """The mean cross-entropy over a split, in nats, and how many images are classified right."""
 
     loss: float
     accuracy: float
@@ -35,18 +35,19 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
 
 
 def pool(every: Sequence[Scores]) -> Scores:
-    """Returns the scores of several seeds on one split, taken together."""
+    """Returns the scores over several seeds on one split."""
     losses, _, correct, images = zip(*every, strict=True)
     return Scores(statistics.fmean(losses), sum(correct) / sum(images), sum(correct), sum(images))
 
 
 class Summary(NamedTuple):
-    """The mean of a value over several seeds and its uncertainty; None with a single seed.
+    """The mean of a value over several seeds, and its uncertainty.
 
     Attributes:
-      mean: of the values.
-      std: their sample standard deviation.
-      interval: the 95 % confidence interval of the mean, by Student's t distribution.
+      mean: the mean of the values.
+      std: their sample standard deviation; None with a single seed.
+      interval: the 95 % confidence interval of the mean by Student's t distribution; None with a
+        single seed.
     """
 
     mean: float
@@ -62,11 +63,6 @@ def summarize(values: Sequence[float]) -> Summary:
     std = statistics.stdev(values)
     half = float(special.stdtrit(count - 1, 0.975)) * std / math.sqrt(count)
     return Summary(mean, std, (mean - half, mean + half))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the class probabilities, float64 [..., classes], of logits of that shape."""
-    return special.softmax(logits.astype(np.float64), axis=-1)
 
 
 def result(seeds: Sequence[int], scores: Sequence[Scores]) -> dict[str, Any]:
@@ -87,16 +83,16 @@ def result(seeds: Sequence[int], scores: Sequence[Scores]) -> dict[str, Any]:
 
 
 def summary(name: str, values: Sequence[float]) -> dict[str, Any]:
-    """Returns the fields of a result for the values of the seeds."""
+    """Returns the fields of result.json for a value that each seed has."""
     mean, std, interval = summarize(values)
     return {name: mean, f"{name}_std": std, f"{name}_interval": interval and list(interval)}
 
 
 def describe_seeds(split: str, seeds: Sequence[int], scores: Sequence[Scores]) -> str:
-    """Returns the line for a single seed, or a table of several seeds with their means."""
+    """Returns the line of a single seed, or a table of several seeds with their means."""
     if len(seeds) == 1:
         return describe(split, scores[0])
-    rows = [("seed", f"{split} accuracy", "right", "loss")]
+    rows = [("seed", f"{split} accuracy", "correct", "loss")]
     for seed, own in zip(seeds, scores, strict=True):
         rows.append((str(seed), f"{own.accuracy:.2%}", str(own.num_correct), f"{own.loss:.4f}"))
     return (
@@ -107,7 +103,7 @@ def describe_seeds(split: str, seeds: Sequence[int], scores: Sequence[Scores]) -
 
 
 def describe_summary(shares: Sequence[float]) -> str:
-    """Returns the mean of the seeds' shares, their deviation and the mean's interval as text."""
+    """Returns the mean of the seeds' shares with its uncertainty, as text."""
     mean, std, interval = summarize(shares)
     if std is None or interval is None:
         return f"{mean:.2%}"
@@ -116,7 +112,7 @@ def describe_summary(shares: Sequence[float]) -> str:
 
 
 def describe(split: str, scores: Scores) -> str:
-    """Returns the line with a split's scores."""
+    """Returns the scores on a split in one line."""
     return (
         f"{split} accuracy {scores.accuracy:.2%} ({scores.num_correct} of {scores.num_images})  "
         f"loss {scores.loss:.4f}"

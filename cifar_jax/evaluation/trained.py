@@ -1,4 +1,4 @@
-"""A model with its trained weights, loaded from a run."""
+"""Loads a model with its trained weights from a run."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,12 +7,13 @@ import jax
 import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
+from scipy import special
 
 from cifar_jax import files
 from cifar_jax.config import stored
 from cifar_jax.config.fields import flatten
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import scores, views
+from cifar_jax.evaluation import views
 from cifar_jax.models.registry import create_model, make_variables
 from cifar_jax.parallel import devices, seeds
 from cifar_jax.runs import workdir as workdir_lib
@@ -24,15 +25,15 @@ class Trained(NamedTuple):
     """A model with its trained weights.
 
     Attributes:
-      config: of its run.
+      config: the config of its run.
       model: the network.
-      variables: what the network is applied to; the moving averages, if the run kept them.
-      class_names: of the logits, in their order.
+      variables: the network's variables; their moving averages, if the run kept them.
+      class_names: the names of the classes, in the order of the logits.
       mean: of each channel of the training images, in units of pixel / 255.
       std: of each channel of the training images, in units of pixel / 255.
       image_shape: (height, width, channels) of the training images.
-      step: of the checkpoint.
-      seed: of its run.
+      step: the checkpoint's step.
+      seed: the seed of its run.
     """
 
     config: ConfigDict
@@ -51,21 +52,20 @@ class Trained(NamedTuple):
         With test-time augmentation in the run's config, they are the mean over the views.
 
         Args:
-          images: uint8 [images, height, width, channels], in the training images' shape.
+          images: uint8 [images, height, width, channels], of the training images' shape.
           batch_size: images per step.
         """
         mesh = devices.make_mesh()
         with jax.set_mesh(mesh):
-            predict = views.make_predict(
-                self.model, mesh, self.mean, self.std, self.config.test_time
-            )
+            statistics = (self.mean, self.std)
+            predict = views.make_predict(self.model, mesh, *statistics, self.config.test_time)
             return predict(self.variables, images, batch_size)
 
     def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Returns the class probabilities, float64 [images, classes].
 
         Args:
-          images: uint8 [images, height, width, channels], in the training images' shape.
+          images: uint8 [images, height, width, channels], of the training images' shape.
           batch_size: images per step.
 
         Raises:
@@ -77,10 +77,11 @@ class Trained(NamedTuple):
                 f"the model takes uint8 images of shape {('images', *self.image_shape)}, "
                 f"not {images.dtype} {images.shape}"
             )
-        return scores.softmax(self.predict_logits(images, batch_size))
+        logits = self.predict_logits(images, batch_size)
+        return special.softmax(logits.astype(np.float64), axis=1)
 
 
-# What evaluation and prediction take from a workdir's config.json, which anyone may edit.
+# The fields that evaluation and prediction take from config.json, which anyone may edit.
 _SETTINGS: dict[str, Any] = {
     "eval_batch_size": int,
     "num_cpu_devices": int | None,
@@ -90,10 +91,10 @@ _SETTINGS: dict[str, Any] = {
 
 
 def configure(workdir: Path) -> dict[str, Any]:
-    """Sets JAX up as a run did, and returns the fields of its config.json by their dotted names.
+    """Sets JAX up as a run did; returns the fields of its config.json by their dotted names.
 
     Raises:
-      UserError: there is no run, or a field that is used here has a wrong value.
+      UserError: there is no run, or one of `_SETTINGS` has a wrong value.
     """
     path = workdir / workdir_lib.CONFIG
     fields = dict(flatten(files.read_json(path)))
@@ -101,10 +102,7 @@ def configure(workdir: Path) -> dict[str, Any]:
         value = fields.get(name)
         if not isinstance(value, kind) or (type(value) is int and value < 1):
             raise UserError(f"{path} is not the config of a run: {name} is {value!r}")
-    devices.configure(
-        num_cpu_devices=fields.get("num_cpu_devices"),
-        deterministic=bool(fields.get("deterministic")),
-    )
+    devices.configure(None, fields.get("num_cpu_devices"), bool(fields.get("deterministic")))
     return fields
 
 
@@ -112,7 +110,7 @@ def load(workdir: str | Path, checkpoint: str = "last", seed: int | None = None)
     """Returns the model that a run trained; needs neither its config file nor its data.
 
     Args:
-      workdir: of the run.
+      workdir: the run's folder.
       checkpoint: "last", "best" (on the validation split) or a step.
       seed: one of several seeds that were trained together; None: the first.
 
@@ -138,7 +136,7 @@ def load_seeds(
             except Exception:
                 if checkpoints.steps() == steps:
                     raise
-                # The run, which still trains, has deleted the checkpoint while it was being read.
+                # A run that is still training deleted the checkpoint while it was being read.
         else:
             raise UserError(f"{workdir} deletes its checkpoints faster than they can be read")
     finally:
@@ -151,7 +149,7 @@ def load_seeds(
 
 
 def check_run(workdir: Path) -> None:
-    """Raises UserError if there is no run or it has no checkpoint; looks only at names."""
+    """Raises UserError if there is no run or it has no checkpoint; looks at file names only."""
     files.read_json(workdir / workdir_lib.CONFIG)
     if not any((workdir / "checkpoints").glob("[0-9]*")):
         raise UserError(f"{workdir} has no checkpoint yet")
@@ -180,17 +178,8 @@ def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> list[Traine
     wanted = {"ema": abstract} if config.get("ema_decay") else abstract
     restored = checkpoints.restore(step, wanted)
     variables = seeds.unstack(restored.get("ema", restored), len(seed_list))
+    names = tuple(data["class_names"])
     return [
-        Trained(
-            config=config,
-            model=model,
-            variables=own,
-            class_names=tuple(data["class_names"]),
-            mean=mean,
-            std=std,
-            image_shape=shape,
-            step=step,
-            seed=seed,
-        )
+        Trained(config, model, own, names, mean, std, shape, step, seed)
         for seed, own in zip(seed_list, variables, strict=True)
     ]

@@ -29,11 +29,11 @@ def mirror(images: jax.Array) -> jax.Array:
 
 
 def shift(images: jax.Array, pixels: int) -> jax.Array:
-    """Moves images down and right, filling in by reflection (the border pixel is not repeated).
+    """Moves images down and right; reflection (without the border pixel) fills the gap.
 
     Args:
       images: [batch, height, width, channels].
-      pixels: the distance; below 0 up and left.
+      pixels: the distance; a negative one moves them up and left.
     """
     height, width = images.shape[1:3]
     size = abs(pixels)
@@ -42,7 +42,7 @@ def shift(images: jax.Array, pixels: int) -> jax.Array:
     return padded[:, first : first + height, first : first + width]
 
 
-# Shifted by one pixel, and the mirror images of these.
+# Shifted by one pixel each way, and mirrored.
 _SHIFTED = (
     functools.partial(shift, pixels=1),
     functools.partial(shift, pixels=-1),
@@ -63,10 +63,10 @@ def make_predict(
     """Returns the function (variables, images, batch size) -> logits.
 
     "mirror_shift" is the scheme of Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024:
-    half of the weight is on the image, half on the two shifted by a pixel, and in each half one
-    half on the mirror image. Only images about which the model is not confident are shifted, as in
-    Hiverge, "cifar10-speedrun", 2025; here each image's own probabilities decide, so its logits
-    do not depend on the other images.
+    half of the weight is on the image and half on the image shifted by a pixel in two directions;
+    each of these counts half as it is and half mirrored. Only images about which the model is not
+    confident are shifted, as in Hiverge, "cifar10-speedrun", 2025; here each image's own
+    probabilities decide, so its logits do not depend on the other images.
 
     Args:
       model: the network.
@@ -101,7 +101,7 @@ def make_predict(
         size = min(batch_size, len(images))
         for first in range(0, len(chosen), size):
             part = chosen[first : first + size]
-            # Filled up by repetition: one shape, one program.
+            # The last batch is filled up by repetition, so that one program serves all.
             more = predict_shifted(variables, images[np.resize(part, size)], size)
             mean_logits = (logits[..., part, :] + more[..., : len(part), :]) / 2
             logits[..., part, :] = np.where(

@@ -1,1 +1,1 @@
-"""What is shown to people: tables, pictures, pages."""
+"""Tables, pictures and pages for people to read."""

@@ -1,9 +1,9 @@
-"""`--mode=compare`: several runs in one table and one picture."""
+"""`--mode=compare`: shows several runs in one table and one picture."""
 
-import csv
 import glob
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,20 @@ from cifar_jax import files
 from cifar_jax.config import fields
 from cifar_jax.errors import UserError
 from cifar_jax.runs import history
-from cifar_jax.runs import workdir as workdir_lib
+from cifar_jax.runs.workdir import CONFIG, RESULT
 from cifar_jax.text import format_duration, format_table, printable, short_names, shorten_middle
+
+# The rows of the table: their names, the value that they show, and how it is written.
+_ROWS = {
+    "epochs": ("epoch", "{:g}".format),
+    "test accuracy": ("test_accuracy", "{:.2%}".format),
+    "test loss": ("test_loss", "{:.4f}".format),
+    "eval accuracy": ("eval_accuracy", "{:.2%}".format),
+    "eval loss": ("eval_loss", "{:.4f}".format),
+    "train accuracy": ("train_accuracy", "{:.2%}".format),
+    "train loss": ("train_loss", "{:.4f}".format),
+    "time": ("seconds", format_duration),
+}
 
 
 class Record(NamedTuple):
@@ -20,13 +32,15 @@ class Record(NamedTuple):
 
     Attributes:
       config: its fields by their dotted names.
-      history: of `history.read_history`.
-      result: of result.json; empty while the run is not finished.
+      history: the rows of `history.read_history`.
+      finished: whether the run has written its result.
+      values: the last value of each number in the log, and the numbers of the result.
     """
 
     config: dict[str, Any]
     history: list[dict[str, float]]
-    result: dict[str, float]
+    finished: bool
+    values: dict[str, float]
 
 
 def find(given: Iterable[Path]) -> list[Path]:
@@ -45,22 +59,22 @@ def find(given: Iterable[Path]) -> list[Path]:
                 raise UserError(f"{printable(str(path))} matches no folder")
         found |= {os.path.abspath(match): match for match in paths}
     if not found:
-        raise UserError("--workdirs is missing: the folders of the runs to compare")
+        raise UserError("--workdirs is missing: name the folders of the runs to compare")
     return list(found.values())
 
 
 def compare(workdirs: Sequence[Path], output: Path) -> None:
-    """Prints how runs did and in what their configs differ; draws their curves.
+    """Prints the results of runs and how their configs differ; draws their curves.
 
-    The runs may still train. Writes comparison.csv and comparison.png.
+    The runs need not be finished. Writes comparison.csv and comparison.png.
 
     Args:
-      workdirs: of the runs, as `find` returns them.
+      workdirs: the folders of the runs, as `find` returns them.
       output: the folder to write to.
 
     Raises:
-      UserError: with a line for each workdir that holds no run or a damaged one; or the folder
-        cannot be written.
+      UserError: a workdir holds no run or a damaged one (with a line for each), or the output
+        folder cannot be written.
     """
     records, problems = [], []
     for workdir in workdirs:
@@ -73,9 +87,8 @@ def compare(workdirs: Sequence[Path], output: Path) -> None:
     names = short_names(workdirs)
     rows = table(names, records)
     with files.output_folder(output):
-        with (output / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(rows)
-        from cifar_jax.reports import plots  # only here: it brings matplotlib
+        files.write_csv(output / "comparison.csv", rows)
+        from cifar_jax.reports import plots  # imported late, because it imports matplotlib
 
         labels = [shorten_middle(name, 30) for name in names]
         if len(set(labels)) < len(labels):
@@ -90,63 +103,27 @@ def read(workdir: Path) -> Record:
     """Returns what a run has written so far.
 
     Raises:
-      UserError: there is no run, or a file of it is damaged.
+      UserError: there is no run, or one of its files is damaged.
     """
-    config = dict(fields.flatten(files.read_json(workdir / workdir_lib.CONFIG)))
-    result = workdir / workdir_lib.RESULT
-    finished = files.read_json(result) if result.exists() else {}
-    return Record(config, history.read_history(workdir), history.numbers(finished))
+    config = dict(fields.flatten(files.read_json(workdir / CONFIG)))
+    path = workdir / RESULT
+    result = history.numbers(files.read_json(path)) if path.exists() else {}
+    rows = history.read_history(workdir)
+    values = {name: value for row in rows for name, value in row.items()} | result
+    values["seconds"] = values.get("wall_seconds", values.get("seconds", math.nan))
+    return Record(config, rows, bool(result), values)
 
 
 def table(names: Sequence[str], records: Sequence[Record]) -> list[list[str]]:
     """Returns the cells: a column for each run; scores and time, then the fields that differ."""
     rows = [["", *names]]
-    rows.append(["state", *["finished" if r.result else "not finished" for r in records]])
-    rows += [[words, *[cell(r) for r in records]] for words, cell in _SCORES.items()]
-    configs = [record.config for record in records]
-    for field in sorted(set().union(*configs)):
-        values = [_value(config, field) for config in configs]
-        # A field that a run's config does not have is as good as unset.
-        if len({"unset" if value == "-" else value for value in values}) > 1:
-            rows.append([field, *map(printable, values)])
+    rows.append(["state", *["finished" if r.finished else "not finished" for r in records]])
+    for label, (name, write) in _ROWS.items():
+        rows.append([label, *[write(r.values[name]) if name in r.values else "-" for r in records]])
+    for field in sorted(set().union(*(record.config for record in records))):
+        values = [record.config.get(field, "-") for record in records]
+        cells = ["unset" if value is None else printable(str(value)) for value in values]
+        # A field that a run's config lacks counts as unset.
+        if len({"unset" if cell == "-" else cell for cell in cells}) > 1:
+            rows.append([field, *cells])
     return rows
-
-
-def _value(config: Mapping[str, Any], field: str) -> str:
-    if field not in config:
-        return "-"
-    value = config[field]
-    return "unset" if value is None else str(value)
-
-
-def _last(record: Record, name: str) -> float | None:
-    """The last value of a metric in the log."""
-    return next((line[name] for line in reversed(record.history) if name in line), None)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
-
-
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _time(value: float | None) -> str:
-    return "-" if value is None else format_duration(value)
-
-
-def _epochs(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
-
-
-_SCORES = {
-    "epochs": lambda run: _epochs(_last(run, "epoch")),
-    "test accuracy": lambda run: _percent(run.result.get("test_accuracy")),
-    "test loss": lambda run: _loss(run.result.get("test_loss")),
-    "eval accuracy": lambda run: _percent(_last(run, "eval_accuracy")),
-    "eval loss": lambda run: _loss(_last(run, "eval_loss")),
-    "train accuracy": lambda run: _percent(_last(run, "train_accuracy")),
-    "train loss": lambda run: _loss(_last(run, "train_loss")),
-    "time": lambda run: _time(run.result.get("wall_seconds", _last(run, "seconds"))),
-}

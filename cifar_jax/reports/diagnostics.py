@@ -1,8 +1,6 @@
-"""Where a classifier errs and how sure it is: numbers, and their pictures."""
+"""Numbers and pictures of where a classifier errs and how confident it is."""
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -12,22 +10,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from sklearn import metrics
 
-from cifar_jax.reports.plots import WIDTH, colour_of, new_figure, styled
+from cifar_jax.reports.plots import colour_of, new_figure, styled
 from cifar_jax.text import shorten_middle
 
-_HEIGHT = 4.7  # inches, of each picture here, so that they stand side by side
-_MOST_NAMED = 20  # classes whose names, and in the matrix numbers, find room
+_HEIGHT = 4.7  # inches, of every picture here: they appear side by side
+_MOST_NAMED = 20  # classes for whose names, and numbers in the matrix, there is room
 _PERCENT = PercentFormatter(1.0, symbol="", decimals=0)
 
 
 class ClassScores(NamedTuple):
-    """Scores of each class, float64 [classes], nan where there is nothing to divide by.
+    """Scores of each class; nan where a score would divide by zero.
 
     Attributes:
-      precision: the right ones of the images that were given the class.
-      recall: the right ones of the images that are of the class.
-      f1: the harmonic mean of both.
-      support: int [classes], the images that are of the class.
+      precision: float64 [classes], the correct share of the predictions of the class.
+      recall: float64 [classes], the share of the images of the class that are predicted as it.
+      f1: float64 [classes], the harmonic mean of precision and recall.
+      support: int [classes], the number of images of the class.
     """
 
     precision: np.ndarray
@@ -37,29 +35,31 @@ class ClassScores(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How often answers of some confidence are right; an answer's confidence is its probability.
+    """How often predictions of some confidence are correct.
 
     Attributes:
-      confidence: float64 [bins], mean of the answers in a bin; 0 where there are none.
-      accuracy: float64 [bins], the right share of them.
-      num_answers: int [bins], how many they are.
-      error: the expected calibration error, the mean over all answers of their bin's
-        |accuracy - confidence| (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+      confidence: float64 [bins], the mean probability of the predicted classes in each bin; 0 in
+        an empty bin.
+      accuracy: float64 [bins], the share of correct predictions in each bin; 0 in an empty bin.
+      num_predictions: int [bins], how many predictions each bin has.
+      error: the expected calibration error: the mean of |accuracy - confidence| over the bins,
+        weighted by `num_predictions` (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
     """
 
     confidence: np.ndarray
     accuracy: np.ndarray
-    num_answers: np.ndarray
+    num_predictions: np.ndarray
     error: float
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns how many images of each class (rows) were given each class (columns)."""
-    return metrics.confusion_matrix(labels, predicted, labels=np.arange(num_classes))
+def score_classes(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> ClassScores:
+    """Returns the scores of each class.
 
-
-def class_scores(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> ClassScores:
-    """Returns precision, recall and F1 of each class, from int [images] of classes."""
+    Args:
+      labels: int [images], the true classes.
+      predicted: int [images], the predicted classes.
+      num_classes: the number of classes, some of which may not occur.
+    """
     classes = np.arange(num_classes)
     return ClassScores(
         *metrics.precision_recall_fscore_support(
@@ -69,12 +69,12 @@ def class_scores(labels: np.ndarray, predicted: np.ndarray, num_classes: int) ->
 
 
 def calibrate(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> Calibration:
-    """Compares the confidence of answers with how often they are right.
+    """Compares the confidence of predictions with how often they are correct.
 
     Args:
-      probabilities: float [images, classes]; the most probable class is the answer.
-      labels: int [images].
-      num_bins: bins of the same width, the upper end included.
+      probabilities: float [images, classes]; the most probable class is the prediction.
+      labels: int [images], the true classes.
+      num_bins: the number of bins, all of the same width and closed at their upper ends.
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
@@ -85,33 +85,40 @@ def calibrate(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15)
     return Calibration(sums[0] / np.maximum(count, 1), sums[1] / np.maximum(count, 1), count, error)
 
 
-def answers_csv(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> str:
-    """Returns a line for each image: its number, truth, answer, whether right, probabilities."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+def prediction_rows(
+    labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+) -> Iterator[Sequence[object]]:
+    """Yields the rows of a table of predictions: the header, then one for each image.
+
+    Args:
+      labels: int [images], the true classes.
+      probabilities: float [images, classes].
+      class_names: the names of the classes.
+    """
     columns = (f"probability of {name}" for name in class_names)
-    writer.writerow(("index", "truth", "predicted", "correct", *columns))
+    yield ("index", "truth", "predicted", "correct", *columns)
     for index, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
-        answer = row.argmax()
+        predicted = row.argmax()
         shares = (f"{share:.6g}" for share in row)
-        names = (class_names[label], class_names[answer])
-        writer.writerow((index, *names, int(label == answer), *shares))
-    return file.getvalue()
+        names = (class_names[label], class_names[predicted])
+        yield (index, *names, int(label == predicted), *shares)
 
 
 @styled
-def plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Draws a confusion matrix; with few classes, counts and percent of the row stand in its cells.
+def plot_confusion(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Draws the confusion matrix; with few classes, its cells show counts and row percentages.
 
     Args:
-      matrix: int [classes, classes], truth by prediction.
-      class_names: of the classes.
+      labels: int [images], the true classes.
+      predicted: int [images], the predicted classes.
+      class_names: the names of the classes.
     """
+    matrix = metrics.confusion_matrix(labels, predicted, labels=np.arange(len(class_names)))
     named = len(matrix) <= _MOST_NAMED
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     ground, ink = matplotlib.rcParams["axes.facecolor"], matplotlib.rcParams["text.color"]
     colours = LinearSegmentedColormap.from_list("share", [ground, colour_of(0)])
-    norm = PowerNorm(0.5, 0, 1)  # a few percent are seen
+    norm = PowerNorm(0.5, 0, 1)  # makes a few percent visible
     figure = new_figure(_HEIGHT)
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap=colours, norm=norm)
@@ -139,11 +146,11 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
 
 @styled
 def plot_class_scores(scores: ClassScores, class_names: Sequence[str]) -> Figure:
-    """Draws precision, recall and F1 of each class; of many classes, of those with the lowest F1.
+    """Draws precision, recall and F1 of each class, or of those with the lowest F1 if many.
 
     Args:
-      scores: of the classes.
-      class_names: likewise.
+      scores: the scores of the classes.
+      class_names: the names of the classes.
     """
     shown = np.arange(len(class_names))
     figure = new_figure(_HEIGHT)
@@ -170,11 +177,11 @@ def plot_class_scores(scores: ClassScores, class_names: Sequence[str]) -> Figure
 
 @styled
 def plot_calibration(calibration: Calibration) -> Figure:
-    """Draws the reliability diagram above the distribution of the confidences."""
-    bins = len(calibration.num_answers)
+    """Draws the reliability diagram and, below it, how often each confidence occurs."""
+    bins = len(calibration.num_predictions)
     edges = np.linspace(0, 1, bins + 1)[:-1]
-    some = calibration.num_answers > 0
-    figure = new_figure(_HEIGHT, WIDTH)
+    some = calibration.num_predictions > 0
+    figure = new_figure(_HEIGHT)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     bars: dict[str, Any] = {"width": 0.92 / bins, "align": "edge"}
     top.bar(edges[some], calibration.accuracy[some], color=colour_of(0), label="accuracy", **bars)
@@ -184,11 +191,10 @@ def plot_calibration(calibration: Calibration) -> Figure:
     top.set(ylabel="accuracy (%)", xlim=(0, 1), ylim=(0, 1.03))
     top.yaxis.set_major_formatter(_PERCENT)
     figure.legend(loc="outside upper center", ncols=3, fontsize=8, columnspacing=1)
-    words = f"expected calibration error {calibration.error:.2%}, {bins} bins"
-    top.set_title(words)
-    share = calibration.num_answers / calibration.num_answers.sum()
+    top.set_title(f"expected calibration error {calibration.error:.2%}, {bins} bins")
+    share = calibration.num_predictions / calibration.num_predictions.sum()
     bottom.bar(edges, share, color=colour_of(6), **bars)
-    bottom.set(xlabel="confidence of the answer (%)", ylabel="images (%)")
+    bottom.set(xlabel="confidence of the prediction (%)", ylabel="images (%)")
     for axis in (bottom.xaxis, bottom.yaxis):
         axis.set_major_formatter(_PERCENT)
     return figure

@@ -1,12 +1,12 @@
-"""Text and pictures in, one self-contained HTML page out: no script, nothing from the network."""
+"""Builds a self-contained HTML page: no scripts, nothing loaded from the network."""
 
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-# Only what the page itself holds: should a file's or a class's name ever get through as a tag,
-# it can neither run nor load anything.
+# The page may use only what it contains: should the name of a file or a class ever get through as a
+# tag, it can neither run nor load anything.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _STYLE = """
@@ -42,14 +42,14 @@ pre { overflow-x: auto; font-size: .875rem; margin: .5rem 0; }
 
 
 class Picture(NamedTuple):
-    """A picture for a light and for a dark ground, as PNGs.
+    """A picture on a light and on a dark background, as PNGs.
 
     Attributes:
-      name: of its file.
-      title: above it.
-      caption: below it.
-      light: the PNG.
-      dark: likewise.
+      name: the file's name, without ".png".
+      title: the text above the picture.
+      caption: the text below the picture.
+      light: the PNG for a light page.
+      dark: the PNG for a dark page.
     """
 
     name: str
@@ -60,8 +60,8 @@ class Picture(NamedTuple):
 
 
 def page(title: str, lead: str, parts: Iterable[str]) -> str:
-    """Returns the page's HTML; the parts are HTML, all else is plain text."""
-    text = "\n".join(
+    """Returns the page's HTML; the parts are HTML, the title and the lead are plain text."""
+    return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
@@ -72,8 +72,6 @@ def page(title: str, lead: str, parts: Iterable[str]) -> str:
             "</body>\n</html>\n",
         ]
     )
-    # A path that is not of the encoding of the file system has parts that UTF-8 cannot hold.
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def tiles(values: Sequence[tuple[str, str]]) -> str:
@@ -86,7 +84,7 @@ def tiles(values: Sequence[tuple[str, str]]) -> str:
 
 
 def pictures(title: str, shown: Sequence[Picture]) -> str:
-    """Returns a section with pictures, as many beside each other as there is room for."""
+    """Returns a section with pictures, as many in a row as there is room for."""
     cards = []
     for picture in shown:
         light, dark = (
@@ -103,7 +101,7 @@ def pictures(title: str, shown: Sequence[Picture]) -> str:
 
 
 def fold(title: str, content: str, opened: bool = False) -> str:
-    """Returns HTML under a title that opens and closes it."""
+    """Returns HTML below a title that a click opens and closes."""
     state = " open" if opened else ""
     return f"<details{state}><summary>{escape(title)}</summary>{content}</details>"
 
@@ -126,5 +124,5 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: int = 
 
 
 def code(text: str) -> str:
-    """Returns lines that can be copied."""
+    """Returns lines of code as they are."""
     return f"<pre>{escape(text)}</pre>"

@@ -1,7 +1,7 @@
-"""Arrays in, matplotlib figures out; drawn by Agg, without pyplot and its global state.
+"""Draws arrays as matplotlib figures, without pyplot and its global state.
 
-Every function takes `dark=True` for a picture on a dark ground. The colours can be told apart with
-any colour vision (Okabe and Ito, https://jfly.uni-koeln.de/color), and text says what they say.
+Every `plot_` function takes `dark=True` for a picture on a dark background. The colours can be told
+apart with any colour vision (Okabe and Ito, https://jfly.uni-koeln.de/color).
 """
 
 import functools
@@ -20,15 +20,14 @@ from matplotlib.patches import Rectangle
 
 from cifar_jax.text import shorten_middle
 
-# Narrow, so that the text can still be read where a phone shows the picture smaller.
+# Narrow, so that the text is still readable on a phone.
 WIDTH = 4.6  # inches
 _DPI = 200
 _LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6B6B6B")
 _DARK = ("#56B4E9", "#E69F00", "#2DBE95", "#E39AC3", "#9BD1F5", "#F0E442", "#A8A8A8")
-_MARKERS = "os^Dv"  # for runs that have the same colour
-_GROUND = {False: "#ffffff", True: "#1b1e23"}
-_INK = {False: "#22262b", True: "#e4e6e9"}
-_FAINT = {False: "#d9dce0", True: "#3d434b"}
+_MARKERS = "os^Dv"  # tell apart runs of the same colour
+# For a light and for a dark page: background, text, lines.
+_TONES = (("#ffffff", "#22262b", "#d9dce0"), ("#1b1e23", "#e4e6e9", "#3d434b"))
 
 _AXES = {
     "loss": "loss (nats per image)",
@@ -38,7 +37,7 @@ _AXES = {
 
 
 def _style(dark: bool) -> dict[Any, Any]:
-    ink, faint, ground = _INK[dark], _FAINT[dark], _GROUND[dark]
+    ground, ink, faint = _TONES[dark]
     return {
         **{f"{part}.facecolor": ground for part in ("figure", "axes", "savefig")},
         **{f"{part}.color": ink for part in ("text", "xtick", "ytick")},
@@ -48,12 +47,12 @@ def _style(dark: bool) -> dict[Any, Any]:
         **{"xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.6},
         **{"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9},
         "axes.prop_cycle": rcsetup.cycler(color=_DARK if dark else _LIGHT),
-        "text.parse_math": False,  # a class or a file may have a "$" in its name
+        "text.parse_math": False,  # the name of a class or a file may contain "$"
     }
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Lets a function that draws take `dark`."""
+    """Adds the argument `dark` to a function that draws."""
 
     @functools.wraps(draw)
     def styled(*args: Any, dark: bool = False, **kwargs: Any) -> Figure:
@@ -64,7 +63,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def colour_of(number: int) -> str:
-    """Returns a colour of the style that is drawn in, the seventh a grey."""
+    """Returns a colour of the current style; the seventh is grey."""
     cycle = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
     return cycle[number % len(cycle)]
 
@@ -84,9 +83,17 @@ def save(figure: Figure, path: str | Path) -> None:
     Path(path).write_bytes(render(figure))
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """Returns an empty figure, sides in inches, that makes room for its labels."""
-    return Figure(figsize=(width, height), layout="constrained")
+def new_figure(height: float) -> Figure:
+    """Returns an empty figure of a height in inches, which makes room for its labels."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def new_canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """Returns a figure of a size in inches, and invisible axes that fill it."""
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    return figure, axes
 
 
 @styled
@@ -94,20 +101,20 @@ def plot_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     quantities: Sequence[str] = ("loss", "accuracy"),
 ) -> Figure:
-    """Draws the curves of one or several runs against epochs, one pair of axes a quantity.
+    """Draws the curves of one or several runs over the epochs, with axes for each quantity.
 
-    With one run, training and evaluation have a colour each; with several, each run has a colour
-    (beyond the seventh also a mark), the evaluation a full line and the training a dotted one.
+    With one run, training and evaluation have a colour each. With several, each run has a colour
+    (from the eighth on also a marker); evaluation is a solid line, training a dotted one.
 
     Args:
-      histories: the rows of a run's metrics.jsonl, by the name to show; a row may lack a metric.
-      quantities: of "loss", "accuracy" and "learning_rate".
+      histories: the rows of each run's metrics.jsonl, by the name to show; a row may lack a metric.
+      quantities: some of "loss", "accuracy" and "learning_rate".
     """
     several = len(histories) > 1
     legend_height = 0.3 + 0.09 * len(histories) if several else 0
     figure = new_figure(0.4 + 2.5 * len(quantities) + legend_height)
-    for place, quantity in enumerate(quantities):
-        axes = figure.add_subplot(len(quantities), 1, place + 1)
+    every = figure.subplots(len(quantities), squeeze=False)[:, 0]
+    for axes, quantity in zip(every, quantities, strict=True):
         for number, (name, rows) in enumerate(histories.items()):
             marker = _MARKERS[number // len(_LIGHT) % len(_MARKERS)]
             options: dict[str, Any] = {"color": colour_of(number), "marker": marker}
@@ -120,8 +127,7 @@ def plot_curves(
                 else:
                     options |= {"label": kind, "color": colour_of(part)}
                 _draw_curve(axes, rows, f"{kind}_{quantity}", **options)
-        axes.set(xlabel="epoch", ylabel=_AXES[quantity])
-        axes.set_xlim(left=0)
+        axes.set(xlabel="epoch", ylabel=_AXES[quantity], xlim=(0, None))
         if quantity == "accuracy":
             # matplotlib's PercentFormatter writes 80.0 where the axis is short.
             axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 6):g}")
@@ -130,9 +136,9 @@ def plot_curves(
         if not several and quantity != "learning_rate":
             axes.legend()
     if several:
-        # Outside, where many names hide no curve.
+        # Outside the axes, so that many names hide no curve.
         lines = [x for x in figure.axes[0].get_lines() if x.get_linestyle() == "-"]
-        words = "full: evaluation, dotted: training"
+        words = "solid: evaluation, dotted: training"
         options = {"title": words, "title_fontsize": 7, "fontsize": 7, "ncols": 2}
         figure.legend(lines, list(histories), loc="outside lower center", **options)
     return figure
@@ -141,12 +147,12 @@ def plot_curves(
 def _draw_curve(
     axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, marker: str, **options: Any
 ) -> None:
-    """Draws a metric where the rows have it, and a band where they have its edges over seeds."""
+    """Draws a metric where the rows have it, and its band over the seeds if there is one."""
     edges = ("epoch", f"{metric}_low", f"{metric}_high")
     if band := [[row[name] for name in edges] for row in rows if edges[1] in row]:
         axes.fill_between(*np.transpose(band), color=options["color"], alpha=0.2, linewidth=0)
     points = [(row["epoch"], row[metric]) for row in rows if row.get(metric) is not None]
-    if len(points) < 12:  # one point makes no line
+    if len(points) < 12:  # a single point makes no line
         options["marker"] = marker
     elif marker != _MARKERS[0]:
         options |= {"marker": marker, "markevery": len(points) // 8}
@@ -166,18 +172,16 @@ def plot_predictions(
     """Draws images in a grid, each with bars for its three most probable classes.
 
     Args:
-      images: uint8 [height, width, 1 or 3 channels] or [height, width], of any sizes.
-      probabilities: [images, classes].
-      class_names: of the classes.
-      truth: int [images], the right classes: then right and wrong answers are marked.
-      titles: a text for each image, such as its file's name; None: the right class, if given.
-      columns: images in a row.
+      images: uint8 [height, width, 1 or 3 channels] or [height, width]; sizes may differ.
+      probabilities: float [images, classes].
+      class_names: the names of the classes.
+      truth: int [images], the true classes; if given, correct and wrong predictions are marked.
+      titles: a text for each image, such as the name of its file; None: its true class, if given.
+      columns: images per row.
     """
     rows = -(-len(images) // columns)
     width, height, side = WIDTH / columns, WIDTH / columns + 0.38, WIDTH / columns - 0.42
-    figure = Figure(figsize=(WIDTH, rows * height))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
+    figure, axes = new_canvas(WIDTH, rows * height)
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
         left, top = column * width + 0.08, row * height + 0.08
@@ -198,8 +202,7 @@ def plot_predictions(
 def _draw_image(
     axes: Axes, image: np.ndarray, x: float, y: float, side: float, colour: str
 ) -> None:
-    """Draws an image around (x, y), its longer side as given, in a frame of a colour."""
-    image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    """Draws an image around (x, y) in a coloured frame; `side` is the length of its longer side."""
     scale = side / 2 / max(image.shape[:2])
     high, wide = (scale * length for length in image.shape[:2])
     extent = (x - wide, x + wide, y + high, y - high)
@@ -214,7 +217,7 @@ def _draw_top(
     place: tuple[float, float, float],
     colour: str,
 ) -> None:
-    """Draws three bars below (left, top), names and percentages upon them."""
+    """Draws three bars with names and percentages; `place` is (left, top, width)."""
     left, top, width = place
     for number, index in enumerate(np.argsort(-probabilities, kind="stable")[:3]):
         share, y = float(probabilities[index]), top + 0.16 * number
@@ -222,29 +225,25 @@ def _draw_top(
         axes.add_patch(Rectangle((left, y), width, 0.14, fc=faint, alpha=0.45, lw=0))
         axes.add_patch(Rectangle((left, y), width * share, 0.14, fc=colour, alpha=0.4, lw=0))
         text: dict[str, Any] = {"va": "center_baseline", "fontsize": 7.0}
-        name = shorten_middle(class_names[index], 14)
-        axes.text(left + 0.03, y + 0.07, name, **text)
+        axes.text(left + 0.03, y + 0.07, shorten_middle(class_names[index], 14), **text)
         axes.text(left + width - 0.03, y + 0.07, f"{share:.0%}", ha="right", **text)
 
 
 @styled
 def plot_filters(kernel: np.ndarray, columns: int = 8) -> Figure:
-    """Draws the filters of a first convolution, each in its own contrast; grey is a weight of 0.
+    """Draws a convolution's filters, each scaled to its own contrast; a weight of 0 is grey.
 
     Args:
-      kernel: [height, width, 1 or 3 channels, filters].
-      columns: filters in a row.
+      kernel: float [height, width, 1 or 3 channels, filters].
+      columns: filters per row.
     """
     filters = np.moveaxis(kernel.astype(np.float64), -1, 0)
     largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
     filters = 0.5 + 0.5 * filters / np.where(largest > 0, largest, 1)
     rows, side = -(-len(filters) // columns), WIDTH / columns
-    figure = Figure(figsize=(WIDTH, rows * side))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
+    figure, axes = new_canvas(WIDTH, rows * side)
     for number, image in enumerate(filters):
         row, column = divmod(number, columns)
-        image = image[..., 0] if image.shape[2] == 1 else image
         x, y = column + 0.06, row + 0.06
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(x, x + 0.88, y + 0.88, y))
     axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")

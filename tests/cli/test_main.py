@@ -1,4 +1,4 @@
-"""The command: what it refuses and how, and the places it works in."""
+"""The command: what it refuses and with which words, and in which folders it works."""
 
 import contextlib
 import json
@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from configs import default
 from tests import program
 
 DIGITS = "--config=configs/digits.py"
-# (arguments, a part of each line of the answer)
+# (arguments, a part of each error line)
 WRONG = [
     ((), ("--config is missing",)),
     (("--config=zzz",), ("no file 'zzz'; there are configs/bn_cnn.py, ",)),
@@ -30,8 +29,8 @@ WRONG = [
     (("--config=configs/resnet.py:21",), ("no variant '21'; there are 18, 20",)),
     (("--config=configs/simple_cnn.py:moderm",), ("no variant 'moderm'",)),
     (("--config=configs/digits.py:20",), ("get_config() takes 0 positional arguments",)),
-    (("--config.seed=1",), ("--config.seed must stand behind a --config=FILE",)),
-    (("--config.seed=1", DIGITS), ("--config.seed must stand behind a --config=FILE",)),
+    (("--config.seed=1",), ("--config.seed must come after a --config=FILE",)),
+    (("--config.seed=1", DIGITS), ("--config.seed must come after a --config=FILE",)),
     (("--mode=report", "--workdir=x", "--config.seed=1"), ("a finished run has its own",)),
     ((DIGITS, "--config.sed=1"), ("--config.sed: there is no such field; did you mean",)),
     ((DIGITS, "--config.learning_rate=1"), ("did you mean --config.optimizer.learning_rate?",)),
@@ -63,7 +62,10 @@ WRONG = [
     ((DIGITS, "--config.model.name=lenett"), ("unknown model 'lenett'",)),
     ((DIGITS, "--config.data.name=cifar11"), ("unknown dataset 'cifar11': did you mean cifar10",)),
     ((DIGITS, "--config.schedule.name=cosin"), ("schedule.name is 'cosin', none of constant",)),
-    ((DIGITS, "--config.schedule.milestones=(3,2)"), ("must rise",)),
+    (
+        (DIGITS, "--config.schedule.milestones=(3,2)"),
+        ("schedule.milestones is (3, 2) but must be ascending",),
+    ),
     ((DIGITS, "--config.dtype=float16"), ("dtype is 'float16', none of float32, bfloat16",)),
     ((DIGITS, "--config.data.placement=gpu"), ("data.placement is 'gpu', none of auto",)),
     ((DIGITS, "--config.num_cpu_devices=7"), ("batch_size 64 is not a multiple of num_cpu_dev",)),
@@ -74,22 +76,22 @@ WRONG = [
     ),
     ((DIGITS, "--config.augment.crop_padding=-1"), ("crop_padding is -1",)),
     ((DIGITS, "--mode=trian"), ("trian",)),
-    ((DIGITS, "--batch_size=64"), ("takes no --batch_size, which belongs to --mode=evaluate",)),
+    ((DIGITS, "--batch_size=64"), ("does not take --batch_size, which belongs to --mode=eval",)),
     ((DIGITS, "--optimizer=adam"), ("optimizer",)),
-    ((DIGITS, "extra"), ("what does 'extra' mean?",)),
+    ((DIGITS, "extra"), ("unexpected argument 'extra'",)),
     (("--mode=evaluate",), ("--workdir is missing",)),
-    (("--mode=evaluate", DIGITS, "--workdir=x"), ("takes no --config",)),
+    (("--mode=evaluate", DIGITS, "--workdir=x"), ("does not take --config",)),
     (("--mode=evaluate", "--workdir=no/such/run"), ("no/such/run/config.json does not exist",)),
     (("--mode=evaluate", "--workdir=x", "--batch_size=0"), ("batch_size",)),
-    (("--mode=evaluate", "--workdir=x", "--images=a.png"), ("takes no --images, which belongs",)),
-    (("--mode=evaluate", "--workdir=x", "extra"), ("what does 'extra' mean?",)),
+    (("--mode=evaluate", "--workdir=x", "--images=a.png"), ("does not take --images, which",)),
+    (("--mode=evaluate", "--workdir=x", "extra"), ("unexpected argument 'extra'",)),
     (("--mode=predict", "--images=a.png"), ("--workdir is missing",)),
     (("--mode=predict", "--workdir=x", "--images=a.png"), ("x/config.json does not exist",)),
-    (("--mode=predict", "--workdir=x", "--dataset=mnist"), ("takes no --dataset",)),
+    (("--mode=predict", "--workdir=x", "--dataset=mnist"), ("does not take --dataset",)),
     (("--mode=predict", "--workdir=x", "--resize=stretch"), ("resize",)),
     (("--mode=predict", "--workdir=x", "--output="), ("--output is empty",)),
     (("--mode=explore", "--dataset=cifar11"), ("unknown dataset 'cifar11'",)),
-    (("--mode=explore", "--workdir=x"), ("takes no --workdir, which belongs",)),
+    (("--mode=explore", "--workdir=x"), ("does not take --workdir, which",)),
     (("--mode=explore", DIGITS, "--dataset=mnist"), ("--dataset beside --config",)),
     (("--mode=explore", DIGITS, "--config.seed=-1"), ("seed is -1",)),
     (("--mode=explore", "--dataset=digits", "--seed=-1"), ("seed",)),
@@ -98,22 +100,22 @@ WRONG = [
     (("--mode=compare", "--workdirs=a,b"), ("a/config.json does", "b/config.json does")),
     (("--mode=compare", "--workdirs=runs/*"), ("runs/* matches no folder",)),
     (("--mode=report",), ("--workdir is missing: the folder of the run to report",)),
-    (("--mode=report", DIGITS, "--workdir=x"), ("--mode=report takes no --config",)),
-    (("--mode=report", "--workdir=x", "--dataset=mnist"), ("takes no --dataset",)),
+    (("--mode=report", DIGITS, "--workdir=x"), ("--mode=report does not take --config",)),
+    (("--mode=report", "--workdir=x", "--dataset=mnist"), ("does not take --dataset",)),
     (("--mode=report", "--workdir=no/such/run"), ("no/such/run/config.json does not exist",)),
-    (("--mode=report", "--workdir=\udcff"), (r"--workdir \udcff: a run's checkpoints cannot",)),
-    ((DIGITS, "--workdir=\udcff/x"), (r"--workdir \udcff/x: a run's checkpoints cannot",)),
+    (("--mode=report", "--workdir=\udcff"), (r"--workdir \udcff: checkpoints cannot be in",)),
+    ((DIGITS, "--workdir=\udcff/x"), (r"--workdir \udcff/x: checkpoints cannot be in",)),
     (("--mode=evaluate", "--workdir=~nobody_of_that_name/x"), ("~nobody_of_that_name",)),
 ]
-# Mistakes that only show against the data.
+# Mistakes that show only once the data is known.
 LATE = [
     ("batch_size=2000", "batch_size 2000 is larger than the 320 training images"),
-    ("data.validation_examples=1437", "cannot carve 1437 validation images"),
-    ("schedule.warmup_epochs=20", "warm-up of 100 steps leaves nothing of the 10 steps"),
+    ("data.validation_examples=1437", "cannot hold out 1437 validation images"),
+    ("schedule.warmup_epochs=20", "warm-up of 100 steps leaves none of the 10 steps"),
     ("num_epochs=1e30", "steps is too long"),
     ("augment.crop_padding=32", "crop_padding=32 must be below the image's side"),
 ]
-# What a config file of the user's own may do wrong.
+# Broken config files of a user.
 FILES = [
     ("def get_config(:", "invalid syntax"),
     ("raise RuntimeError('no luck')", "no luck"),
@@ -159,25 +161,25 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("arguments", "parts"), WRONG, ids=lambda x: " ".join(x)[:60])
-def test_wrong_command_is_answered_by_a_line_for_each_mistake(here, arguments, parts):
+def test_each_mistake_in_a_command_gets_one_line(here, arguments, parts):
     assert_refused(program.run_here(*arguments), *parts)
     assert [path.name for path in here.iterdir()] == ["configs"]
 
 
 @pytest.mark.parametrize(("override", "part"), LATE)
-def test_what_does_not_fit_the_data_is_answered_by_a_line_and_can_be_corrected(
+def test_a_config_that_does_not_fit_the_data_gets_one_line_and_can_be_corrected(
     here, override, part
 ):
     flags = (program.write_config(here / "short.py"), "--workdir=x")
     code, _, err = program.run_here(*flags, f"--config.{override}")
     assert (code, err.startswith("error: "), err.count("\n")) == (2, True, 1)
     assert part in err
-    # The next attempt has another config: nothing was trained yet that it could contradict.
+    # Another config is accepted now, since nothing was trained yet.
     code, _, err = program.run_here(*flags, "--config.batch_size=1998")
     assert "batch_size 1998" in err
 
 
-def test_a_run_to_start_from_is_looked_up_before_the_data(here, monkeypatch):
+def test_the_run_to_start_from_is_checked_before_the_data_is_loaded(here, monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("loaded the data"))
     flags = (program.write_config(here / "short.py"), "--workdir=x", "--config.init_from=other")
     assert_refused(program.run_here(*flags), "other/config.json does not exist")
@@ -187,7 +189,7 @@ def test_a_run_to_start_from_is_looked_up_before_the_data(here, monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "part"), FILES, ids=range(len(FILES)))
-def test_wrong_config_file_is_answered_by_one_line(here, text, part):
+def test_a_broken_config_file_gets_one_line(here, text, part):
     unlocked = f"{_DEFAULT}with config.unlocked():"
     text = text.replace("{config}", f"{_DEFAULT}config").replace("{unlocked}", unlocked)
     (here / "mine.py").write_text(text)
@@ -198,15 +200,13 @@ def test_wrong_config_file_is_answered_by_one_line(here, text, part):
     assert not (here / "x").exists()
 
 
-def test_wrong_command_in_a_process_of_its_own_has_no_traceback(here):
-    started = time.monotonic()
+def test_a_wrong_command_shows_no_traceback(here):
     code, out, err = program.run_apart(DIGITS, "--config.batch_size=0", "--config.dtype=int8")
     assert (code, out) == (2, "")
     assert [line.split(" ")[:2] for line in err.splitlines()] == [
         ["error:", "batch_size"],
         ["error:", "dtype"],
     ]
-    assert time.monotonic() - started < 10 + 10  # 10 s, and as much again for a busy machine
     assert not (here / "runs").exists()
 
 
@@ -231,14 +231,11 @@ def test_help_and_a_refused_lock_import_no_jax(tmp_path):
     assert text.splitlines()[-1] == "0 []"
     assert "configs/simple_cnn.py" in text
     with workdir_lib.lock(tmp_path):
-        started = time.monotonic()
         refused = run(DIGITS, f"--workdir={tmp_path}")
-        seconds = time.monotonic() - started
     assert refused.stdout.splitlines() == ["2 []"]
     assert refused.stderr == (
         f"error: {tmp_path} is in use by process {os.getpid()} on {socket.gethostname()}\n"
     )
-    assert seconds < 2 + 2  # 2 s, and as much again for a busy machine
 
 
 def test_the_runs_folder_is_named_after_the_config(here):
@@ -248,7 +245,7 @@ def test_the_runs_folder_is_named_after_the_config(here):
         "configs/digits.py": "digits",
         "../x y/ü.py:a/../b": "ü_a_.._b",
     }
-    from cifar_jax.cli.flags import run_name
+    from cifar_jax.cli.parse import run_name
 
     assert {config: run_name(config) for config in sys_path} == sys_path
 
@@ -289,7 +286,7 @@ def test_no_home_and_an_ascii_terminal(here, trained):
     assert program.difference(here / "ö", trained[0]) == ""
 
 
-def test_a_file_or_a_dead_link_in_the_place_of_the_workdir(here):
+def test_a_workdir_that_is_a_file_or_a_dead_link_is_refused(here):
     (here / "file").write_text("")
     (here / "dead").symlink_to("nowhere")
     for place in ("file", "dead", "file/x"):
@@ -315,7 +312,7 @@ def test_a_workdir_that_is_a_pattern_or_a_cloud_is_refused(here, name):
 
 @contextlib.contextmanager
 def read_only(folder: Path):
-    """Makes a folder one that even root cannot write, or skips the test."""
+    """Makes a folder unwritable, even for root, or skips the test."""
     if os.geteuid():
         folder.chmod(0o555)
         try:
@@ -342,11 +339,11 @@ def test_read_only_workdir_is_refused_for_training_and_evaluated(here, trained):
     assert "of 360" in out
 
 
-def test_evaluation_without_a_checkpoint_or_a_sound_config(here):
+def test_evaluation_needs_a_checkpoint_and_a_valid_config(here):
     workdir = here / "run"
     assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), "does not exist")
     workdir.mkdir()
-    for text, part in (("{", "damaged"), ("[]", "holds no JSON object"), ("", "damaged")):
+    for text, part in (("{", "damaged"), ("[]", "does not hold a JSON object"), ("", "damaged")):
         (workdir / "config.json").write_text(text)
         assert_refused(program.run_here("--mode=evaluate", "--workdir=run"), part)
     config_json = stored.to_json(default.get_config())
@@ -405,7 +402,7 @@ def test_locks_left_behind(here, trained):
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
     result = program.run_here(trained[1], "--workdir=run")
     assert_refused(
-        result, f"in use by process 7 on elsewhere; if that no longer runs, delete {lock}"
+        result, f"in use by process 7 on elsewhere; if that process no longer runs, delete {lock}"
     )
     for text in (json.dumps({"host": socket.gethostname(), "pid": 7}), "", "{", "[]"):
         lock.write_text(text)
@@ -414,7 +411,7 @@ def test_locks_left_behind(here, trained):
         assert not lock.exists()
 
 
-def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(here, trained):
+def test_a_closed_pipe_ends_the_run_without_a_traceback(here, trained):
     with program.start(trained[1], "--workdir=x") as process:
         process.stdout.close()
         err = process.stderr.read()
@@ -422,7 +419,7 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(here, trained)
     assert err == "error: Broken pipe\n"
 
 
-def test_too_little_memory_is_told(monkeypatch, tmp_path):
+def test_too_little_memory_is_reported(monkeypatch, tmp_path):
     def train(*_):
         raise RuntimeError("INTERNAL: Out of memory allocating\n99 bytes.")
 
@@ -433,7 +430,7 @@ def test_too_little_memory_is_told(monkeypatch, tmp_path):
 
 
 def test_ctrl_c_while_the_program_is_imported_shows_no_traceback(tmp_path):
-    """In the midst of the first of the larger imports, which a package of that name stands for."""
+    """During the first of the larger imports, for which a fake package of its name stands in."""
     (tmp_path / "absl.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     path = f"{tmp_path}{os.pathsep}{program.ROOT}"
     code, out, err = program.run_apart("--help", environment={"PYTHONPATH": path})

@@ -1,4 +1,4 @@
-"""The network written by hand, against Flax, JAX's derivatives and finite differences."""
+"""The network written by hand, compared with Flax, JAX's gradients and finite differences."""
 
 import ast
 import json
@@ -65,7 +65,7 @@ def assert_layers_equal(network, params, tolerance):
             theirs = np.asarray(theirs)
             assert theirs.dtype == ours.dtype == np.float64
             assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs)
-            # Single elements too, save for those that nearly cancel out.
+            # Single elements too, except those that nearly cancel out.
             floor = tolerance * np.abs(theirs).max()
             np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=floor)
 
@@ -178,7 +178,7 @@ def test_the_mathematics_imports_numpy_alone():
 
 
 def run_command(*arguments):
-    # One thread: on small matrices more of them only wait for each other.
+    # One thread: with small matrices, several would only wait for each other.
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "cifar_jax.numpy_mlp", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)

@@ -1,4 +1,4 @@
-"""Evaluation looks at every image exactly once, whatever the batches and the devices."""
+"""Evaluation covers every image exactly once, whatever the batch size and the devices."""
 
 import subprocess
 import sys
@@ -12,8 +12,8 @@ from cifar_jax.evaluation import scores
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES = 10_007  # a prime: no batch size divides it
 
-# Each image holds its number, and the "model" answers with that number: an image that was left out,
-# counted twice or put in another's place cannot stay unseen.
+# Each image holds its number, and the "model" returns that number: an image that is left out,
+# counted twice or swapped with another is noticed.
 PROGRAM = f"""
 import jax, numpy as np
 from flax import linen as nn
@@ -61,7 +61,7 @@ def test_every_image_once_for_batch_sizes_and_devices():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_score_counts_each_image_with_its_own_label(seed):
-    """The losses are powers of two, so that their sum tells how often each image was counted."""
+    """The losses are powers of two, so their sum shows how often each image was counted."""
     rng = np.random.default_rng(seed)
     losses = 2.0 ** rng.permutation(20)
     right = rng.random(20) < 0.5

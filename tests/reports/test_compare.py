@@ -1,4 +1,4 @@
-"""`--mode=compare`: the table, runs that still train, workdirs that hold no run."""
+"""`--mode=compare`: the table, unfinished runs, workdirs that hold no run."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ def line(epoch, **values):
 
 
 def write_run(folder, finished=True, epochs=3, **fields):
-    """Writes what a run leaves behind."""
+    """Writes the files of a run."""
     folder.mkdir(parents=True)
     config = stored.to_json(tiny.config(**fields))
     (folder / "config.json").write_text(json.dumps(config))
@@ -72,7 +72,7 @@ def test_two_runs_side_by_side(here):
         assert np.asarray(picture.convert("L")).std() > 5
 
 
-def test_a_field_that_one_run_has_not_is_as_good_as_unset(here):
+def test_a_field_that_one_run_lacks_counts_as_unset(here):
     write_run(here / "a")
     write_run(here / "b", optimizer__groups={"head": {"momentum": None, "name": "sgd"}})
     assert start("--workdirs=a,b")[0] == 0
@@ -98,7 +98,7 @@ def test_ways_to_name_runs_whose_folders_have_the_same_name(here, workdirs):
     assert out.splitlines()[0].split() == ["x/run", "y/run"]
 
 
-def test_runs_that_have_only_begun(here):
+def test_unfinished_runs(here):
     write_run(here / "a", finished=False)
     with (here / "a" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "epo')  # being written
@@ -152,7 +152,7 @@ def test_each_workdir_that_cannot_be_used_is_named(here):
     assert not (here / "out").exists()
 
 
-def test_a_reader_that_leaves_early_costs_no_file(here, monkeypatch):
+def test_a_closed_pipe_costs_no_file(here, monkeypatch):
     write_run(here / "a")
     monkeypatch.setattr("builtins.print", mock.Mock(side_effect=BrokenPipeError))
     with pytest.raises(BrokenPipeError):

@@ -1,4 +1,4 @@
-"""The numbers of a report against plain NumPy and by hand, and what their pictures show."""
+"""The numbers of a report, compared with plain NumPy and by hand, and what their pictures show."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,12 @@ from sklearn.calibration import calibration_curve
 from cifar_jax.reports import diagnostics, plots
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
-PREDICTED = np.array([0, 0, 1, 1, 0, 1])  # class 2 is never the answer, class 3 does not occur
+PREDICTED = np.array([0, 0, 1, 1, 0, 1])  # class 2 is never predicted, class 3 does not occur
 
 
-def answers(num_images=3000, num_classes=10, seed=0):
-    """Returns probabilities and labels of a classifier that is right half of the time, at any
-    confidence: too sure of itself in some bins, not sure enough in others."""
+def make_predictions(num_images=3000, num_classes=10, seed=0):
+    """Returns probabilities and labels of a classifier that is right about half of the time at any
+    confidence: overconfident in some bins, underconfident in others."""
     random = np.random.default_rng(seed)
     probabilities = random.dirichlet(np.full(num_classes, 0.3), num_images)
     labels = random.integers(num_classes, size=num_images)
@@ -21,8 +21,8 @@ def answers(num_images=3000, num_classes=10, seed=0):
 
 
 @pytest.mark.parametrize("num_bins", [1, 10, 15])
-def test_calibration_error_is_that_of_a_plain_computation(num_bins):
-    probabilities, labels = answers()
+def test_calibration_error_equals_a_plain_computation(num_bins):
+    probabilities, labels = make_predictions()
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     error, gaps = 0.0, []
@@ -34,23 +34,21 @@ def test_calibration_error_is_that_of_a_plain_computation(num_bins):
     found = diagnostics.calibrate(probabilities, labels, num_bins)
     assert found.error == pytest.approx(error, rel=1e-12)
     assert num_bins == 1 or min(gaps) < -0.1 < 0.1 < max(gaps)
-    assert found.num_answers.sum() == len(labels)
+    assert found.num_predictions.sum() == len(labels)
     true, predicted = calibration_curve(correct, confidence, n_bins=num_bins)
-    some = found.num_answers > 0
+    some = found.num_predictions > 0
     np.testing.assert_allclose(found.accuracy[some], true)
     np.testing.assert_allclose(found.confidence[some], predicted)
 
 
-def test_answers_that_are_sure_and_right_or_wrong():
+def test_certain_predictions_that_are_right_or_wrong():
     sure = np.eye(3)[[0, 1, 2, 0]]
     assert diagnostics.calibrate(sure, np.array([0, 1, 2, 0])).error == 0
     assert diagnostics.calibrate(sure, np.array([1, 2, 0, 1])).error == 1
 
 
-def test_confusion_and_scores_by_hand():
-    matrix = diagnostics.confusion(LABELS, PREDICTED, 4)
-    assert matrix.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-    scores = diagnostics.class_scores(LABELS, PREDICTED, 4)
+def test_scores_by_hand():
+    scores = diagnostics.score_classes(LABELS, PREDICTED, 4)
     np.testing.assert_allclose(scores.precision, [2 / 3, 1 / 3, np.nan, np.nan])
     np.testing.assert_allclose(scores.recall, [2 / 3, 1 / 2, 0, np.nan])
     np.testing.assert_allclose(scores.f1, [2 / 3, 2 / 5, 0, np.nan])
@@ -58,8 +56,10 @@ def test_confusion_and_scores_by_hand():
 
 
 def test_the_matrix_shows_truth_by_predicted_with_counts_and_percent():
-    matrix = diagnostics.confusion(LABELS, PREDICTED, 4)
-    axes = diagnostics.plot_confusion(matrix, ("a$b$", "<c>", "d", "e")).axes[0]
+    axes = diagnostics.plot_confusion(LABELS, PREDICTED, ("a$b$", "<c>", "d", "e")).axes[0]
+    matrix = [[2, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    shares = np.array(matrix) / [[3], [2], [1], [1]]
+    np.testing.assert_allclose(axes.images[0].get_array(), shares)
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("Truth", "Predicted")
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     assert texts == {
@@ -71,33 +71,33 @@ def test_the_matrix_shows_truth_by_predicted_with_counts_and_percent():
 
 
 def test_a_hundred_classes_have_no_numbers_in_the_cells():
-    probabilities, labels = answers(num_classes=100)
+    probabilities, labels = make_predictions(num_classes=100)
     predicted = probabilities.argmax(axis=1)
     names = [f"class {number}" for number in range(100)]
-    figure = diagnostics.plot_confusion(diagnostics.confusion(labels, predicted, 100), names)
+    figure = diagnostics.plot_confusion(labels, predicted, names)
     assert not figure.axes[0].texts
-    scores = diagnostics.class_scores(labels, predicted, 100)
+    scores = diagnostics.score_classes(labels, predicted, 100)
     figure = diagnostics.plot_class_scores(scores, names)
     worst = figure.axes[0].get_yticklabels()[0].get_text()
     assert worst == names[int(np.argmin(scores.f1))]
     assert len(figure.axes[0].get_yticklabels()) == 20
 
 
-def test_pictures_of_scores_that_are_not_defined_and_of_a_perfect_model():
-    scores = diagnostics.class_scores(LABELS, PREDICTED, 4)
+def test_pictures_of_undefined_scores_and_of_a_perfect_model():
+    scores = diagnostics.score_classes(LABELS, PREDICTED, 4)
     plots.render(diagnostics.plot_class_scores(scores, "abcd"))
     perfect = np.eye(4)[LABELS]
     plots.render(diagnostics.plot_calibration(diagnostics.calibrate(perfect, LABELS), dark=True))
-    scores = diagnostics.class_scores(LABELS, LABELS, 3)
+    scores = diagnostics.score_classes(LABELS, LABELS, 3)
     low, high = diagnostics.plot_class_scores(scores, "abc").axes[0].get_xlim()
     assert (low, high) == (0.9, 1)
 
 
 def test_the_bars_of_the_reliability_diagram():
-    probabilities, labels = answers()
+    probabilities, labels = make_predictions()
     found = diagnostics.calibrate(probabilities, labels)
     top, bottom = diagnostics.plot_calibration(found).axes
-    some = found.num_answers > 0
+    some = found.num_predictions > 0
     np.testing.assert_array_equal([bar.get_height() for bar in top.patches], found.accuracy[some])
     assert sum(bar.get_height() for bar in bottom.patches) == pytest.approx(1)
     assert f"{found.error:.2%}" in top.get_title()

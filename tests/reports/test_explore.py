@@ -29,7 +29,7 @@ def start(*arguments):
 
 
 def make_set(num_classes, counts, shape=(6, 8, 3)):
-    """A set whose images show their label and are all different."""
+    """Returns a set whose images hold their label and are all different."""
     labels = np.repeat(np.arange(num_classes), counts).astype(np.int32)
     np.random.default_rng(0).shuffle(labels)
     images = np.zeros((len(labels), *shape), np.uint8)
@@ -72,7 +72,7 @@ def test_the_set_of_a_config_with_its_validation_split(here):
     assert (here / "out/images.png").read_bytes() != first
 
 
-def test_the_seed_chooses(here):
+def test_the_seed_chooses_the_images(here):
     for name, seed in (("a", 0), ("b", 5)):
         start("--dataset=digits", f"--output={name}", f"--seed={seed}")
     assert (here / "a/images.png").read_bytes() != (here / "b/images.png").read_bytes()
@@ -86,7 +86,7 @@ def test_ten_of_each_class_or_all_that_there_are():
         assert (labels[indices] == number).all()
         assert len(set(indices)) == len(indices)
     assert sorted(chosen[0]) != list(range(10))
-    # Every image of a class comes about as often.
+    # Each image of a class is chosen about equally often.
     often = np.zeros(50)
     for seed in range(300):
         often[explore.choose(labels, 4, seed)[0]] += 1
@@ -107,7 +107,7 @@ def test_many_classes_take_several_pictures(here, monkeypatch, capsys):
     assert heights[0] == heights[1] > 5 * heights[2]
 
 
-def test_each_image_stands_in_the_row_of_its_class(monkeypatch):
+def test_each_image_is_in_the_row_of_its_class(monkeypatch):
     dataset = make_set(5, [12, 12, 3, 0, 12])
     split = dataset.splits["train"]
     chosen = explore.choose(split.labels, 5, 0)

@@ -1,4 +1,4 @@
-"""What the pictures show: the artists' numbers, and that odd names and few points do no harm."""
+"""What the pictures show: the numbers drawn, odd names, few points."""
 
 import io
 
@@ -24,7 +24,7 @@ def test_curves_of_one_run():
         assert (train.get_label(), evaluation.get_label()) == ("train", "eval")
         assert train.get_xydata().tolist() == [[r["epoch"], r[f"train_{name}"]] for r in ROWS]
         assert evaluation.get_xydata().tolist() == [[1.0, ROWS[1][f"eval_{name}"]]]
-        assert evaluation.get_marker() == "o"  # one point makes no line
+        assert evaluation.get_marker() == "o"  # a single point makes no line
         assert axes.get_xlabel() == "epoch"
     assert figure.axes[0].get_ylabel() == "loss (nats per image)"
     write = figure.axes[1].yaxis.get_major_formatter()
@@ -71,7 +71,7 @@ def test_predictions_mark_right_and_wrong_and_show_the_top_three():
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_saved_picture_has_the_ground_that_was_asked_for(tmp_path, dark):
+def test_a_saved_picture_has_the_chosen_background(tmp_path, dark):
     plots.save(plots.plot_curves({"x": ROWS}, ("loss",), dark=dark), tmp_path / "x.png")
     pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "x.png").read_bytes())).convert("L"))
     assert (np.median(pixels) < 64) == dark

@@ -1,4 +1,4 @@
-"""`--mode=predict`: a tiny run predicts pictures of every kind, and names those that it cannot."""
+"""`--mode=predict`: pictures of every kind are predicted, or reported in one line."""
 
 import csv
 import json
@@ -16,14 +16,14 @@ import cifar_jax
 from cifar_jax.data import datasets
 from cifar_jax.reports import predict
 from tests import program
-from tests.test_photos import bomb, scene
+from tests.data.test_photos import bomb, scene
 
 FILES = ["predictions.csv", "predictions.json", "predictions.png"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The workdir of a finished run, moved away from where it was trained, without its config."""
+    """The workdir of a finished run, moved after training, without its config file."""
     folder = tmp_path_factory.mktemp("trained")
     flag = program.write_config(folder / "short.py", num_steps=2, data__validation_examples=0)
     code, _, err = program.run_here(flag, f"--workdir={folder / 'run'}")
@@ -53,7 +53,7 @@ def outputs():
     return rows, described
 
 
-def test_predictions_are_those_of_the_model(run, here, monkeypatch):
+def test_predictions_equal_those_of_the_model(run, here, monkeypatch):
     digits = datasets.load("digits").splits["test"].images[:5]
     for number, image in enumerate(digits):
         Image.fromarray(image[..., 0]).save(f"{number}.png")
@@ -77,7 +77,7 @@ def test_predictions_are_those_of_the_model(run, here, monkeypatch):
 
 
 def make_odd_files():
-    """Writes pictures that can be predicted, and files that cannot; returns both lists."""
+    """Writes pictures that can be predicted and files that cannot; returns the names of both."""
     scene().save("photo.jpg")
     data = Path("photo.jpg").read_bytes()
     Path("cut.jpg").write_bytes(data[: len(data) // 2])
@@ -115,7 +115,7 @@ def make_odd_files():
 
 
 @pytest.mark.timeout(60)
-def test_odd_files_are_predicted_or_named_in_a_line(run, here):
+def test_odd_files_are_predicted_or_reported_in_one_line(run, here):
     good, bad = make_odd_files()
     code, out, err = start(run, "--images", *good, *bad)
     assert code == 1
@@ -161,14 +161,14 @@ def test_ways_to_name_pictures(run, here, images):
     assert names == ["a.png", "b.png"]
 
 
-def test_no_picture_at_all_is_one_line(run, here):
+def test_without_pictures_there_is_one_line(run, here):
     (here / "folder").mkdir()
     for images, part in (
         ("--images=none.png", "none.png does not exist"),
         ("--images=folder", "folder holds no pictures"),
         ("--images=*.png", "*.png holds no pictures"),
-        ("--images=", "none is named"),
-        ("--batch_size=3", "none is named"),
+        ("--images=", "name some with --images"),
+        ("--batch_size=3", "name some with --images"),
     ):
         code, out, err = start(run, images)
         assert (code, out, err.count("\n")) == (2, "", 1)
@@ -177,7 +177,7 @@ def test_no_picture_at_all_is_one_line(run, here):
     assert sorted(os.listdir()) == ["folder"]
 
 
-def test_where_no_picture_can_be_read_nothing_is_written(run, here):
+def test_nothing_is_written_if_no_picture_can_be_read(run, here):
     Path("a.png").touch()
     code, out, err = start(run, "--images=a.png")
     assert (code, out) == (1, "")
@@ -219,7 +219,7 @@ def test_the_picture_shows_the_first_of_many(run, here, monkeypatch):
     assert len(outputs()[0]) == 3
 
 
-def test_missing_pictures_are_told_before_jax_is_imported(run):
+def test_missing_pictures_are_reported_before_jax_is_imported(run):
     text = (
         "import sys, main\n"
         f"code = main.main(['main.py', '--mode=predict', '--workdir={run}', 'none.png'])\n"

@@ -1,4 +1,4 @@
-"""`--mode=report`: its files, its numbers beside those of the evaluation, its page."""
+"""`--mode=report`: its files, its page, and its numbers compared with the evaluation's."""
 
 import base64
 import csv
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cifar_jax import files
 from cifar_jax.config import stored
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate, trained
@@ -27,12 +28,12 @@ from cifar_jax.reports import page, plots, report
 from tests import program, tiny
 
 CURVES = {"loss", "accuracy", "learning_rate"}
-ANSWERS = {"confusion_matrix", "class_scores", "calibration", "predictions", "mistakes"}
+PREDICTIONS = {"confusion_matrix", "class_scores", "calibration", "predictions", "mistakes"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _coarse_pictures():
-    """Drawing takes most of the time here, and how fine it is matters to none of these tests."""
+    """Drawing takes most of the time here; no test depends on the resolution."""
     with mock.patch.object(plots, "_DPI", 40):
         yield
 
@@ -48,7 +49,7 @@ def finished(tmp_path_factory):
 
 
 def made_up(tmp_path, monkeypatch, class_names, logits, labels):
-    """Returns the page of answers that no training gave, for 8 x 8 colour images."""
+    """Returns the page of made-up predictions of 8 x 8 colour images."""
     config = tiny.config()
     with config.unlocked():
         config.model = {"name": "simple_cnn"}
@@ -59,14 +60,14 @@ def made_up(tmp_path, monkeypatch, class_names, logits, labels):
     variables = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), shapes)
     statistics = ((0.5,) * 3, (0.2,) * 3)
     run = trained.Trained(config, model, variables, class_names, *statistics, (8, 8, 3), 7)
-    answers = evaluate.Answers(run, images, labels, logits)
-    monkeypatch.setattr(evaluate, "answer", lambda *_, **__: answers)
+    predictions = evaluate.Predictions(run, images, labels, logits)
+    monkeypatch.setattr(evaluate, "predict_split", lambda *_, **__: iter([predictions]))
     (tmp_path / "config.json").write_text(json.dumps(stored.to_json(config)))
     return report.report(tmp_path).read_text()
 
 
 class Links(HTMLParser):
-    """Collects what a page loads or points at, and its text."""
+    """Collects what a page loads or links to, and its text."""
 
     def __init__(self, text):
         super().__init__()
@@ -99,14 +100,14 @@ def assert_self_contained(text):
 def test_files_of_the_report_at_the_end_of_training(finished):
     folder = finished[0] / "report"
     pictures = {path.stem for path in folder.glob("*.png")}
-    assert pictures == CURVES | ANSWERS  # an MLP has no filters
+    assert pictures == CURVES | PREDICTIONS  # an MLP has no filters
     for path in folder.glob("*.png"):
         assert Image.open(path).convert("L").getextrema()[0] < 200  # something is drawn
     tags = assert_self_contained((folder / "report.html").read_text()).tags
     assert tags.count("img") == tags.count("source") == len(pictures)
 
 
-def test_numbers_are_those_of_the_evaluation(finished):
+def test_numbers_equal_those_of_the_evaluation(finished):
     workdir, lines = finished
     code, out, _ = program.run_here("--mode=evaluate", f"--workdir={workdir}")
     scores = out.strip().partition(": ")[2]
@@ -133,7 +134,7 @@ def test_numbers_are_those_of_the_evaluation(finished):
     assert f"{result['test_loss']:.4f}" in texts
 
 
-def test_the_page_tells_config_layers_and_commands(finished):
+def test_the_page_shows_config_layers_and_commands(finished):
     workdir, _ = finished
     texts = Links((workdir / "report" / "report.html").read_text()).texts
     assert "data.validation_examples" in texts
@@ -178,7 +179,7 @@ def test_names_with_html_in_them_and_a_run_without_a_log(tmp_path, monkeypatch):
     logits = np.eye(4, dtype=np.float32)[(labels + (np.arange(40) < 3)) % 4] * 3
     found = assert_self_contained(made_up(tmp_path, monkeypatch, names, logits, labels))
     assert set(names) <= set(found.texts)
-    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == ANSWERS | {"filters"}
+    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == PREDICTIONS | {"filters"}
 
 
 def test_a_hundred_classes_without_a_mistake(tmp_path, monkeypatch):
@@ -212,26 +213,26 @@ def test_a_log_without_epochs_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"command": 5}'])
-def test_a_page_goes_without_a_damaged_environment(tmp_path, caplog, text):
+def test_the_page_leaves_out_a_damaged_environment(tmp_path, caplog, text):
     (tmp_path / "environment.json").write_text(text)
     page = "".join(report._origin(tmp_path, {}))
     assert "--mode=report" in page
     assert "Environment" not in page
     (record,) = caplog.records
-    assert record.getMessage().startswith("the page goes without environment.json: ")
+    assert record.getMessage().startswith("the page leaves out environment.json: ")
 
 
-def test_a_path_that_utf_8_cannot_hold_is_escaped():
+def test_a_path_that_is_not_utf_8_is_escaped(tmp_path):
     path = os.fsdecode(b"run\xff")
-    text = page.page(path, "", [page.code(path)])
-    assert text.encode().count(rb"run\udcff") == 3
+    files.write_text(tmp_path / "x.html", page.page(path, "", [page.code(path)]))
+    assert (tmp_path / "x.html").read_bytes().count(rb"run\udcff") == 3
 
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 WIDTHS = (390, 820, 1400)
-# A page that shows the report at each width and then says what it sees there.
+# A page that shows the report at each width and then reports what it sees.
 LOOK = """<!DOCTYPE html><link rel="icon" href="data:,"><body><script>
 const errors = [], seen = [];
 addEventListener("error", (event) => errors.push(event.message));
@@ -260,7 +261,7 @@ for (const width of WIDTHS) {
 
 
 def look(page: Path, profile: Path, dark: bool) -> tuple[dict, list[str]]:
-    """Returns what a browser sees of a page, and the paths that it asks the server for."""
+    """Returns what a browser sees of a page, and the paths that it requests."""
     asked, answers = [], queue.Queue()
     bodies = {
         "/": LOOK.replace("WIDTHS", str(list(WIDTHS))).encode(),
@@ -310,7 +311,7 @@ def test_the_page_in_a_browser(finished, tmp_path, dark):
     assert sorted(asked) == ["/", *["/report.html"] * len(WIDTHS)]
     assert sorted(view["width"] for view in found["seen"]) == sorted(WIDTHS)
     for view in found["seen"]:
-        assert (view["images"], view["broken"], view["asked"]) == (len(CURVES | ANSWERS), 0, [])
+        assert (view["images"], view["broken"], view["asked"]) == (len(CURVES | PREDICTIONS), 0, [])
         assert view["scroll"] <= view["client"], view
         assert view["dark"] == dark
         assert view["ground"] == ("rgb(18, 20, 23)" if dark else "rgb(243, 244, 246)")

@@ -1,0 +1,84 @@
+"""The flags of `python main.py`, and the modes that take them. Imports no JAX."""
+
+from absl import flags
+from ml_collections import config_flags
+
+FLAGS = flags.FLAGS
+
+# Flags of `--distributed`, for jobs that JAX does not recognise.
+JOB = ("coordinator", "num_processes", "process_id")
+# The flags that each mode takes.
+MODE_FLAGS = {
+    "train": ("config", "workdir", "distributed", *JOB),
+    "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size", "seed"),
+    "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size", "seed"),
+    "explore": ("config", "dataset", "data_dir", "seed", "output"),
+    "predict": ("workdir", "images", "checkpoint", "resize", "batch_size", "seed", "output"),
+    "compare": ("workdirs", "output"),
+}
+# Modes that take arguments without a flag: a shell expands `--images photos/*` to one value of the
+# flag and more arguments.
+WITH_REST = ("predict", "compare")
+
+config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "train, explore: the config file; text after a colon is passed to its get_config; "
+    "--config.FIELD=VALUE overrides a field (all of them: configs/default.py)",
+)
+flags.DEFINE_enum("mode", "train", list(MODE_FLAGS), "what to do")
+flags.DEFINE_string("workdir", None, "the run's folder; training's default is runs/CONFIG")
+flags.DEFINE_string(
+    "checkpoint",
+    "last",
+    "evaluate, report, predict: last, best (on the validation split) or a step",
+)
+flags.DEFINE_string(
+    "split", "test", "evaluate, report: train, validation, test or the set's own name"
+)
+flags.DEFINE_string(
+    "dataset", None, "evaluate: another set with the same classes; explore: any set (cifar10)"
+)
+flags.DEFINE_string(
+    "data_dir", None, "evaluate, report, explore: the folder of the data, if not the config's"
+)
+flags.DEFINE_integer(
+    "batch_size", None, "evaluate, report, predict: images per step", lower_bound=1
+)
+flags.DEFINE_multi_string(
+    "images", [], "predict: files, folders or patterns, separated by commas or spaces"
+)
+flags.DEFINE_enum(
+    "resize",
+    "crop",
+    ["crop", "squeeze"],
+    "predict: how pictures are brought to the model's proportions",
+)
+flags.DEFINE_multi_string(
+    "workdirs", [], "compare: the folders of the runs, separated by commas or spaces"
+)
+flags.DEFINE_integer(
+    "seed",
+    None,
+    "explore: chooses the images shown (0); evaluate, report, predict: one of several seeds that "
+    "were trained together, instead of all (evaluate) or the first (report, predict)",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
+flags.DEFINE_bool("distributed", False, "train: together with the job's other processes")
+flags.DEFINE_string(
+    "coordinator", None, "with --distributed: HOST:PORT of the first process, if JAX cannot find it"
+)
+flags.DEFINE_integer(
+    "num_processes",
+    None,
+    "with --distributed: the number of processes, if JAX cannot find it",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "process_id",
+    None,
+    "with --distributed: the number of this process, from 0, if JAX cannot find it",
+    lower_bound=0,
+)
+flags.DEFINE_string("output", None, "explore, predict, compare: the folder to write to")
