@@ -1,10 +1,10 @@
 """What the devices exchange in a step, read from the compiled program.
 
-    JAX_NUM_CPU_DEVICES=8 python -m benchmarks.collectives simple_cnn resnet:20
-    python -m benchmarks.collectives resnet --topology=v5e:2x4    a TPU's, ahead of time (libtpu)
+    python -m benchmarks.collectives simple_cnn resnet:20           for 8 virtual CPU devices
+    python -m benchmarks.collectives resnet --topology=v5e:2x4      for a TPU (needs libtpu)
 
-prints a JSON object a config: the bytes of each kind of exchange in the program of the steps, and
-the bytes that its gradients and BatchNorm's statistics should take.
+prints a JSON object for each config: how many exchanges of each kind the program of a step has,
+their bytes, and the bytes that its gradients and BatchNorm's statistics should take.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from cifar_jax.config import durations
+from cifar_jax.errors import UserError
 from cifar_jax.models import registry
 from cifar_jax.optim import build
 from cifar_jax.parallel import devices
@@ -30,6 +31,8 @@ from cifar_jax.training import program as program_lib
 from cifar_jax.training import state as state_lib
 from cifar_jax.training import step as step_lib
 
+# (height, width, channels) by data set; the others have the images of CIFAR.
+SHAPES = {"mnist": (28, 28, 1), "digits": (32, 32, 1)}
 _KINDS = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
     *("collective-permute", "collective-broadcast", "send", "recv"),
@@ -40,14 +43,14 @@ _BYTES = {"pred": 1, "bf16": 2}
 
 
 class Exchange(NamedTuple):
-    """One exchange between the devices: its kind and the bytes that each device gives."""
+    """One exchange between the devices: its kind and the bytes that each device sends."""
 
     kind: str
     num_bytes: int
 
 
 def read(text: str) -> list[Exchange]:
-    """Returns the exchanges in the text of a compiled program; what is in a loop stands once."""
+    """Returns the exchanges in the text of a compiled program; those in a loop are listed once."""
 
     def size(types: str) -> int:
         found = _ARRAY.findall(types)
@@ -65,8 +68,8 @@ def compile_steps(config: Any, mesh: Mesh, image_shape: tuple[int, ...]) -> Any:
     """Returns the compiled program of a config's steps over a mesh; no array is made.
 
     Args:
-      config: of the training; its set is taken to have 10 classes.
-      mesh: of devices, which need not be there.
+      config: of the training, on a data set of 10 classes.
+      mesh: of devices, which need not exist.
       image_shape: (height, width, channels).
     """
     length = durations.resolve(config, 2 * config.batch_size)
@@ -98,10 +101,10 @@ def compile_steps(config: Any, mesh: Mesh, image_shape: tuple[int, ...]) -> Any:
 
 
 def expected_bytes(config: Any, image_shape: tuple[int, ...]) -> dict[str, int]:
-    """Returns the bytes that a step must exchange: one float32 a parameter, and BatchNorm's sums.
+    """Returns the bytes that a step must exchange: a float32 per parameter, and BatchNorm's sums.
 
-    Each feature of a norm has two sums forward, of the values and of their squares. The two
-    backward are the gradients of its scale and bias.
+    Each feature of a norm has two sums in the forward pass, of the values and of their squares. The
+    two in the backward pass are the gradients of its scale and bias.
     """
     model = registry.create_model(config, 10)
     shapes = jax.eval_shape(registry.make_variables(model, image_shape), jax.random.key(0))
@@ -111,15 +114,23 @@ def expected_bytes(config: Any, image_shape: tuple[int, ...]) -> dict[str, int]:
 
 
 def load_config(name: str, batch_size: int | None = None) -> Any:
-    """Returns a config by its file's name, with its argument behind a colon: "resnet:20"."""
+    """Returns a config by the name of its file and, after a colon, its argument: "resnet:20".
+
+    Raises:
+      UserError: there is no such config.
+    """
     file, _, option = name.partition(":")
-    config = importlib.import_module(f"configs.{file}").get_config(*([option] if option else []))
+    try:
+        module = importlib.import_module(f"configs.{file}")
+        config = module.get_config(*([option] if option else []))
+    except (ImportError, TypeError, ValueError) as error:
+        raise UserError(f"no config {name!r} in configs/: {error}") from None
     config.batch_size = batch_size or config.batch_size
     return config
 
 
 def topology_mesh(name: str) -> Mesh:
-    """Returns the mesh of a TPU that is not there, such as "v5e:2x4"; needs libtpu."""
+    """Returns the mesh of a TPU that need not exist, such as "v5e:2x4"; needs libtpu."""
     from jax.experimental import topologies
 
     members: Any = np.array(topologies.get_topology_desc(name, platform="tpu").devices)
@@ -127,7 +138,7 @@ def topology_mesh(name: str) -> Mesh:
 
 
 def describe(config: Any, mesh: Mesh, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Returns the exchanges of a config's steps over a mesh, and what they should be."""
+    """Returns the exchanges of a config's steps over a mesh, and the bytes expected."""
     found = read(compile_steps(config, mesh, image_shape).as_text())
     kinds = Counter(one.kind for one in found)
     return {
@@ -144,16 +155,25 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("configs", nargs="+")
-    parser.add_argument("--topology", help="of a TPU, such as v5e:2x4")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("configs", nargs="+", metavar="CONFIG")
+    parser.add_argument("--devices", type=int, default=8, help="virtual CPU devices (8)")
+    parser.add_argument("--topology", help="of a TPU, such as v5e:2x4, in place of CPU devices")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step (64)")
     options = parser.parse_args(argv)
-    mesh = topology_mesh(options.topology) if options.topology else None
-    for name in options.configs:
-        config = load_config(name, options.batch_size)
-        shape = (28, 28, 1) if name == "mlp" else (32, 32, 3)
-        found = describe(config, mesh or devices.make_mesh(options.batch_size), shape)
-        print(json.dumps({"config": name, **found}), flush=True)
+    try:
+        if options.topology is None:
+            jax.config.update("jax_platforms", "cpu")
+            devices.configure(options.batch_size, options.devices)
+            mesh = devices.make_mesh(options.batch_size)
+        else:
+            mesh = topology_mesh(options.topology)
+        for name in options.configs:
+            config = load_config(name, options.batch_size)
+            shape = SHAPES.get(config.data.name, (32, 32, 3))
+            print(json.dumps({"config": name, **describe(config, mesh, shape)}), flush=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Runs main.py and tells in a file how much memory the C library has given out to it.
+"""Runs main.py and reports in a file how much memory the C library has handed out to it.
 
     python -m benchmarks.held FILE FLAGS...
 
-What a process has resident is more: with the allocator settings of `parallel.cpu` it keeps what was
-freed.
+The process's resident memory is larger: with the allocator settings of `parallel.cpu` it keeps what
+was freed.
 """
 
 import ctypes
@@ -26,12 +26,12 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def read(path: Path) -> int:
-    """Returns the bytes in use that the file tells, 0 before it does."""
+    """Returns the bytes in use that the file reports; 0 before the first report."""
     data = path.read_bytes() if path.exists() else b""
     return struct.unpack("<Q", data)[0] if len(data) == 8 else 0
 
 
-def _tell(path: Path) -> None:
+def _report(path: Path) -> None:
     mallinfo2 = ctypes.CDLL(None).mallinfo2  # glibc from 2.33 on
     mallinfo2.restype = _Mallinfo2
     path.write_bytes(bytes(8))
@@ -44,6 +44,6 @@ def _tell(path: Path) -> None:
 
 if __name__ == "__main__":
     main = Path(__file__).resolve().parents[1] / "main.py"
-    threading.Thread(target=_tell, args=(Path(sys.argv[1]),), daemon=True).start()
+    threading.Thread(target=_report, args=(Path(sys.argv[1]),), daemon=True).start()
     sys.argv = [str(main), *sys.argv[2:]]
     runpy.run_path(str(main), run_name="__main__")

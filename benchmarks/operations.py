@@ -1,22 +1,19 @@
-"""Which operation of a train step is faster where: 3x3 convolutions and their gradients.
+"""Single operations of a train step: 3x3 convolutions and their gradients, here and in PyTorch.
 
-    python -m benchmarks.operations --torch-python=TORCH/bin/python
+    python -m benchmarks.operations --torch-python=TORCH/bin/python [--write]
 
-On one core, 64 images, float32: this project's operations and PyTorch's in turns, and beside them
-the time that the multiplications of the plain method would take at the core's rate for matrix
-products (the best of the two). Winograd's method makes fewer. Writes a JSON file and the README's
-table.
+On one core, with 64 float32 images: this project and PyTorch take turns. Beside their times stands
+the time that the multiplications of the direct method would take at the core's rate for matrix
+products (the faster of the two). Winograd's method needs fewer multiplications.
 """
 
 import argparse
 import os
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
-from benchmarks.workers import ROOT, Worker, WorkerError, write_tables
-from cifar_jax import files
+from benchmarks.workers import Worker, WorkerError, add_output_flags, write_result
 from cifar_jax.runs import provenance
 
 BATCH_SIZE = 64
@@ -30,12 +27,12 @@ MATRIX_SIZE = 1024
 
 
 def gigaflops(size: int, channels: int, features: int) -> float:
-    """Returns the work of one of the operations by the plain method, in 10^9 FLOP."""
+    """Returns the work of one operation by the direct method, in 10^9 FLOP."""
     return 2 * 9 * BATCH_SIZE * size**2 * channels * features / 1e9
 
 
 def measure(workers: dict[str, Worker], rounds: int, **case: Any) -> dict[str, list[float]]:
-    """Lets the workers take turns; returns the milliseconds of each round."""
+    """Lets the workers take turns; returns the milliseconds of each round by worker."""
     found: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(rounds):
         for name, worker in workers.items():
@@ -44,7 +41,7 @@ def measure(workers: dict[str, Worker], rounds: int, **case: Any) -> dict[str, l
 
 
 def run(workers: dict[str, Worker], rounds: int, shapes: Any = SHAPES) -> dict[str, Any]:
-    """Measures everything."""
+    """Measures the matrix products and each operation on each shape."""
     repeats = 4
     square = {"size": MATRIX_SIZE, "channels": 0, "features": 0}
     times = measure(workers, rounds, what="matrix product", repeats=8, **square)
@@ -56,7 +53,7 @@ def run(workers: dict[str, Worker], rounds: int, shapes: Any = SHAPES) -> dict[s
     for size, channels, features in shapes:
         for what in OPERATIONS:
             if what == "image gradient" and channels == 3:
-                continue  # nobody asks for it
+                continue  # the images need no gradient
             shape = {"size": size, "channels": channels, "features": features}
             each = measure(workers, rounds, what=what, repeats=repeats, **shape)
             row = {"what": what, **shape, "milliseconds": each}
@@ -72,10 +69,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--torch-python", help="has torch; left out where it is missing")
+    parser.add_argument("--torch-python", help="has torch; PyTorch is left out without it")
     parser.add_argument("--rounds", type=int, default=5)
-    output = ROOT / "results" / "bench_operations.json"
-    parser.add_argument("--output", type=Path, default=output, help="default: %(default)s")
+    add_output_flags(parser, "bench_operations")
     parser.add_argument("--quick", action="store_true", help="one shape, one round; write nothing")
     options = parser.parse_args(argv)
     if hasattr(os, "sched_setaffinity"):
@@ -97,15 +93,12 @@ def main(argv: list[str]) -> int:
             worker.close()
     machine = provenance.environment()
     result = {
-        "name": options.output.stem,
         "hardware": f"one core of {machine['processor']}",
         "commit": machine["commit"],
         "versions": {name: worker.versions for name, worker in started.items()},
         **measured,
     }
-    files.write_json(options.output, result)
-    if options.output.parent.resolve() == ROOT / "results":
-        write_tables()
+    write_result(options, "bench_operations", result)
     return 0
 
 

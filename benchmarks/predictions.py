@@ -1,10 +1,9 @@
 """Whether a trained model predicts the same with every batch size and number of devices.
 
-  python benchmarks/predictions.py --workdir=runs/simple_cnn
+    python -m benchmarks.predictions --workdir=runs/simple_cnn [--write]
 
-Writes results/bench_predictions.json: for each setting the number of correct images, how many
-predictions differ from those of batches of 500 on one device, and how far apart the two best logits
-of these images are.
+For each setting: the number of correct images, how many predictions differ from those of batches of
+500 on one device, and the largest gap between the two best logits of these images.
 """
 
 import argparse
@@ -18,23 +17,31 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-# (batch size, CPU devices, images; batches of one take long, so they get a part)
+from benchmarks.workers import ROOT, add_output_flags, write_result
+from cifar_jax.data import datasets
+from cifar_jax.evaluation import trained
+from cifar_jax.parallel import devices
+from cifar_jax.runs import provenance
+
+# (batch size, CPU devices, images; batches of one take long, so they get only some images)
 SETTINGS = (
     *((500, 1, 10_000), (1, 1, 1000), (7, 1, 10_000), (128, 1, 10_000), (10_000, 1, 10_000)),
     *((1, 2, 1000), (7, 2, 10_000), (128, 2, 10_000), (10_000, 2, 10_000)),
     *((1, 8, 1000), (7, 8, 10_000), (128, 8, 10_000), (10_000, 8, 10_000)),
 )
-# Two best logits that lie closer together than this may change places by rounding.
+# Rounding may swap two best logits that are closer together than this.
 TIE = 1e-4
+PREDICT = """
+import sys
+from benchmarks.predictions import predict
+
+workdir, batch_size, num_images, output = sys.argv[1:]
+predict(workdir, int(batch_size), int(num_images), output)
+"""
 
 
 def predict(workdir: str, batch_size: int, num_images: int, output: str) -> None:
-    """Writes the logits of the first test images; the number of devices is the environment's."""
-    from cifar_jax.data import datasets
-    from cifar_jax.evaluation import trained
-    from cifar_jax.parallel import devices
-
+    """Writes the logits of the first test images; the environment sets the number of devices."""
     devices.configure()
     run = trained.load(workdir)
     images = datasets.load(run.config.data.name).splits["test"].images[:num_images]
@@ -42,22 +49,24 @@ def predict(workdir: str, batch_size: int, num_images: int, output: str) -> None
 
 
 def measure(workdir: str) -> list[dict[str, Any]]:
-    """Predicts with each setting, in a process of its own; returns a row for each."""
-    from cifar_jax.data import datasets
-    from cifar_jax.evaluation import trained
-
+    """Predicts with each setting in a process of its own; returns a row for each."""
     labels = datasets.load(trained.load(workdir).config.data.name).splits["test"].labels
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         expected: np.ndarray | None = None
         for batch_size, num_devices, num_images in SETTINGS:
             output = str(Path(folder) / "logits.npy")
-            command = [sys.executable, __file__, f"--workdir={workdir}", f"--output={output}"]
-            command += [f"--batch_size={batch_size}", f"--num_images={num_images}"]
-            environment = os.environ | {
-                "JAX_NUM_CPU_DEVICES": str(num_devices),
-                "PYTHONPATH": str(ROOT),
-            }
+            command = [
+                sys.executable,
+                "-c",
+                PREDICT,
+                workdir,
+                str(batch_size),
+                str(num_images),
+                output,
+            ]
+            environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices)}
+            environment["PYTHONPATH"] = str(ROOT)
             subprocess.run(command, env=environment, check=True)
             logits = np.load(output, allow_pickle=False)
             expected = logits if expected is None else expected
@@ -78,32 +87,25 @@ def measure(workdir: str) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Runs the settings, or one of them in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--batch_size", type=int)
-    parser.add_argument("--num_images", type=int)
-    parser.add_argument("--output")
-    flags = parser.parse_args()
-    if flags.output:
-        predict(flags.workdir, flags.batch_size, flags.num_images, flags.output)
-        return
-    from cifar_jax import files
-    from cifar_jax.runs import provenance
-
-    rows = measure(flags.workdir)
-    environment = provenance.environment()
-    content = {
-        "name": "bench_predictions",
-        "run": Path(flags.workdir).name,
-        "rows": rows,
-        "hardware": {"processor": environment["processor"], "cores": environment["cores"]},
-        "versions": environment["versions"],
-        "commit": environment["commit"],
+def main(argv: list[str]) -> int:
+    """Runs the benchmark; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, help="of the trained run")
+    add_output_flags(parser, "bench_predictions")
+    options = parser.parse_args(argv)
+    machine = provenance.environment()
+    result = {
+        "run": Path(options.workdir).name,
+        "rows": measure(options.workdir),
+        "hardware": {"processor": machine["processor"], "cores": machine["cores"]},
+        "versions": machine["versions"],
+        "commit": machine["commit"],
     }
-    files.write_json(ROOT / "results" / "bench_predictions.json", content)
+    write_result(options, "bench_predictions", result)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

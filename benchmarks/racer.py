@@ -1,4 +1,4 @@
-"""Runs of a config in programs that are compiled once, without a workdir, to be timed."""
+"""Runs of a config without a workdir, in programs that are compiled once, to be timed."""
 
 import time
 from typing import Any
@@ -24,14 +24,14 @@ THROUGHPUT_ROUNDS = 3
 
 
 class Racer:
-    """Runs of one config, by seed, in programs that are compiled once.
+    """Runs one config with any seed, in programs that are compiled once.
 
-    The ordinary parts, as `train.train` puts them together, without a workdir: nothing is logged,
-    evaluated or saved within a run.
+    It joins the package's parts as `training.loop.train` does, but logs, evaluates and saves
+    nothing during a run.
     """
 
     def __init__(self, config: Any, dataset: datasets.Dataset):
-        """Gets ready; compiles nothing yet."""
+        """Prepares the parts; compiles nothing yet."""
         check.check_config(config)
         self.config, self.dataset = config, dataset
         train = dataset.splits["train"]
@@ -53,23 +53,23 @@ class Racer:
         self.create = jax.jit(create)
 
     def lay(self, seed: int) -> tuple[jax.Array, program_lib.Feed]:
-        """Returns the key of a run and its images, laid on the devices."""
+        """Returns the key of a run and the feed of its images, both on the devices."""
         train, size = self.dataset.splits["train"], self.config.batch_size
         key = devices.replicate(self.mesh, jax.random.key(seed))
         return key, program_lib.Feed(train, self.mesh, [seed], size, resident=True)
 
     def begin(self, key: jax.Array) -> tuple[state.TrainState, Any]:
-        """Returns the state before the first step, and metrics without a step."""
+        """Returns the state before the first step, and empty metrics."""
         given = state.params_from_data(self.model, self.dataset)
         current = devices.replicate(self.mesh, self.create(key, given))
         return current, metrics_lib.put_metrics(self.mesh, {}, 1)
 
     def run(self, seed: int, num_steps: int | None = None) -> dict[str, float]:
-        """Makes one run; returns its accuracy, as its config evaluates, and its seconds.
+        """Makes one run; returns its seed, test accuracy and seconds.
 
         Args:
           seed: of the run.
-          num_steps: fewer than the config has, to compile.
+          num_steps: fewer steps than the config has, to compile only.
         """
         test = self.dataset.splits["test"]
         with jax.set_mesh(self.mesh):
@@ -91,12 +91,12 @@ class Racer:
     def count_flops(self) -> float:
         """Returns the floating-point operations of a run, as XLA counts those of its programs.
 
-        They are lowered for a GPU, since the loops in the programs for a CPU hide most operations,
-        and counted by the client of a CPU, since that of a GPU gives no counts. What a loop repeats
-        (`accumulation_steps`) counts once; shifted views count for every image.
+        The programs are lowered for a GPU, since loops in the programs for a CPU hide most
+        operations, and counted by the CPU's client, since the GPU's gives no counts. The body of a
+        loop (`accumulation_steps`) counts once; shifted views count for every image.
 
         Raises:
-          UserError: JAX is kept from the CPU.
+          UserError: JAX may not use the CPU.
         """
         size = self.config.batch_size
         try:
@@ -130,7 +130,7 @@ class Racer:
 
 
 def measure_throughput(racer: Racer, seconds: float) -> list[float]:
-    """Returns images per second of training in rounds of about so many seconds."""
+    """Returns images per second of training, for rounds of about `seconds` seconds each."""
     size, epoch = racer.config.batch_size, racer.durations.steps_per_epoch
     with jax.set_mesh(racer.mesh):
         key, feed = racer.lay(0)

@@ -1,24 +1,30 @@
 """Many seeds in one program, and many steps in one call: how much faster, and how different.
 
-  python -m benchmarks.seeds
+    python -m benchmarks.seeds [--write]
 
-Seeds: images per second of one run alone, with one CPU device and with one for each core, and of
-several runs in one program, one after another on each device and at once by `jax.vmap`. Calls: an
-epoch in calls of many steps, the same program called for each step, and a compiled step without a
-loop on the device; the speeds, and how far the parameters are apart after the epoch.
+Seeds: images per second of a single run, with one CPU device and with one per core, and of several
+runs in one program, one after another on each device or at once by `jax.vmap`. Calls: an epoch in
+calls of many steps, the same program called for each step, and a compiled step without a loop on
+the device; the speeds, and the largest difference of a parameter after the epoch.
 
-All take turns, so that what else happens on the machine meets all of them. Random images, batches
-of 128, SGD with momentum. Writes results/bench_seeds.json and the README's tables.
+All take turns, so that other work on the machine slows all of them alike. Random images, batches of
+128, SGD with momentum. A file that exists is updated: rows of other models stay.
 """
 
 import argparse
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import protocol
-from benchmarks.workers import ROOT, Worker, WorkerError, describe_machine, write_tables
+from benchmarks.workers import (
+    Worker,
+    WorkerError,
+    add_output_flags,
+    describe_machine,
+    output_path,
+    write_result,
+)
 from cifar_jax import files
 
 BATCH_SIZE = 128
@@ -32,17 +38,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default=",".join(SEED_MODELS), help="of the seeds, or none")
+    parser.add_argument("--models", default=",".join(SEED_MODELS), help="for the seeds, or none")
     parser.add_argument(
-        "--calls", default=",".join(CALL_MODELS), help="models of the calls, or none"
+        "--calls", default=",".join(CALL_MODELS), help="models for the calls, or none"
     )
     parser.add_argument("--num-seeds", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="about the length of a turn")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn, about (1)")
     parser.add_argument("--steps", type=int, default=protocol.NUM_EXAMPLES // BATCH_SIZE)
-    words = "the rows of models that are measured again are replaced in it"
-    output = ROOT / "results" / "bench_seeds.json"
-    parser.add_argument("--output", type=Path, default=output, help=words)
+    add_output_flags(parser, "bench_seeds")
     options = parser.parse_args(argv)
     options.models = [name for name in options.models.split(",") if name not in ("", "none")]
     options.calls = [name for name in options.calls.split(",") if name not in ("", "none")]
@@ -52,7 +56,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def measure_seeds(
     workers: dict[str, Worker], model: str, num_seeds: int, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Returns images per second, over all seeds, of each way in each round."""
+    """Returns images per second over all seeds, for each way and round."""
     ways = {
         "alone, one device": ("one", 1, False),
         "alone, all devices": ("all", 1, False),
@@ -72,7 +76,7 @@ def measure_seeds(
 
 
 def measure_calls(worker: Worker, model: str, num_steps: int, rounds: int) -> dict[str, Any]:
-    """Returns images per second of each way in each round, and how far they end apart."""
+    """Returns images per second for each way and round, and how far their parameters end apart."""
     worker.ask("prepare_calls", model=model, steps_per_call=1)
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
     done = 0
@@ -94,39 +98,40 @@ def middle(values: list[float]) -> float:
 
 
 def merge(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the rows of both, by model; the new ones count."""
+    """Returns the rows of both; new rows replace old ones of the same model."""
     return list(({row["model"]: row for row in old} | {row["model"]: row for row in new}).values())
-
-
-def save(output: Path, devices: str, **new: list[dict[str, Any]]) -> None:
-    """Adds rows to the file; those of a model that is measured again are replaced."""
-    old = files.read_json(output) if output.exists() else {}
-    rows = {kind: merge(old.get(kind, []), new.get(kind, [])) for kind in ("seeds", "calls")}
-    result = {"name": output.stem, **describe_machine(), "devices": devices, **rows}
-    files.write_json(output, result)
 
 
 def main(argv: list[str]) -> int:
     """Runs the benchmark; returns the exit code."""
     options = parse(argv)
+    path = output_path(options, "bench_seeds")
+    old = files.read_json(path) if path and path.exists() else {}
+    rows: dict[str, Any] = {kind: old.get(kind, []) for kind in ("seeds", "calls")}
     workers: dict[str, Worker] = {}
+
+    def keep(kind: str, row: dict[str, Any]) -> None:
+        rows[kind] = merge(rows[kind], [row])
+        if path:
+            files.write_json(path, old | rows)
+
     try:
         for name, arguments in (("one", ["many_seeds", "1"]), ("all", ["many_seeds"])):
             workers[name] = Worker(name, sys.executable, arguments, keep_memory=True)
         for model in options.models:
             row = measure_seeds(workers, model, options.num_seeds, options.rounds, options.seconds)
-            save(options.output, workers["all"].versions["devices"], seeds=[row])
+            keep("seeds", row)
         for model in options.calls:
             row = measure_calls(workers["all"], model, options.steps, options.rounds)
-            save(options.output, workers["all"].versions["devices"], calls=[row])
+            keep("calls", row)
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
         for worker in workers.values():
             worker.close()
-    if options.output.parent.resolve() == ROOT / "results":
-        write_tables()
+    result = describe_machine() | {"devices": workers["all"].versions["devices"], **rows}
+    write_result(options, "bench_seeds", result)
     return 0
 
 

@@ -1,20 +1,21 @@
-"""Time to accuracy by the speed records' rules, and the throughput of the nets.
+"""Time to accuracy by the rules of the speed records, and the throughput of the networks.
 
-    python -m benchmarks.speedrun
+    python -m benchmarks.speedrun --write
     python -m benchmarks.speedrun --airbench=cifar10-airbench/airbench94_muon.py --torch-python=...
 
-makes what is still missing in results/bench_speedrun_gpu.json (or _tpu, _cpu), for 9 minutes; the
-same command goes on (exit code 75 while something is missing):
+measures for 9 minutes; the same command resumes (exit code 75 while something is missing):
 
-* runs of the configs, one a seed. Counted are the first weights, the training and the evaluation
-  with test-time augmentation; reading the data and compiling are not, and stand beside. With
-  `--airbench` each of the first config alternates with a run of the record's own script, by its
-  own clock, on the same device;
-* the whole command `python main.py --config=...` once, with all that takes;
-* the rate of matrix products, and the operations of a run (XLA's count) over it;
+* runs of the configs, one per seed. The initial weights, the training and the evaluation with
+  test-time augmentation count; reading the data and compiling do not, and are given separately.
+  With `--airbench`, runs of the first config alternate with runs of the record's own script, timed
+  by its own clock, on the same device;
+* the whole command `python main.py --config=...`, once;
+* the rate of matrix products, and the share of it that a run reaches (operations by XLA's count);
 * on an accelerator, images per second in training of other configs in bfloat16.
 
-`--quick` tries all of it at a small scale, on random images.
+`--write` keeps the result in results/bench_speedrun_gpu.json (or _tpu, _cpu), `--output` in another
+file; otherwise it is in the folder for temporary files. `--quick` tries everything at a small scale
+on random images.
 """
 
 import argparse
@@ -36,14 +37,21 @@ import numpy as np
 from benchmarks.collectives import load_config
 from benchmarks.peers import protocol
 from benchmarks.racer import Racer, measure_throughput
-from benchmarks.workers import ROOT, Worker, WorkerError, describe_machine, write_tables
+from benchmarks.workers import (
+    ROOT,
+    Worker,
+    WorkerError,
+    add_output_flags,
+    describe_machine,
+    write_tables,
+)
 from cifar_jax import files
 from cifar_jax.data import datasets
 from cifar_jax.errors import UserError
 from cifar_jax.parallel import devices
 from cifar_jax.runs import workdir as workdir_lib
 
-# Config and number of seeds, on an accelerator; on a processor only the first.
+# Config and number of seeds on an accelerator; a CPU runs only the first config, once.
 RUNS = {"speedrun": 50, "speedrun:95": 10, "speedrun:96": 10, "resnet:18": 1}
 # Config and batch size.
 THROUGHPUT = {
@@ -51,14 +59,14 @@ THROUGHPUT = {
     **{"resnet:wrn-28-10": 512, "speedrun": 2000},
 }
 THROUGHPUT_SECONDS = 3.0
-# What a sysexits.h calls a temporary failure: start it again.
+# The exit code for a temporary failure in sysexits.h: start it again.
 UNFINISHED = 75
 
 
 def measure_matrix_rate(dtype: Any, size: int) -> float:
-    """Returns FLOP/s in products of square matrices, the best of some turns."""
+    """Returns FLOP/s in products of square matrices, the best of five turns."""
     number = 20
-    # Of ones a processor would draw less power, and run faster. The product's size stays.
+    # A processor draws less power for ones and runs faster. The scale keeps the product's size.
     matrix = (jax.random.normal(jax.random.key(0), (size, size)) / size**0.5).astype(dtype)
 
     @jax.jit
@@ -75,13 +83,13 @@ def measure_matrix_rate(dtype: Any, size: int) -> float:
 
 
 class Results:
-    """The file: what is in it is not measured again."""
+    """The file of the results; what it holds is not measured again."""
 
     def __init__(self, path: Path, fresh: bool, quick: bool = False):
         """Reads the file.
 
         Raises:
-          SystemExit: it was measured elsewhere, or by other code.
+          SystemExit: it was measured on another machine or by another commit.
         """
         self.path = path
         same = describe_machine() | {"devices": devices.describe(), "quick": quick}
@@ -91,7 +99,7 @@ class Results:
             for name, value in same.items():
                 if old.get(name) != value:
                     raise SystemExit(
-                        f"error: {path} has another {name}, {old.get(name)}: --fresh begins anew"
+                        f"error: {path} has another {name}, {old.get(name)}: --fresh starts again"
                     )
             self.found = old
 
@@ -107,14 +115,25 @@ def race(
     num_seeds: int,
     rival: Callable[[int], dict[str, float]] | None,
 ) -> Iterator[str]:
-    """Makes the runs of a config that are missing, in turns with the rival's; yields words."""
+    """Makes the missing runs of a config, alternating with the rival's; yields a line for each.
+
+    Args:
+      results: what was measured before.
+      name: of the config.
+      racer: makes a run of it.
+      num_seeds: the runs in all.
+      rival: makes a run of the record; None without one.
+
+    Raises:
+      SystemExit: earlier runs had no rival between them.
+    """
     row = results.found["runs"].setdefault(name, {"seeds": [], "rival": []})
     sides = {"seeds": racer.run} | ({"rival": rival} if rival else {})
     if all(len(row[side]) >= num_seeds for side in sides):
         return
     if rival and len(row["seeds"]) > len(row["rival"]) + 1:
         raise SystemExit(
-            f"error: {name} has runs without the record's between them: --fresh begins anew"
+            f"error: {name} has runs that did not alternate with the record's: --fresh starts again"
         )
     row |= {"flops": racer.count_flops(), "epochs": racer.config.num_epochs}
     row |= {"batch_size": racer.config.batch_size, "dtype": racer.config.dtype}
@@ -123,7 +142,7 @@ def race(
         begun = time.perf_counter()
         racer.run(0, min(2, racer.durations.total))
         seconds.append(time.perf_counter() - begun)
-    # What a later start of this command finds compiled does not count.
+    # A later start of this command finds the programs compiled; its time does not count.
     row.setdefault("compile_seconds", seconds[0] - seconds[1])
     results.save()
     for seed in range(num_seeds):
@@ -137,7 +156,7 @@ def race(
 
 
 def time_command(results: Results, name: str, extra: list[str]) -> Iterator[str]:
-    """Times the whole command of a config once, in a new workdir and without a compiled program."""
+    """Times the whole command of a config once, in a new workdir and without compiled programs."""
     commands = results.found.setdefault("commands", {})
     if name in commands:
         return
@@ -154,13 +173,13 @@ def time_command(results: Results, name: str, extra: list[str]) -> Iterator[str]
         accuracy = files.read_json(Path(folder) / "run" / workdir_lib.RESULT)["test_accuracy"]
     commands[name] = {"seconds": seconds, "accuracy": accuracy, "overrides": extra}
     results.save()
-    yield f"{' '.join(command[1:3])}: {accuracy:.2%} in {seconds:.1f} s, all told"
+    yield f"{' '.join(command[1:3])}: {accuracy:.2%} in {seconds:.1f} s in all"
 
 
 def throughput(
     results: Results, sizes: dict[str, int], dataset: datasets.Dataset, seconds: float
 ) -> Iterator[str]:
-    """Measures the configs that are missing, in bfloat16; yields words."""
+    """Measures the missing configs in bfloat16; yields a line for each."""
     for name, batch_size in sizes.items():
         if name in results.found["throughput"]:
             continue
@@ -174,7 +193,7 @@ def throughput(
 
 
 def write_images(folder: Path, dataset: datasets.Dataset) -> None:
-    """Writes the images for the rival."""
+    """Writes the images for the rival: train_images.npy, train_labels.npy and the same of test."""
     for name in ("train", "test"):
         split = dataset.splits[name]
         np.save(folder / f"{name}_images.npy", np.asarray(split.images))
@@ -182,7 +201,7 @@ def write_images(folder: Path, dataset: datasets.Dataset) -> None:
 
 
 def shrink(config: Any) -> Any:
-    """Returns the config of a run at a small scale."""
+    """Changes a config to a small scale; returns it."""
     config.num_epochs, config.batch_size, config.eval_batch_size = 2.0, 64, 64
     config.schedule.name, config.schedule.warmup_epochs = "constant", 0.0
     if "group_features" in config.model:
@@ -207,13 +226,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--configs", help="of the runs, such as speedrun:96,resnet:20")
     parser.add_argument("--num-seeds", type=int, help="of each config")
-    parser.add_argument("--minutes", type=float, default=9.0, help="then it ends, to be gone on")
-    parser.add_argument("--airbench", type=Path, help="the record's script, fetched beside this")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=9.0,
+        help="stop after that time (9); the same command resumes",
+    )
+    parser.add_argument(
+        "--airbench", type=Path, help="the record's script, from a clone of its repository"
+    )
     parser.add_argument("--torch-python", default=sys.executable, help="has torch")
-    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("--quick", action="store_true", help="try it out at a small scale")
-    parser.add_argument("--output", type=Path, help="default: results/bench_speedrun....json")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier results")
+    parser.add_argument("--quick", action="store_true", help="try it at a small scale")
+    add_output_flags(parser, "bench_speedrun_DEVICE")
     options = parser.parse_args(argv)
+    if options.quick and options.write:
+        parser.error("--quick measures nothing worth keeping: leave out --write")
     if options.airbench and not options.airbench.is_file():
         parser.error(f"--airbench: there is no file {options.airbench}")
     try:
@@ -224,16 +252,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     try:
         for name in (options.configs or "speedrun").split(","):
             load_config(name)
-    except (ImportError, TypeError, ValueError) as error:
-        parser.error(f"--configs: {name} is none of configs/: {error}")
+    except UserError as error:
+        parser.error(f"--configs: {error}")
     return options
 
 
-def choose_output(quick: bool) -> Path:
-    """Returns the file of this kind of device; of a trial, one that is no result."""
-    if quick:
-        return Path(tempfile.gettempdir()) / "bench_speedrun_quick.json"
-    return ROOT / "results" / f"bench_speedrun_{jax.default_backend()}.json"
+def choose_output(options: argparse.Namespace) -> Path:
+    """Returns the file for this kind of device; results that are not asked for are temporary."""
+    name = "quick" if options.quick else jax.default_backend()
+    folder = ROOT / "results" if options.write else Path(tempfile.gettempdir())
+    return options.output or folder / f"bench_speedrun_{name}.json"
 
 
 def _run_rival(rival: Worker, number: int) -> dict[str, float]:
@@ -241,7 +269,7 @@ def _run_rival(rival: Worker, number: int) -> dict[str, float]:
 
 
 def parts(options: argparse.Namespace, results: Results, folder: Path) -> Iterator[str]:
-    """Measures what is missing, one thing after the other; yields words after each."""
+    """Measures what is missing, one thing after another; yields a line after each."""
     accelerator = jax.default_backend() != "cpu"
     runs = RUNS if accelerator else {"speedrun": 1}
     if options.configs:
@@ -282,22 +310,22 @@ def main(argv: list[str]) -> int:
     # The command and the rival use the same device.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     devices.configure(2000)
-    path = options.output or choose_output(options.quick)
-    results = Results(path, options.fresh, options.quick)
+    results = Results(choose_output(options), options.fresh, options.quick)
     longest, last = 0.0, begun
     try:
         with tempfile.TemporaryDirectory() as folder:
             for words in parts(options, results, Path(folder)):
                 print(words, flush=True)
                 longest, last = max(longest, time.monotonic() - last), time.monotonic()
-                # What comes next may take as long as the longest so far.
+                # The next part may take as long as the longest so far.
                 if last + longest - begun > 60 * options.minutes:
-                    print("the same command goes on")
+                    print(f"{results.path}: the same command resumes")
                     return UNFINISHED
     except (WorkerError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if path.parent.resolve() == ROOT / "results":
+    print(f"wrote {results.path}")
+    if options.write:
         write_tables()
     return 0
 

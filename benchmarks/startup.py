@@ -1,14 +1,12 @@
 """Seconds from the command to the first training step, and the memory that a training takes.
 
-  TFDS_DATA_DIR=... python -m benchmarks.startup --keras-python=... --torch-python=...
+    TFDS_DATA_DIR=... python -m benchmarks.startup --keras-python=... --torch-python=... [--write]
 
 The command is `python main.py --config=configs/simple_cnn.py` on prepared data, in a new workdir,
-on a terminal; the first step has been made when the bar appears. Cold: nothing compiled is kept
-from before. Warm: the same command once more. Memory: the largest that was resident in a training
-of 100 steps and an evaluation on the test set, beside the same in Keras (both splits as float32
+on a terminal; the progress bar appears after the first step. Cold: no compiled program is kept from
+before. Warm: the same command once more. Memory: the largest resident size of a training of 100
+steps and an evaluation on the test set, compared with the same in Keras (both splits as float32
 arrays) and in PyTorch (uint8, converted batch by batch).
-
-Writes a JSON file and the README's table.
 """
 
 import argparse
@@ -28,18 +26,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import workers
-from benchmarks.workers import ROOT, Worker, WorkerError, resident_bytes, write_tables
-from cifar_jax import files
+from benchmarks.workers import (
+    ROOT,
+    Worker,
+    WorkerError,
+    add_output_flags,
+    resident_bytes,
+    write_result,
+)
 from cifar_jax.runs import provenance
 
 CONFIG = "--config=configs/simple_cnn.py"
 NUM_STEPS, BATCH_SIZE = 100, 128
-# The bar of tqdm once a step is done: "1/390 ["; before that there is no bar.
+# tqdm's bar after the first step: "1/390 ["; before that there is no bar.
 BAR = re.compile(rb"\d+/\d+ \[")
 TIMEOUT_SECONDS = 120
 DATA = "data.npz"
 PEERS = {"keras": "keras_tf", "pytorch": "pytorch"}
-# In a process of its own: what this one holds when it starts a child is counted as the child's.
+# In a process of its own, since a child's peak memory counts what its parent held at the fork.
 PREPARE = """
 import sys
 import numpy as np
@@ -52,10 +56,10 @@ np.savez(sys.argv[1], **parts)
 
 
 def time_first_step(command: list[str], env: Mapping[str, str]) -> float:
-    """Returns the seconds from the start of the command to its bar; then ends it.
+    """Returns the seconds from the start of a command to its bar, then stops it.
 
     Raises:
-      RuntimeError: it ended, or the time was over, before there was a bar.
+      RuntimeError: it ended, or TIMEOUT_SECONDS passed, before there was a bar.
     """
     terminal, its_side = pty.openpty()
     termios.tcsetwinsize(its_side, (24, 80))  # the bar fills the width
@@ -71,7 +75,7 @@ def time_first_step(command: list[str], env: Mapping[str, str]) -> float:
         while not BAR.search(seen):
             try:
                 seen += os.read(terminal, 4096)
-            except OSError:  # nobody is at the other side any more
+            except OSError:  # the other side is closed
                 words = seen.decode(errors="replace").strip()
                 raise RuntimeError(f"no step was made: {words}") from None
         seconds = time.monotonic() - begun
@@ -86,7 +90,7 @@ def time_first_step(command: list[str], env: Mapping[str, str]) -> float:
 
 
 def drain(terminal: int) -> None:
-    """Reads until the other side is closed, so that it need not wait for us."""
+    """Reads until the other side is closed, so that it never waits for us."""
     try:
         while os.read(terminal, 4096):
             pass
@@ -95,29 +99,29 @@ def drain(terminal: int) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Returns the environment of a command: a cache of its own, nothing else that was set."""
+    """Returns the environment of a command: its own cache, and no settings of the user."""
     env = workers.environment(os.environ) | {"XDG_CACHE_HOME": str(folder / "cache")}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
     return env
 
 
 def prepare(folder: Path) -> None:
-    """Decodes the images and writes them for the others; they are there in all that is measured."""
+    """Decodes the images before anything is measured, and writes them for the other frameworks."""
     command = [sys.executable, "-c", PREPARE, str(folder / DATA)]
     subprocess.run(command, cwd=ROOT, env=environment(folder), check=True)
 
 
 def forget_compiled(folder: Path) -> None:
-    """Removes the programs that were compiled."""
+    """Removes the compiled programs."""
     for compiled in (folder / "cache" / "cifar_jax").glob("xla-*"):
         shutil.rmtree(compiled)
 
 
 def measure_startup(folder: Path, repeats: int) -> dict[str, Any]:
-    """Starts the training again and again, each time cold and then warm.
+    """Starts training `repeats` times, each time cold and then warm; returns the seconds.
 
     Args:
-      folder: for the workdirs and caches.
+      folder: where the workdirs and caches are written.
       repeats: how many times.
     """
     env = environment(folder)
@@ -139,7 +143,7 @@ def measure_memory(folder: Path, pythons: Mapping[str, str | None]) -> dict[str,
     """Returns the largest resident memory of a short training, in bytes, by framework."""
     command = [sys.executable, "main.py", CONFIG, f"--workdir={folder / 'memory'}"]
     command += [f"--config.num_steps={NUM_STEPS}", f"--config.batch_size={BATCH_SIZE}"]
-    # The others draw nothing, and warm up nothing.
+    # The other frameworks draw no report and have no warm-up.
     command += ["--config.log.report=False", "--config.schedule.warmup_epochs=0"]
     forget_compiled(folder)
     process = subprocess.Popen(
@@ -176,7 +180,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--keras-python", help="has keras and tensorflow")
     parser.add_argument("--torch-python", help="has torch")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "bench_startup.json")
+    add_output_flags(parser, "bench_startup")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
@@ -185,17 +189,13 @@ def main(argv: list[str]) -> int:
         sizes = measure_memory(Path(folder), pythons)
     machine = provenance.environment()
     result = {
-        "name": options.output.stem,
         "hardware": f"{machine['cores']} cores of {machine['processor']}",
         "versions": machine["versions"],
         "commit": machine["commit"],
         **startup,
         "resident_bytes": sizes,
     }
-    files.write_json(options.output, result)
-    print(f"wrote {options.output}")
-    if options.output.parent.resolve() == ROOT / "results":
-        write_tables()
+    write_result(options, "bench_startup", result)
     return 0
 
 

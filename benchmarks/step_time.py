@@ -1,14 +1,12 @@
 """Images per second in training and inference: this project beside stock JAX, Keras and PyTorch.
 
-  python -m benchmarks.step_time --jax-python=... --keras-python=... --torch-python=...
+    python -m benchmarks.step_time --jax-python=... --keras-python=... --torch-python=... [--write]
 
-Each framework lives in a process of its own, started by the interpreter that is given for it
-(stock JAX by this one where none is given); a framework that is not there is skipped. They take
-turns, round by round, so that what else happens on the machine meets all of them. First it is
-checked that all compute the same: equal numbers of parameters, and equal losses in three training
-steps from equal weights. Everything is float32 on the processor, trained by SGD with momentum.
-
-Writes a JSON file and the README's table.
+Each framework runs in a process of its own, started with the given interpreter (stock JAX with this
+one by default); a framework without an interpreter is skipped. They take turns, round by round, so
+that other work on the machine slows all of them alike. First a check makes sure that all compute
+the same: equal numbers of parameters, and equal losses in three training steps from equal weights.
+Everything is float32 on the CPU, trained by SGD with momentum.
 """
 
 import argparse
@@ -22,30 +20,35 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.peers import protocol
-from benchmarks.workers import ROOT, Worker, WorkerError, ask_all, write_tables
-from cifar_jax import files
+from benchmarks.workers import (
+    Worker,
+    WorkerError,
+    add_output_flags,
+    ask_all,
+    write_result,
+)
 from cifar_jax.runs import provenance
 
 MODELS = ("simple_cnn", "vgg_bn", "resnet", "speedrun", "mlp")
 BATCH_SIZES = (128, 32, 512)
 ROUNDS, FEWER_ROUNDS = {128: 5}, 2
 INPUT_ROUNDS = 3
-# Turns of training that are not counted. Until it has been through all the memory it keeps,
-# ResNet-20 here is a quarter slower, for some five seconds.
+# Turns of training that are not counted. Until ResNet-20 has touched all the memory that it keeps,
+# it is a quarter slower here, for about five seconds.
 WARM_UP_TURNS = 3
-# Inference is short and even; a training step that follows the other frameworks' turns is slower
-# than those after it (a turn of 0.6 s lost a quarter), so its turns are long.
+# The length of a turn of inference over that of training. The first training steps after the turns
+# of other frameworks are slower (a turn of 0.6 s lost a quarter), so its turns must be long.
 INFERENCE_SHARE = 0.3
-# Models whose configs take the images as they are.
+# Models whose configs do not augment the images.
 NOT_AUGMENTED = ("mlp",)
-# Models whose configs want one CPU device.
+# Models whose configs use one CPU device.
 ONE_DEVICE = ("mlp",)
-# With few images, BatchNorm makes much of rounding.
+# With few images, BatchNorm amplifies rounding errors.
 CHECKED_IMAGES = 128
-# Relative; of the first loss, and of the two after one and two steps.
+# Relative, for the first loss and those after one and two steps.
 TOLERANCES = (1e-4, 1e-3, 1e-3)
-# Compiling takes PyTorch about half a minute: where it gains less than this with the first batch
-# size, it is left out with the others.
+# Compiling takes PyTorch about half a minute: if it gains less than this with the first batch size,
+# it is left out with the others.
 WORTH_COMPILING = 1.03
 
 
@@ -53,9 +56,9 @@ class Framework(NamedTuple):
     """How a framework is started.
 
     Attributes:
-      option: of the command line, with its interpreter.
-      arguments: its program.
-      keep_memory: whether it gets the settings of `allocator`, with which it is faster.
+      option: the flag with its interpreter; "" for this one.
+      arguments: its module of `peers` and that module's arguments.
+      keep_memory: whether it gets the allocator settings of `parallel.cpu`, which make it faster.
     """
 
     option: str
@@ -82,19 +85,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--keras-python", help="has keras and tensorflow")
     parser.add_argument("--torch-python", help="has torch")
     parser.add_argument("--models", default=",".join(MODELS), help="separated by commas")
-    parser.add_argument("--batches", default=",".join(map(str, BATCH_SIZES)), help="likewise")
-    parser.add_argument("--rounds", type=int, help="default: 5 with a batch of 128, else 2")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn of training, about")
-    parser.add_argument("--output", type=Path, help="default: results/bench_step_time.json")
     parser.add_argument(
-        "--quick", action="store_true", help="try it out: this project, stock JAX, mlp, one round"
+        "--batches",
+        default=",".join(map(str, BATCH_SIZES)),
+        help="batch sizes, separated by commas",
+    )
+    parser.add_argument("--rounds", type=int, help="default: 5 with batches of 128, else 2")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn of training (2)")
+    add_output_flags(parser, "bench_step_time")
+    parser.add_argument(
+        "--quick", action="store_true", help="try it: this project, stock JAX, mlp, one round"
     )
     options = parser.parse_args(argv)
     if options.quick:
         options.keras_python = options.torch_python = None
         options.models, options.batches, options.rounds, options.seconds = "mlp", "32", 1, 0.1
-    elif options.output is None:
-        options.output = ROOT / "results" / "bench_step_time.json"
     options.models = options.models.split(",")
     options.batches = [int(size) for size in options.batches.split(",")]
     for model in options.models:
@@ -104,7 +109,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def start(options: argparse.Namespace) -> tuple[dict[str, Worker], dict[str, str]]:
-    """Returns the workers by name, and why the others were skipped."""
+    """Returns the workers by name, and why others were skipped."""
     workers, skipped = {}, {}
     for name, framework in FRAMEWORKS.items():
         python = getattr(options, framework.option) if framework.option else sys.executable
@@ -123,7 +128,7 @@ def start(options: argparse.Namespace) -> tuple[dict[str, Worker], dict[str, str
 
 
 def choose(workers: dict[str, Worker], model: str) -> dict[str, Worker]:
-    """Returns the workers of a model; ours with as many devices as the model's config wants."""
+    """Returns the workers for a model; ours with as many devices as the model's config uses."""
     chosen = dict(workers)
     one_device = chosen.pop("ours_one_device")
     if model in ONE_DEVICE:
@@ -150,7 +155,7 @@ def draw_case(layers: list[dict[str, list[int]]], model: str) -> protocol.Case:
 
 
 def check(workers: dict[str, Worker], model: str) -> dict[str, Any]:
-    """Returns what every framework computes from the same weights.
+    """Returns what every framework computes from the same weights, see `compare`.
 
     Raises:
       WorkerError: two of them differ, so their speeds cannot be compared.
@@ -159,7 +164,7 @@ def check(workers: dict[str, Worker], model: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "case.npz")
         protocol.write_case(path, case)
-        # The compiled PyTorch has the same models as the other.
+        # The compiled PyTorch has the same models as the eager one.
         asked = {name: one for name, one in workers.items() if name != "pytorch_compiled"}
         found = ask_all(asked, "check", model=model, path=path)
     return {"model": model, **compare(model, found)}
@@ -173,7 +178,7 @@ def compare(model: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
             raise WorkerError(f"{model}: the numbers of {count} differ: {counts}")
     losses = {name: result["losses"] for name, result in found.items()}
     ours = np.array(losses["ours"])
-    # A NaN stays one in NumPy's maximum, and is not within a tolerance.
+    # NumPy's maximum keeps a NaN, and a NaN is not within a tolerance.
     differences = np.max([abs(theirs - ours) / ours for theirs in losses.values()], axis=0)
     if not (differences <= TOLERANCES).all():
         raise WorkerError(f"{model}: the losses from equal weights differ: {losses}")
@@ -184,14 +189,14 @@ def compare(model: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def measure(
     workers: dict[str, Worker], model: str, batch_size: int, rounds: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """Lets the frameworks take turns; returns a row for each and for training and inference."""
+    """Lets the frameworks take turns; returns a row for each, in training and in inference."""
     rates: dict[tuple[str, str], list[float]] = {}
     prepared = ask_all(workers, "prepare", model=model, batch_size=batch_size)
     for worker in workers.values():
         worker.ask("calibrate")
         for _ in range(WARM_UP_TURNS):
             worker.ask("measure", what="train", seconds=seconds)
-        worker.ask("calibrate")  # the first time was before it was warm
+        worker.ask("calibrate")  # again, now that it is warm
     for what in protocol.Runner._fields:
         for number in range(rounds):
             names = list(workers)
@@ -215,7 +220,7 @@ def measure(
 
 
 def compiling_pays(rows: list[dict[str, Any]], model: str) -> bool:
-    """Whether the compiled PyTorch was faster, in what was measured of this model so far."""
+    """Returns whether the compiled PyTorch was faster in any measurement of this model so far."""
     rates = {
         (row["framework"], row["what"], row["batch_size"]): row["images_per_second"]
         for row in rows
@@ -229,7 +234,7 @@ def compiling_pays(rows: list[dict[str, Any]], model: str) -> bool:
 
 
 def run(options: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, Any]:
-    """Checks and measures everything that was asked for."""
+    """Checks and measures the chosen models; returns the result."""
     begun = time.monotonic()
     checks = []
     for model in options.models:
@@ -265,7 +270,7 @@ def run(options: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, An
         "measurements": rows,
         "input_and_augmentation": inputs,
         "wall_seconds": round(taken, 1),
-        # If a worker had kept a core busy while another one was measured, it would show here.
+        # Shows a worker that kept a core busy while another one was measured.
         "idle_cores": {name: round(w.idle_cpu_seconds / taken, 3) for name, w in workers.items()},
     }
 
@@ -284,11 +289,8 @@ def main(argv: list[str]) -> int:
     finally:
         for worker in workers.values():
             worker.close()
-    if options.output is None:
-        return 0
     machine = provenance.environment()
     result = {
-        "name": options.output.stem,
         "hardware": f"{machine['cores']} cores of {machine['processor']}",
         "commit": machine["commit"],
         "versions": {name: worker.versions for name, worker in workers.items()},
@@ -296,10 +298,7 @@ def main(argv: list[str]) -> int:
         "seconds": options.seconds,
         **measured,
     }
-    files.write_json(options.output, result)
-    print(f"wrote {options.output}")
-    if options.output.parent.resolve() == ROOT / "results":
-        write_tables()
+    write_result(options, "bench_step_time", result)
     return 0
 
 

@@ -1,5 +1,6 @@
-"""Starts the workers of `peers/` and talks to them."""
+"""What the benchmarks share: the workers of `peers/`, and where results are written."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -10,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cifar_jax import files
 from cifar_jax.parallel import cpu
 from cifar_jax.runs import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What would change how a framework behaves, had the user set it for something else.
-_FORGOTTEN = (
+# Variables that the user may have set for something else and that change how a framework behaves.
+_DROPPED = (
     "GLIBC_TUNABLES",
     "XLA_FLAGS",
     "JAX_NUM_CPU_DEVICES",
@@ -26,16 +28,16 @@ _FORGOTTEN = (
 
 
 class WorkerError(Exception):
-    """A worker could not do what it was asked, in one line."""
+    """A worker failed; the message is one line."""
 
 
 class Worker:
-    """A process that measures one framework; it sleeps between its requests.
+    """A process that measures one framework and sleeps between requests.
 
     Attributes:
-      name: of the framework.
-      versions: what it said at its start.
-      idle_cpu_seconds: processor time that it used between its requests.
+      name: the framework's name.
+      versions: the versions that it reported at its start.
+      idle_cpu_seconds: processor time that it used between requests.
     """
 
     def __init__(
@@ -49,14 +51,14 @@ class Worker:
         """Starts the process and waits until it is ready.
 
         Args:
-          name: of the framework.
-          python: an interpreter that has it.
-          arguments: the program, a module of `peers`, and its own arguments.
-          keep_memory: with the settings of `allocator`, as main.py has them.
-          accelerator: whether it may see one.
+          name: the framework's name.
+          python: an interpreter that has the framework.
+          arguments: a module of `peers` and its own arguments.
+          keep_memory: whether to use the allocator settings that main.py uses.
+          accelerator: whether the process may use a GPU or TPU.
 
         Raises:
-          WorkerError: the framework cannot be imported there, or there is no such interpreter.
+          WorkerError: there is no such interpreter, or it cannot import the framework.
         """
         self.name = name
         self.idle_cpu_seconds = 0.0
@@ -85,7 +87,7 @@ class Worker:
 
     def _send(self, do: str, arguments: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `_answer` finds out why
+        with contextlib.suppress(BrokenPipeError):  # `_answer` reports the cause
             print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
 
     def _answer(self) -> Any:
@@ -94,7 +96,7 @@ class Worker:
         if not line:
             words = self._last_words()
             self.close()
-            raise WorkerError(words or f"it ended with {self._process.returncode}")
+            raise WorkerError(words or f"it ended with exit code {self._process.returncode}")
         answer = json.loads(line)
         if "cpu" in answer:
             begun, ended = answer["cpu"]
@@ -118,7 +120,7 @@ class Worker:
         return self._resident_bytes
 
     def close(self) -> int:
-        """Ends the process; returns the largest memory that it had resident, in bytes."""
+        """Ends the process; returns its largest resident memory in bytes."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -130,7 +132,7 @@ class Worker:
 
 
 def ask_all(workers: Mapping[str, Worker], do: str, **arguments: Any) -> dict[str, Any]:
-    """Sends all workers the same request, which they work on at once; returns their results."""
+    """Sends all workers the same request at once; returns their results by name."""
     for worker in workers.values():
         worker._send(do, arguments)
     results, errors = {}, []
@@ -145,21 +147,52 @@ def ask_all(workers: Mapping[str, Worker], do: str, **arguments: Any) -> dict[st
 
 
 def environment(old: Mapping[str, str], accelerator: bool = False) -> dict[str, str]:
-    """Returns the environment of a worker: this project importable, processors only or not."""
-    new = {name: value for name, value in old.items() if name not in _FORGOTTEN}
+    """Returns the environment of a worker, in which this project can be imported.
+
+    Args:
+      old: the environment to start from.
+      accelerator: whether the worker may use a GPU or TPU.
+    """
+    new = {name: value for name, value in old.items() if name not in _DROPPED}
     new["PYTHONPATH"] = str(ROOT)
     return new if accelerator else new | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns what a result says of where it was measured, which is not the machine's name."""
+    """Returns where a result was measured: hardware, commit and versions, not the host's name."""
     found = provenance.environment()
     hardware = f"{found['cores']} cores of {found['processor']}"
     return {"hardware": hardware, "commit": found["commit"], "versions": found["versions"]}
 
 
+def add_output_flags(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds --output and --write; without them a benchmark only prints.
+
+    Args:
+      parser: of the benchmark.
+      name: of its file in results/, without ".json".
+    """
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result there (JSON)")
+    words = f"write it to results/{name}.json (or --output), then the tables made from results/"
+    parser.add_argument("--write", action="store_true", help=words)
+
+
+def output_path(options: argparse.Namespace, name: str) -> Path | None:
+    """Returns the file that --output and --write ask for; None if the result is only printed."""
+    return options.output or (ROOT / "results" / f"{name}.json" if options.write else None)
+
+
+def write_result(options: argparse.Namespace, name: str, result: Mapping[str, Any]) -> None:
+    """Writes a result, and the tables made from results/, as far as the flags ask for it."""
+    if path := output_path(options, name):
+        files.write_json(path, {"name": path.stem, **result})
+        print(f"wrote {path}")
+    if options.write:
+        write_tables()
+
+
 def write_tables() -> None:
-    """Writes the README's tables anew."""
+    """Rewrites the tables that are made from results/."""
     subprocess.run([sys.executable, "-m", "results.tables"], cwd=ROOT, check=True)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -139,10 +140,54 @@ def test_files_and_functions_stay_small():
                 assert node.end_lineno - node.lineno < MOST_FUNCTION_LINES, f"{path}: {node.name}"
 
 
-def test_benchmarks_import_no_tests_nor_tests_them_but_to_test_them():
-    for path in (ROOT / "benchmarks").rglob("*.py"):
-        assert "from tests" not in path.read_text(), path
-        assert "import tests" not in path.read_text(), path
+def imported_packages(path):
+    """Returns the packages that a file imports, also those in programs that it holds as text."""
+    found = set(re.findall(r"^\s*(?:.*[;'\"] *)?(?:from|import) +(\w+)", path.read_text(), re.M))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+def find_crossings(root):
+    """Returns the files of benchmarks/ that import tests, and of tests/ that import benchmarks.
+
+    tests/benchmarks/ tests the benchmarks, so it may import them; this file names both.
+    """
+    exempt = {root / "tests/benchmarks", root / "tests/test_architecture.py"}
+    wrong = {"benchmarks": "tests", "tests": "benchmarks", "cifar_jax": "benchmarks"}
+    return [
+        f"{path.relative_to(root)} imports {other}"
+        for folder, other in wrong.items()
+        for path in sorted((root / folder).rglob("*.py"))
+        if exempt.isdisjoint((path, *path.parents)) and other in imported_packages(path)
+    ]
+
+
+def test_benchmarks_import_no_tests_and_only_their_own_tests_import_them():
+    assert find_crossings(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("benchmarks/a.py", "from tests import program"),
+        ("benchmarks/peers/a.py", "def f():\n    import tests.program"),
+        ("tests/runs/test_a.py", "from benchmarks import soak"),
+        ("tests/faults/a.py", "import benchmarks.workers as workers"),
+        ("tests/runs/test_a.py", 'TEXT = "import sys; from benchmarks import soak"'),
+        ("cifar_jax/a.py", "from benchmarks import soak"),
+    ],
+)
+def test_a_planted_crossing_is_found(tmp_path, file, line):
+    allowed = {"tests/benchmarks/test_soak.py": "from benchmarks import soak"}
+    for name, text in (allowed | {file: line}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (crossing,) = find_crossings(tmp_path)
+    assert crossing.startswith(f"{file} imports ")
 
 
 def test_training_and_evaluation_import_neither_tensorflow_nor_torch(tmp_path):

@@ -13,33 +13,33 @@ from benchmarks.peers import protocol
 from cifar_jax import ops
 
 
-def time_repeated(function: Callable[..., jax.Array], arguments: tuple, repeats: int) -> float:
-    """Returns the seconds of one call, of many that one program makes in a row."""
+def compile_repeated(
+    function: Callable[..., jax.Array], arguments: tuple, repeats: int
+) -> Callable[[], jax.Array]:
+    """Returns a function that runs a compiled program of `repeats` calls of `function`."""
 
     def run(arguments, result):
         def body(i, carry):
             (first, *rest), _ = carry
-            # Something has to change, or XLA takes the call out of the loop.
+            # Something must change, or XLA moves the call out of the loop.
             first = first.at[(0,) * first.ndim].set(i.astype(first.dtype))
             return (first, *rest), function(first, *rest)
 
         return lax.fori_loop(0, repeats, body, (arguments, result))[1]
 
-    program = jax.jit(run)
     shape = jax.eval_shape(function, *arguments)
     zeros = jnp.zeros(shape.shape, shape.dtype)
-    program(arguments, zeros).block_until_ready()
-    begun = time.perf_counter()
-    program(arguments, zeros).block_until_ready()
-    return (time.perf_counter() - begun) / repeats
+    return functools.partial(jax.jit(run).lower(arguments, zeros).compile(), arguments, zeros)
 
 
-def measure(what: str, size: int, channels: int, features: int, repeats: int) -> float:
-    """Returns the seconds that an operation takes; see `operations.py`."""
+def make_case(
+    what: str, size: int, channels: int, features: int
+) -> tuple[Callable[..., jax.Array], tuple]:
+    """Returns an operation and its arguments; see `operations.py`."""
     keys = jax.random.split(jax.random.key(0), 3)
     if what == "matrix product":
         square = jax.random.normal(keys[0], (size, size))
-        return time_repeated(lambda a, b: a @ b, (square, square), repeats)
+        return (lambda a, b: a @ b), (square, square)
     images = jax.random.normal(keys[0], (64, size, size, channels))
     kernel = jax.random.normal(keys[1], (3, 3, channels, features))
     gradient = jax.random.normal(keys[2], (64, size, size, features))
@@ -60,7 +60,16 @@ def measure(what: str, size: int, channels: int, features: int, repeats: int) ->
             (images, gradient),
         ),
     }
-    return time_repeated(*functions[what], repeats)
+    return functions[what]
+
+
+def measure(what: str, size: int, channels: int, features: int, repeats: int) -> float:
+    """Returns the seconds that an operation takes."""
+    program = compile_repeated(*make_case(what, size, channels, features), repeats)
+    program().block_until_ready()
+    begun = time.perf_counter()
+    program().block_until_ready()
+    return (time.perf_counter() - begun) / repeats
 
 
 if __name__ == "__main__":

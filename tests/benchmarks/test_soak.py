@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import damages, soak
+from benchmarks import soak
 from cifar_jax.runs.checkpoint import Checkpoints
 from results import tables
+from tests.faults import damages
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
 
@@ -64,14 +65,14 @@ def test_saves_and_restores_hold_no_files_and_no_threads(tmp_path):
 
 
 def test_a_look_at_this_process(tmp_path):
-    told = tmp_path / "told"
-    told.write_bytes((3 * 2**20).to_bytes(8, "little"))
-    found = soak.look(os.getpid(), told)
+    reported = tmp_path / "reported"
+    reported.write_bytes((3 * 2**20).to_bytes(8, "little"))
+    found = soak.look(os.getpid(), reported)
     assert found[soak.IN_USE] == 3
     assert found["memory, MiB"] > 50
     assert found["open files"] >= 3
     with pytest.raises(FileNotFoundError):
-        soak.look(2**22 + 1, told)
+        soak.look(2**22 + 1, reported)
 
 
 @pytest.mark.slow

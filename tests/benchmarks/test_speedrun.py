@@ -1,4 +1,4 @@
-"""The benchmark by the speed records' rules: its parts, and where it goes on."""
+"""The benchmark by the speed records' rules: its parts, and how it resumes."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from tests import tiny
 
 
 @pytest.mark.slow
-def test_the_speedrun_benchmark_goes_on_where_it_stopped(tmp_path, capsys):
+def test_the_speedrun_benchmark_resumes(tmp_path, capsys):
     command = ["--quick", "--num-seeds=2", "--minutes=0", f"--output={tmp_path / 'found.json'}"]
     codes = [speedrun.main(command) for _ in range(4)]
     # The rate of matrix products, two seeds, the throughput; then nothing is left.
@@ -52,7 +52,7 @@ class Racer:
         return 3e15
 
 
-def test_runs_alternate_with_the_record_and_go_on(tmp_path):
+def test_runs_alternate_with_the_record_and_resume(tmp_path):
     def open_results():
         return speedrun.Results(tmp_path / "found.json", fresh=False)
 
@@ -79,7 +79,7 @@ def test_runs_alternate_with_the_record_and_go_on(tmp_path):
     assert "| 25% |  |" in scale.speedrun(found | {"matrix_rate": 6e15})
     found["commit"] = "another"
     (tmp_path / "found.json").write_text(json.dumps(found))
-    with pytest.raises(SystemExit, match="has another commit, another: --fresh begins anew"):
+    with pytest.raises(SystemExit, match="has another commit, another: --fresh starts again"):
         open_results()
 
 
@@ -95,7 +95,7 @@ def test_a_runs_operations_are_those_of_its_multiplications(name):
     assert racer.Racer(config, dataset).count_flops() == pytest.approx(2 * multiplications, rel=0.1)
 
 
-def test_what_cannot_be_counted_is_named_before_compiling(tmp_path, monkeypatch):
+def test_an_uncountable_run_is_reported_before_compiling(tmp_path, monkeypatch):
     def count_flops(self):
         raise UserError("no CPU")
 
@@ -119,7 +119,7 @@ def test_the_time_of_compiling_is_kept_when_the_first_run_fails(tmp_path, monkey
     assert "compile_seconds" in json.loads(path.read_text())["runs"]["speedrun"]
 
 
-def test_counting_without_a_processor_is_refused(monkeypatch):
+def test_counting_without_a_cpu_is_refused(monkeypatch):
     def local_devices(backend):
         raise RuntimeError(f"Unknown backend {backend}")
 
@@ -129,18 +129,21 @@ def test_counting_without_a_processor_is_refused(monkeypatch):
         own.count_flops()
 
 
-def test_the_record_joins_no_runs_made_without_it(tmp_path):
+def test_the_record_does_not_join_runs_made_without_it(tmp_path):
     results = speedrun.Results(tmp_path / "found.json", fresh=False)
     list(speedrun.race(results, "speedrun", Racer(), 2, None))
-    with pytest.raises(SystemExit, match="without the record's between them: --fresh"):
+    with pytest.raises(SystemExit, match="that did not alternate with the record's: --fresh"):
         next(speedrun.race(results, "speedrun", Racer(), 2, Racer().run))
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--configs=speedrun,nothing", "nothing is none of configs/: No module"),
-        ("--configs=speedrun:97", "speedrun:97 is none of configs/: configs/speedrun.py has no"),
+        ("--configs=speedrun,nothing", "no config 'nothing' in configs/: No module"),
+        (
+            "--configs=speedrun:97",
+            "no config 'speedrun:97' in configs/: configs/speedrun.py has",
+        ),
         ("--airbench=nowhere.py", "there is no file nowhere.py"),
         ("--output=setup.cfg/found.json", "--output: its folder cannot be made: "),
     ],

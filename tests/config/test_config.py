@@ -9,7 +9,6 @@ import pytest
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from benchmarks import stops, wrong_configs
 from cifar_jax.config import durations, fields, stored
 from cifar_jax.config import rules as config_lib
 from cifar_jax.errors import UserError
@@ -17,6 +16,7 @@ from cifar_jax.models import registry
 from cifar_jax.training import check, state
 from configs import default, speedrun
 from tests import program, tiny
+from tests.faults import stops, wrong_configs
 
 POSITIVE = [
     *("num_epochs", "num_steps", "num_seeds", "batch_size", "eval_batch_size", "num_cpu_devices"),

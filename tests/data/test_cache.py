@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import damages, stops
 from cifar_jax.data import cache, datasets
 from cifar_jax.data import tfds as tfds_lib
 from tests import tiny_cifar
+from tests.faults import damages, stops
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import damages, stops
 from cifar_jax.errors import UserError
 from cifar_jax.parallel import devices
 from cifar_jax.runs import manifest
 from cifar_jax.runs.checkpoint import Checkpoints
+from tests.faults import damages, stops
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,8 +92,8 @@ def test_a_part_of_a_state_is_restored_on_the_mesh(sound):
 
 def test_saved_on_two_devices_restored_on_one(sound):
     program = (
-        "import sys, jax, numpy as np; from benchmarks import damages\n"
-        "from cifar_jax.checkpoint import Checkpoints\n"
+        "import sys, jax, numpy as np; from tests.faults import damages\n"
+        "from cifar_jax.runs.checkpoint import Checkpoints\n"
         "state = Checkpoints(sys.argv[1], writable=False).restore(2, damages.abstract_state())\n"
         "jax.tree.map(np.testing.assert_array_equal, state, damages.small_state(2))\n"
         "print(jax.device_count())\n"

@@ -1,7 +1,6 @@
-"""Runs that are stopped, run out of disk or go astray; benchmarks/faults.py has the many trials."""
+"""Runs that are stopped, run out of disk or diverge; `python -m tests.faults` has many trials."""
 
 import errno
-import json
 import random
 import signal
 from collections import Counter
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 
 import cifar_jax
-from benchmarks import damages, faults, stops
 from cifar_jax.reports import report
 from cifar_jax.runs import manifest
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.training import run as run_lib
 from tests import program
+from tests.faults import damages, stops
 
 
 @pytest.fixture(scope="module")
@@ -258,45 +257,3 @@ def test_a_kill_lands_in_saves_and_in_deletions(disturbed):
         assert disturbed.trial(number, rng, (signal.SIGKILL,)) == stops.SURVIVED
     assert disturbed.seen["during a save"] > 0
     assert disturbed.seen["during a deletion"] > 0
-
-
-def run_benchmark(monkeypatch, outcomes, *flags):
-    """Runs `benchmarks.faults` with trials that have these outcomes; returns the exit code."""
-
-    def trials_of(folder, seen):
-        def trial(number, rng):
-            seen["kill"]["stops"] += 1
-            drawn.append((number, rng.random()))
-            return outcomes[number]
-
-        return {"kill": trial}
-
-    drawn = []
-    monkeypatch.setattr(faults, "trials_of", trials_of)
-    monkeypatch.setattr("sys.argv", ["faults", "--only=kill", *flags])
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        monkeypatch.setenv(name, "")  # so that it is as before at the end
-    return faults.main(), drawn
-
-
-def test_the_benchmark_counts_what_it_sees_and_continues(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "results").mkdir()
-    outcomes = [stops.SURVIVED, stops.SURVIVED, stops.SILENT + "an array", "exit code 5"]
-    code, first = run_benchmark(monkeypatch, outcomes, "--trials=2")
-    assert code == 0
-    code, second = run_benchmark(monkeypatch, outcomes, "--trials=4", "--minutes=0")
-    assert (code, second) == (3, [])
-    code, second = run_benchmark(monkeypatch, outcomes, "--trials=4")
-    assert code == 1
-    assert "4 trials      2 survived   1 silent" in capsys.readouterr().out
-    # Each trial has a number and a seed of its own, whichever part it was made in.
-    assert [number for number, _ in first + second] == [0, 1, 2, 3]
-    assert len({draw for _, draw in first + second}) == 4
-    result = json.loads((tmp_path / "results" / "bench_faults.json").read_text())
-    record = result["faults"]["kill"]
-    assert (record["trials"], record["survived"], record["silent"]) == (4, 2, 1)
-    assert record["bad"] == ["trial 2: silent: an array", "trial 3: exit code 5"]
-    assert record["seen"] == {"stops": 4}
-    code, third = run_benchmark(monkeypatch, outcomes, "--trials=1", "--fresh")
-    assert (code, third) == (0, first[:1])

@@ -1,4 +1,4 @@
-"""Command lines that mostly make no sense: each must be accepted or refused in words."""
+"""Random command lines, most of them wrong: each must be accepted or get a clear error."""
 
 import random
 import shutil
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.stops import SURVIVED
 from cifar_jax.cli import main as program_main
 from cifar_jax.config import fields
 from cifar_jax.training.check import check_config
 from configs import default
 from tests import program
+from tests.faults.stops import SURVIVED
 
-# These need another set, another run or other devices than the trial's.
+# These need another data set, another run or other devices.
 _LEFT_OUT = {"--config.data.name", "--config.init_from", "--config.num_cpu_devices"}
 
 _VALUES = (
@@ -27,7 +27,7 @@ _VALUES = (
 
 
 def random_overrides(rng: random.Random) -> list[str]:
-    """Returns some --config.FIELD=VALUE, of which one half makes sense at best."""
+    """Returns one to four --config.FIELD=VALUE, of which at most half make sense."""
     known = dict(fields.flatten(default.get_config()))
     names = [*known, "model.hidden_sizes", "model.activation", "model.width", "no_such", "model"]
     chosen = rng.sample(names, rng.randint(1, 4))
@@ -35,7 +35,7 @@ def random_overrides(rng: random.Random) -> list[str]:
 
 
 def _value(usual: Any, rng: random.Random) -> str:
-    """Returns any value, or one that is near the default."""
+    """Returns a random value, or one near the default."""
     if rng.random() < 0.4:
         return rng.choice(_VALUES)
     if isinstance(usual, bool):
@@ -46,7 +46,7 @@ def _value(usual: Any, rng: random.Random) -> str:
 
 
 def try_config(flag: str, overrides: list[str]) -> tuple[int, str]:
-    """Gives a command line to the program up to the data; returns the exit code and the outcome."""
+    """Runs the program up to the check of the config; returns the exit code and the outcome."""
 
     def check() -> int:
         check_config(program_main.FLAGS.config, default.get_config())
@@ -58,7 +58,7 @@ def try_config(flag: str, overrides: list[str]) -> tuple[int, str]:
 
 
 def answered(code: int, _: str, err: str, overrides: list[str]) -> str:
-    """Whether the program did what it was told or said in lines of its own why not."""
+    """Returns SURVIVED if stderr has nothing on success and only the program's own errors else."""
     lines = err.splitlines()
     if (code == 0 and not lines) or (
         code and lines and all(x.startswith("error: ") for x in lines)
@@ -68,7 +68,7 @@ def answered(code: int, _: str, err: str, overrides: list[str]) -> str:
 
 
 def try_command(flag: str, workdir: Path, rng: random.Random, seen: Counter[str]) -> str:
-    """Gives a command line to the real program, which trains a step if it takes it."""
+    """Runs the real command, which trains a step if it accepts the config."""
     overrides = [*random_overrides(rng), "--config.num_steps=1"]
     done = program.run_apart(flag, *overrides, f"--workdir={workdir}")
     seen["accepted" if done[0] == 0 else "refused"] += 1
@@ -76,7 +76,7 @@ def try_command(flag: str, workdir: Path, rng: random.Random, seen: Counter[str]
 
 
 def try_training(flag: str, workdir: Path, rng: random.Random, seen: Counter[str]) -> str:
-    """Draws until the check accepts a config, then trains a step with it in this process."""
+    """Draws until the check accepts a config, then trains a step of it in this process."""
     while True:
         overrides = [*random_overrides(rng), "--config.num_steps=1"]
         if _LEFT_OUT.isdisjoint(override.partition("=")[0] for override in overrides):

@@ -1,7 +1,6 @@
-"""What the program that is compiled for eight devices exchanges, and a model of its time."""
+"""What a program compiled for eight devices exchanges, and the model of its time."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -19,7 +18,7 @@ TEXT = """
 """
 
 
-def test_exchanges_are_read_from_a_program():
+def test_reads_exchanges_from_a_program():
     assert collectives.read(TEXT) == [
         ("all-reduce", 64),
         ("all-reduce", 4 * 36 + 2 * 8 + 1),
@@ -27,12 +26,14 @@ def test_exchanges_are_read_from_a_program():
     ]
 
 
+# The command as docs/scaling.md gives it, then two small configs on the devices that it has set up.
 PROGRAM = """
 import json
 from benchmarks import collectives
 from cifar_jax.parallel import devices
 from tests import tiny
 
+assert collectives.main(["mlp"]) == 0
 for config in (tiny.config(), tiny.bn_config(optimizer__clip_norm=1.0, ema_decay=0.9)):
     print(json.dumps(collectives.describe(config, devices.make_mesh(64), (32, 32, 1))))
 """
@@ -41,20 +42,20 @@ for config in (tiny.config(), tiny.bn_config(optimizer__clip_norm=1.0, ema_decay
 def test_eight_devices_join_the_gradients_and_exchange_nothing_else():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
         cwd=program.ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    plain, normalised = map(json.loads, done.stdout.splitlines())
-    for found, num_norms in ((plain, 0), (normalised, 3)):
+    mlp, plain, normalised = map(json.loads, done.stdout.splitlines())
+    assert mlp.pop("config") == "mlp"
+    for found, num_norms in ((mlp, 0), (plain, 0), (normalised, 3)):
         assert found["devices"] == 8
         assert list(found["exchanges"]) == ["all-reduce"]
         # Each norm once forward and once backward; the gradients with loss and accuracy.
         assert found["exchanges"]["all-reduce"] <= 2 * num_norms + 2
-        # The norms' own gradients are their sums backward, and behind the first norm's comes the
-        # first layer's, with the loss and the accuracy.
+        # The norms' own gradients are their sums backward; the first layer's gradient follows that
+        # of the first norm, together with the loss and the accuracy.
         assert found["largest"] >= 0.95 * found["expected"]["gradients"]
         assert found["bytes"] == sum(found["expected"].values()) + 2 * 4
 
@@ -70,3 +71,18 @@ def test_the_multiplications_of_a_model():
     first, second = 3 * 3 * 3 * 32 + 32, 3 * 3 * 32 * 32 + 32
     dense = 16 * 16 * 32 * 512 + 512 + 512 * 10 + 10
     assert scaling.forward_macs("simple_cnn") == 32 * 32 * (first + second) + dense
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["lenett"], "error: no config 'lenett' in configs/: No module"),
+        (["--batch-size=7", "mlp"], "a batch of 7 images cannot be shared evenly by 2 devices"),
+    ],
+)
+def test_wrong_arguments_get_one_line(capsys, arguments, words):
+    assert collectives.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1

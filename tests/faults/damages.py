@@ -1,4 +1,4 @@
-"""Files that are damaged at rest, and a disk that is full."""
+"""Damage to stored files, and a full disk."""
 
 import contextlib
 import logging
@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.stops import SILENT, SURVIVED
 from cifar_jax.data import cache
 from cifar_jax.runs.checkpoint import Checkpoints
+from tests.faults.stops import SILENT, SURVIVED
 
 KINDS = ("truncate", "empty", "delete", "flip", "flip", "flip", "extra", "link", "stale", "half")
 
 
 def small_state(step: int) -> Any:
-    """A state of a few arrays, all of whose values tell the step."""
+    """Returns a state of a few arrays whose values all depend on the step."""
     return {
         "params": {"kernel": jnp.full((40, 30), step + 0.5), "bias": jnp.arange(30.0) * step},
         "step": jnp.asarray(step, jnp.int32),
@@ -32,7 +32,7 @@ def small_state(step: int) -> Any:
 
 
 def abstract_state() -> Any:
-    """The shapes of `small_state` on the first device."""
+    """Returns the shapes of `small_state`, placed on the first device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(small_state, 0)
     return jax.tree.map(
@@ -41,7 +41,7 @@ def abstract_state() -> Any:
 
 
 def save_small(workdir: Path, *steps: int) -> None:
-    """Saves `small_state` of each step."""
+    """Saves `small_state` for each of the steps."""
     workdir.mkdir(exist_ok=True)
     checkpoints = Checkpoints(workdir)
     for step in steps:
@@ -50,7 +50,7 @@ def save_small(workdir: Path, *steps: int) -> None:
 
 
 def damage(folder: Path, rng: random.Random) -> str:
-    """Damages a checkpoint in some way; returns words for it."""
+    """Damages a checkpoint in a random way; returns a description."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     kind, path = rng.choice(KINDS), rng.choice(files)
     content = path.read_bytes()
@@ -85,8 +85,8 @@ def damage(folder: Path, rng: random.Random) -> str:
 
 
 @contextlib.contextmanager
-def warnings_of(name: str) -> Iterator[list[str]]:
-    """Collects what a module logs."""
+def collect_log(name: str) -> Iterator[list[str]]:
+    """Collects the messages that a module logs."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -99,17 +99,23 @@ def warnings_of(name: str) -> Iterator[list[str]]:
 
 
 def damage_checkpoint(sound: Path, workdir: Path, rng: random.Random) -> str:
-    """Damages the newest checkpoint of a copy of a run that has two, then goes on from it."""
+    """Damages the newer checkpoint of a copy of a run that has two, then restores the older one.
+
+    Args:
+      sound: the run with two checkpoints.
+      workdir: where to copy it; removed if the trial survived.
+      rng: chooses the damage.
+    """
     shutil.copytree(sound, workdir)
     steps = Checkpoints(workdir, writable=False).steps()
     words = damage(workdir / "checkpoints" / str(steps[-1]), rng)
     writable = rng.random() < 0.5
     try:
-        with warnings_of("cifar_jax.runs.checkpoint") as lines:
+        with collect_log("cifar_jax.runs.checkpoint") as lines:
             checkpoints = Checkpoints(workdir, writable=writable)
             found = checkpoints.find("last")
         if found != steps[-2]:
-            return f"{SILENT}{words}: step {found} was found sound"
+            return f"{SILENT}{words}: step {found} was taken for sound"
         if len(lines) != 1 or "damaged" not in lines[0]:
             return f"{words}: said {lines}"
         if checkpoints.steps() != (steps[:-1] if writable else steps):
@@ -124,7 +130,7 @@ def damage_checkpoint(sound: Path, workdir: Path, rng: random.Random) -> str:
 
 
 def damage_cache(source: Path, rng: random.Random) -> str:
-    """Damages a decoded split kept on disk, then loads it."""
+    """Damages a file of the cache of decoded images, then loads the split again."""
     images = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
     labels = np.arange(5, dtype=np.int32)
 
@@ -152,10 +158,14 @@ def damage_cache(source: Path, rng: random.Random) -> str:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str = "2m") -> Iterator[Path]:
-    """Mounts a file system of a small size.
+    """Mounts a small file system.
+
+    Args:
+      folder: where; it must not exist.
+      size: in tmpfs's notation: "2m" is 2 MiB.
 
     Raises:
-      PermissionError: this user may not.
+      PermissionError: this user may not mount.
     """
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
@@ -168,7 +178,7 @@ def small_disk(folder: Path, size: str = "2m") -> Iterator[Path]:
 
 
 def fill(folder: Path, left: int) -> Path:
-    """Writes a file that leaves that many bytes (rounded up to pages) of a disk; returns it."""
+    """Fills a disk but for `left` bytes, rounded up to pages; returns the file that fills it."""
     path = folder / "filler"
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while file.write(b"\0" * 4096):
@@ -182,8 +192,8 @@ def fill_disk(folder: Path, rng: random.Random, blind: bool) -> str:
 
     Args:
       folder: where to mount the disk.
-      rng: chooses how much is left.
-      blind: the look at the free space sees nothing amiss, so that Orbax runs into it.
+      rng: chooses how many bytes stay free.
+      blind: whether the check of the free space reports plenty, so that Orbax itself fails.
     """
     with small_disk(folder) as disk:
         save_small(disk, 1)

@@ -1,7 +1,7 @@
-"""Stops a training at random moments by kill -9 and by signals, and starts it again.
+"""Stops training at random moments with kill -9 and other signals, then starts it again.
 
-Most trials fork the program from a server process that has imported everything, which takes a
-second in place of five; one in ten is the real command, its start included.
+Most trials fork the program from a server process that has already imported everything, which takes
+one second rather than five. Every tenth trial runs the real command, its start included.
 """
 
 import contextlib
@@ -21,14 +21,13 @@ from cifar_jax.cli import main as program_main
 from tests import program
 
 SURVIVED = "survived"
-# Prefix of the outcome of a trial that went on with wrong values and said nothing.
+# Prefix of the outcome of a trial that continued with wrong values and reported nothing.
 SILENT = "silent: "
 EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
-# What a killed process leaves of what it was just doing.
+# What a killed process leaves behind shows what it was doing.
 TRACES = {".saving-": "during a save", ".deleting-": "during a deletion"}
 
-
-# The runs that are disturbed. One saves after every step, the other only when a signal tells it to.
+# The disturbed runs. One saves after every step, the other only on a signal.
 SAVING = {
     "num_steps": 20,
     "steps_per_call": 1,
@@ -39,11 +38,11 @@ LONG = SAVING | {"num_steps": 400, "eval_every_steps": 100, "checkpoint__every_s
 
 
 def reference(folder: Path, **fields: Any) -> tuple[Path, str]:
-    """Makes the undisturbed run; returns its workdir and the flag of its config.
+    """Makes the undisturbed run; returns its workdir and the flag with its config.
 
     Args:
-      folder: for both.
-      **fields: of its config.
+      folder: where both are written.
+      **fields: of the config.
     """
     folder.mkdir(exist_ok=True)
     flag = program.write_config(folder / "disturbed.py", **fields)
@@ -58,10 +57,10 @@ class Process(Protocol):
     pid: int | None
 
     def wait(self) -> int:
-        """Returns the exit code at its end, the negative number of a signal that ended it."""
+        """Waits for the end; returns the exit code, or minus the signal that ended the program."""
 
     def err(self) -> str:
-        """Returns what it wrote to stderr."""
+        """Returns what the program wrote to stderr."""
 
 
 class Command:
@@ -87,15 +86,15 @@ class Command:
 
 
 class Forked:
-    """The same in a process forked from a server that has imported what the program needs."""
+    """The same program, forked from a server that has already imported what it needs."""
 
     def __init__(self, log: Path, *arguments: str):
         self._log = log
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
-            ["benchmarks.stops", "cifar_jax.training.loop", "sklearn.datasets"]
+            ["tests.faults.stops", "cifar_jax.training.loop", "sklearn.datasets"]
         )
-        # JAX warns of every fork; nothing of it runs in the server.
+        # JAX warns about every fork, but its backend never starts in the server.
         warnings = "ignore::RuntimeWarning,ignore::DeprecationWarning"
         changes = {"PYTHONPATH": str(program.ROOT), "PYTHONWARNINGS": warnings}
         old = {name: os.environ.get(name) for name in changes}
@@ -112,7 +111,7 @@ class Forked:
         self._process.join(120)
         if self._process.exitcode is None:
             self._process.kill()
-            raise TimeoutError("the program does not end")
+            raise TimeoutError("the program did not end within 120 s")
         return self._process.exitcode
 
     def code(self) -> int | None:
@@ -124,24 +123,24 @@ class Forked:
 
 
 def _run(log: Path, arguments: tuple[str, ...]) -> None:
-    """What the forked process does."""
+    """Runs the program in the forked process."""
     for number, path in ((1, os.devnull), (2, log)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = ["main.py", *arguments]  # ml_collections looks for overrides there
     code = program_main.main(sys.argv)
-    for one in EXIT_CODES:  # what is left is the end of the interpreter
+    for one in EXIT_CODES:  # only the interpreter's shutdown remains
         signal.signal(one, signal.SIG_IGN)
     sys.exit(code)
 
 
 def _moment(kind: str, folder: Path, rng: random.Random, seconds: float) -> None:
-    """Returns somewhere in the run.
+    """Returns at a random moment of the run.
 
     Args:
-      kind: "time" for any time, else one of TRACES: in the midst of a save or of a deletion.
-      folder: its checkpoints.
-      rng: chooses.
-      seconds: that an undisturbed run takes.
+      kind: "time" for any moment; one of TRACES for a moment during a save or a deletion.
+      folder: the run's checkpoints.
+      rng: chooses the moment.
+      seconds: the length of an undisturbed run.
     """
     begin = time.monotonic()
     wait = rng.uniform(0, seconds if kind == "time" else 0.8 * seconds)
@@ -160,20 +159,20 @@ def _moment(kind: str, folder: Path, rng: random.Random, seconds: float) -> None
 
 
 def _newest(workdir: Path) -> int:
-    """Returns the step of the newest checkpoint, 0 without one."""
+    """Returns the step of the newest checkpoint; 0 if there is none."""
     return max((int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*")), default=0)
 
 
 class Disturbed:
-    """Disturbs runs of a config and compares them with an undisturbed one."""
+    """Disturbs runs of one config and compares each with an undisturbed run."""
 
     def __init__(self, folder: Path, undisturbed: Path, flag: str, seen: Counter[str]):
-        """Takes note of these.
+        """Keeps the arguments; trains nothing yet.
 
         Args:
-          folder: for the runs.
-          undisturbed: the finished run to compare with.
-          flag: of its config.
+          folder: where the runs are written.
+          undisturbed: the workdir of the finished run to compare with.
+          flag: `--config=FILE` of that run.
           seen: counts what the processes were doing when they were stopped.
         """
         self._folder, self._undisturbed, self._flag = folder, undisturbed, flag
@@ -181,9 +180,9 @@ class Disturbed:
         self.seen = seen
 
     def _measure(self, kind: Callable[..., Process]) -> float:
-        """Returns the seconds that an undisturbed run takes."""
+        """Returns the length of an undisturbed run in seconds."""
         if kind not in self._seconds:
-            for _ in range(2):  # the first one also starts the server and fills the caches
+            for _ in range(2):  # the first run also starts the server and fills the caches
                 begin = time.monotonic()
                 workdir = self._folder / f"measured{time.monotonic_ns()}"
                 process = kind(self._folder / "err", self._flag, f"--workdir={workdir}")
@@ -193,12 +192,12 @@ class Disturbed:
         return self._seconds[kind]
 
     def trial(self, number: int, rng: random.Random, signals: tuple[int, ...]) -> str:
-        """Stops a run by a signal, up to three times, and starts it again until it ends.
+        """Stops a run with a signal up to three times, then lets it finish.
 
         Args:
-          number: of the trial.
-          rng: chooses the moments.
-          signals: one of them is sent each time, now and then twice.
+          number: the trial's number.
+          rng: chooses the signals and the moments.
+          signals: one of them is sent each time, sometimes twice.
         """
         kind: Callable[..., Process] = Command if number % 10 == 9 else Forked
         seconds = self._measure(kind)
@@ -222,7 +221,7 @@ class Disturbed:
                 return f"exit code {code} after {signal.Signals(one).name}: {process.err()}"
             if "saving, then stopping" in process.err() and code and not twice:
                 if _newest(workdir) <= before:
-                    return f"{SILENT}it said that it saves, and did not"
+                    return f"{SILENT}it announced a save but did not save"
                 self.seen["saved"] += 1
             self._note(code, workdir)
         process = kind(*arguments)
@@ -232,7 +231,7 @@ class Disturbed:
         return SILENT + what if what else SURVIVED
 
     def _note(self, code: int, workdir: Path) -> None:
-        """Counts the stops by what the process was doing."""
+        """Counts what the process was doing when it was stopped."""
         if code == 0:
             self.seen["after the end"] += 1
             return

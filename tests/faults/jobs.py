@@ -1,4 +1,4 @@
-"""Kills one of the two processes of a job at a random moment, and starts the job again."""
+"""Kills one of a job's two processes at a random moment, then starts the job again."""
 
 import os
 import random
@@ -8,75 +8,75 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.stops import SILENT, SURVIVED, Forked
 from cifar_jax.parallel import processes
 from cifar_jax.runs import workdir as workdir_lib
 from tests import program
+from tests.faults.stops import SILENT, SURVIVED, Forked
 from tests.loopback import unanswered_port
 
 FIELDS = {"num_steps": 12, "steps_per_call": 1, "eval_every_steps": 4, "checkpoint__every_steps": 1}
 NUM_PROCESSES = 2
-# After a kill the others end within the heartbeat's timeout, or that of the job's start, and some
-# work on a busy machine.
+# After a kill the others must end within the heartbeat's timeout, or that of the job's start, plus
+# some time for a busy machine: whether the job had already started -> seconds.
 _MOST_SECONDS = {True: processes.HEARTBEAT_TIMEOUT + 60, False: processes.JOIN_TIMEOUT + 60}
 
 
-def start(
-    folder: Path, *arguments: str, num_processes: int = NUM_PROCESSES, num_devices: int = 1
-) -> list[Forked]:
-    """Starts the processes of a job on this machine.
+def start(folder: Path, *arguments: str) -> list[Forked]:
+    """Starts a job's two processes on this machine, with one CPU device each.
 
     Args:
-      folder: for what they write to stderr.
+      folder: where their stderr is kept.
       *arguments: of `main.py`.
-      num_processes: how many.
-      num_devices: virtual devices of each.
     """
     port = unanswered_port()
-    flags = ["--distributed", f"--coordinator=127.0.0.1:{port}", f"--num_processes={num_processes}"]
-    flags.append(f"--config.num_cpu_devices={num_devices}")
+    flags = ["--distributed", f"--coordinator=127.0.0.1:{port}", f"--num_processes={NUM_PROCESSES}"]
+    flags.append("--config.num_cpu_devices=1")
     return [
         Forked(folder / f"err{number}", *arguments, *flags, f"--process_id={number}")
-        for number in range(num_processes)
+        for number in range(NUM_PROCESSES)
     ]
 
 
 def wait(processes: Sequence[Forked], seconds: int = 600) -> tuple[list[int], float]:
-    """Returns the exit codes and the seconds until all have ended.
+    """Waits until all have ended; returns the exit codes and the seconds that took.
 
-    Seconds in which this process itself was stopped do not count.
+    Time in which this process itself was paused does not count.
+
+    Args:
+      processes: of a job.
+      seconds: how long to wait.
 
     Raises:
-      TimeoutError: they do not end.
+      TimeoutError: some still run after that.
     """
     for tick in range(20 * seconds):
         codes = [process.code() for process in processes]
         if None not in codes:
             return [int(code or 0) for code in codes], tick / 20
         time.sleep(0.05)
-    raise TimeoutError(f"the processes do not end: {[process.err() for process in processes]}")
+    raise TimeoutError(f"the processes did not end: {[process.err() for process in processes]}")
 
 
 def _reached(workdir: Path, step: int) -> bool:
-    """Whether a run has saved this step or a later one."""
+    """Returns whether a run has saved this step or a later one."""
     return any(int(p.name) >= step for p in (workdir / "checkpoints").glob("[0-9]*"))
 
 
 class Killed:
-    """Jobs of which a process is killed, beside an undisturbed one."""
+    """Kills one process of each job and compares the job with an undisturbed one."""
 
     def __init__(self, folder: Path, seen: Counter[str]):
-        """Trains the undisturbed one.
+        """Trains the undisturbed job.
 
         Args:
-          folder: for the runs.
-          seen: counts at which step they were killed, and how the others ended.
+          folder: where the runs are written.
+          seen: counts which processes were killed and how the others ended.
         """
         folder.mkdir(exist_ok=True)
         self._folder, self.seen = folder, seen
         self._flag = program.write_config(folder / "job.py", **FIELDS)
         self._undisturbed, self._seconds = folder / "undisturbed", 0.0
-        for name in ("cold", "undisturbed"):  # the first one fills the caches
+        for name in ("cold", "undisturbed"):  # the first job fills the caches
             begin = time.monotonic()
             processes = start(folder, self._flag, f"--workdir={folder / name}")
             codes, _ = wait(processes)
@@ -84,11 +84,11 @@ class Killed:
             self._seconds = time.monotonic() - begin
 
     def trial(self, number: int, rng: random.Random) -> str:
-        """Kills a process of a job, waits for the others, starts the job again.
+        """Kills a process of a job, waits for the other to end, and starts the job again.
 
         Args:
-          number: of the trial.
-          rng: chooses the step (0: before the first one is saved) and the process.
+          number: the trial's number.
+          rng: chooses the process and the step (0: before the first is saved).
         """
         workdir = self._folder / f"run{number}"
         arguments = (self._flag, f"--workdir={workdir}")

@@ -1,0 +1,1 @@
+"""Faults for the tests: runs that are stopped or killed, damaged files, wrong commands."""
