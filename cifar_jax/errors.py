@@ -2,10 +2,10 @@
 
 
 class UserError(Exception):
-    """Something that the user can mend; each line of its text says what is wrong and what to do.
+    """Something that the user can fix; each line of the text says what is wrong and what to do.
 
     Attributes:
-      exit_code: of the program: 2 for bad input, 1 for a run that had to stop.
+      exit_code: the program's exit code: 2 for bad input, 1 for a run that had to stop.
     """
 
     def __init__(self, text: str, exit_code: int = 2):

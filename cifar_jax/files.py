@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and where they may lie. Imports no JAX."""
+"""Writing files whole or not at all, and finding where they may be written. Imports no JAX."""
 
 import contextlib
 import csv
@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,18 @@ from typing import Any
 from cifar_jax.errors import UserError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file durably: a reader finds the old content or all of the new one.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[io.BufferedRandom]:
+    """Opens a temporary file that takes the place of `path` on exit, or is deleted on an error.
 
-    Bytes in a file's name that are not UTF-8 are escaped.
+    Another process finds the old file or all of the new one, even after a power failure.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with temporary.open("x+b") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -32,8 +34,14 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with replacing(path) as stream:
+        stream.write(text.encode())
+
+
 def write_json(path: Path, values: Any) -> None:
-    """Writes values as JSON, the way `write_text` does."""
+    """Writes values to a JSON file, whole or not at all."""
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
@@ -79,7 +87,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def cache_folder() -> Path | None:
-    """Returns the user's folder for files that can be made again; None without a home."""
+    """Returns the user's folder for files that can be rebuilt; None for a user without a home."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with contextlib.suppress(RuntimeError):  # a user without a home
         if base.is_absolute() or Path.home() != Path("/"):  # HOME="" gives "/"
@@ -88,9 +96,9 @@ def cache_folder() -> Path | None:
 
 
 def may_write(folder: Path) -> bool:
-    """Whether the folder, or its nearest existing parent, can be written.
+    """Whether a folder, or its nearest existing parent, can be written to.
 
-    The permission bits count for the superuser too: a folder marked read-only stays untouched.
+    The permission bits apply to the superuser too: a read-only folder is left alone.
     """
     existing = folder
     while not existing.exists() and existing != existing.parent:
@@ -104,7 +112,7 @@ def may_write(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def remove_if_empty(folder: Path) -> Iterator[None]:
-    """On exit, removes those of a folder and its parents that were created inside and are empty."""
+    """On exit, removes a folder and its parents if they were created inside and are empty."""
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield

@@ -15,11 +15,11 @@ def printable(text: str) -> str:
 
 
 def format_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Returns cells of printable text in aligned columns.
+    """Returns a table of printable text with aligned columns.
 
     Args:
       rows: the header, then the rows, each with the same number of cells.
-      right: numbers of the columns that are aligned to the right.
+      right: the numbers of the columns to align to the right, counted from 0.
     """
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
 
@@ -33,20 +33,16 @@ def format_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> 
 
 
 def short_names(paths: Iterable[str | Path]) -> list[str]:
-    """Returns for each path its shortest printable ending that tells it from the others."""
+    """Returns for each path the shortest ending that differs from all others, made printable."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
-    names = [""] * len(parts)
-    for length in range(1, max(map(len, parts)) + 1):
-        ends = [own[-length:] for own in parts]
-        alike = Counter(ends)
-        for number, end in enumerate(ends):
-            if not names[number] and (alike[end] == 1 or len(end) < length):
-                names[number] = printable(os.path.join(*end))
-    return [name or printable(os.path.join(*own)) for name, own in zip(names, parts, strict=True)]
+    endings = [[own[-length:] for length in range(1, len(own) + 1)] for own in parts]
+    counts = Counter(end for own in endings for end in own)
+    shortest = (next((end for end in own if counts[end] == 1), own[-1]) for own in endings)
+    return [printable(os.path.join(*end)) for end in shortest]
 
 
 def shorten_middle(text: str, most: int) -> str:
-    """Returns a text of at most `most` characters, with an ellipsis for what is cut out."""
+    """Returns a text of at most `most` characters; a longer one gets an ellipsis in its middle."""
     if len(text) <= most:
         return text
     tail = most // 2

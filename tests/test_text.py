@@ -1,20 +1,22 @@
-"""Text for a console: widths, names that stay apart, letters that could upset a terminal."""
+"""Text for a console: widths, distinct names, characters that could upset a terminal."""
 
-from cifar_jax.text import format_table, printable, short_names, shorten_middle
+import math
+
+from cifar_jax.text import format_duration, format_table, printable, short_names, shorten_middle
 
 
-def test_columns_stand_below_each_other_in_letters_of_any_width():
+def test_columns_are_aligned_for_characters_of_any_width():
     rows = [["name", "%"], ["日本", "1.0"], ["e\N{COMBINING ACUTE ACCENT}t", "10.0"]]
     lines = format_table(rows, right=(1,)).splitlines()
     assert lines == ["name     %", "----------", "日本   1.0", "e\u0301t    10.0"]
 
 
-def test_what_is_no_letter_is_escaped():
+def test_unprintable_characters_are_escaped():
     text = "a\nb\x1b[31m\r\t\u202e\udcff\x00 ü日"
     assert printable(text) == r"a\nb\x1b[31m\r\t\u202e\udcff\x00 ü日"
 
 
-def test_names_are_as_short_as_they_stay_apart():
+def test_names_are_as_short_as_they_can_be():
     paths = ["/p/a/cat.png", "/p/b/cat.png", "/p/b/dog.png", "q/b/cat.png", "/cat.png"]
     names = short_names(paths)
     assert names[:4] == ["a/cat.png", "p/b/cat.png", "dog.png", "q/b/cat.png"]
@@ -25,3 +27,12 @@ def test_names_are_as_short_as_they_stay_apart():
 def test_a_long_name_keeps_both_ends():
     assert shorten_middle("abcdefghij.png", 9) == "abcd….png"
     assert shorten_middle("short.png", 9) == "short.png"
+
+
+def test_durations_in_words():
+    assert [format_duration(x) for x in (0.4, 65, 7389, math.inf)] == [
+        "0:00",
+        "1:05",
+        "2:03:09",
+        "-",
+    ]

@@ -9,11 +9,13 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tensorflow_datasets.core.download.checksums import UrlInfo
+from tensorflow_datasets.core.utils import Size
 
 from cifar_jax.data import cifar
-from cifar_jax.data.download import Archive
 
 CLASSES = [
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -67,19 +69,20 @@ def by_content(images: np.ndarray, labels: np.ndarray) -> list[tuple[bytes, int]
     return sorted((image.tobytes(), int(label)) for image, label in pairs)
 
 
-def describe(content: bytes, url: str) -> Archive:
-    """What is known of an archive before it is fetched."""
-    return Archive(url, hashlib.sha256(content).hexdigest(), len(content))
+def describe(content: bytes, url: str) -> dict[str, Any]:
+    """What TFDS knows about an archive before it is downloaded."""
+    digest = hashlib.sha256(content).hexdigest()
+    return {url: UrlInfo(Size(len(content)), digest, url.rpartition("/")[2])}
 
 
 def prepared_cifar10(root: Path) -> Path:
     """Prepares the small CIFAR-10 in `root` from an archive in the manual directory."""
     content = cifar10_archive()
-    archive = describe(content, "http://127.0.0.1:1/cifar-10-binary.tar.gz")
     manual = root / "downloads" / "manual"
     manual.mkdir(parents=True)
-    (manual / archive.filename).write_bytes(content)
-    return cifar.prepare_cifar("cifar10", root, archive)
+    (manual / "cifar-10-binary.tar.gz").write_bytes(content)
+    known = describe(content, "http://127.0.0.1:1/cifar-10-binary.tar.gz")
+    return cifar.prepare_cifar("cifar10", root, known)
 
 
 def copy_prepared(root: Path) -> Path:

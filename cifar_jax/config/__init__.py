@@ -1,1 +1,1 @@
-"""What a run is told: the fields of a config, their rules, and the lengths they give."""
+"""Configs: their fields, the rules for the values, the durations, and configs stored with runs."""

@@ -1,4 +1,4 @@
-"""The lengths of a run: given in epochs or in steps, converted to steps once."""
+"""The durations of a run, given in epochs or in steps, converted to steps once."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ MOST_STEPS = 2**31 - 1
 
 
 class Durations(NamedTuple):
-    """Lengths in steps; an interval of 0 means only at the end."""
+    """Durations in steps; an interval of 0 means only at the end."""
 
     steps_per_epoch: int
     total: int
@@ -22,7 +22,7 @@ class Durations(NamedTuple):
 
 
 def due(step: int, every: int, total: int) -> bool:
-    """Whether something that comes `every` so many steps, and at the end, comes after `step`."""
+    """Whether something that is done every `every` steps, and at the end, is done after `step`."""
     return step == total or (every > 0 and step % every == 0)
 
 
@@ -47,7 +47,7 @@ def resolve(config: ConfigDict, num_examples: int) -> Durations:
             "schedule.warmup_epochs or schedule.warmup_steps"
         )
     if total > MOST_STEPS:
-        raise UserError(f"a training of {total} steps is too long: the most is {MOST_STEPS}")
+        raise UserError(f"a run of {total} steps is too long: the most is {MOST_STEPS}")
     milestones = tuple(steps(epoch, None) for epoch in config.schedule.milestones)
     if len(set(milestones)) < len(milestones):
         raise UserError(

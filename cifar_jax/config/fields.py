@@ -1,15 +1,17 @@
-"""The fields of a config: their names, and whether they are those of configs/default.py."""
+"""The fields of a config: their names and types, compared with configs/default.py."""
 
 import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
 
 from cifar_jax.errors import UserError
 
-# What is passed to the optimizer's function where it is set. An option that optax has gets its
-# field in `optimizer` and in every group from this line, and its range in config/rules.py.
+# Options that are passed to the optimizer's function if they are set. To offer another one of
+# optax's, add it here, which gives `optimizer` and every group the field, and its range to
+# config/rules.py.
 OPTIMIZER_OPTIONS: dict[str, type] = {
     "momentum": float,
     "nesterov": bool,
@@ -18,7 +20,7 @@ OPTIMIZER_OPTIONS: dict[str, type] = {
     "b3": float,
     "eps": float,
 }
-# The fields of a group in `optimizer.groups`; all but the first may be unset.
+# The fields of each group in `optimizer.groups`; all but the first may be unset.
 GROUP_FIELDS: dict[str, type] = {
     "params": str,
     "name": str,
@@ -29,7 +31,7 @@ GROUP_FIELDS: dict[str, type] = {
     "decoupled_decay": bool,
     "num_epochs": float,
 }
-# Parts whose fields each config chooses.
+# Parts of a config that have no fixed fields.
 _OPEN = ("model.", "optimizer.groups.")
 
 
@@ -50,12 +52,10 @@ def unknown(name: Any, known: Any) -> str:
 
 
 def check_fields(config: Any, default: ConfigDict) -> None:
-    """Checks the fields of a config; those of `model` are left to the model's own class.
-
-    A group in `optimizer.groups` has the fields `GROUP_FIELDS`.
+    """Checks the names and types of a config's fields; the model's class checks those of `model`.
 
     Args:
-      config: what `get_config` of the file returned, overrides included.
+      config: what `get_config` of the config file returned, overrides included.
       default: what `get_config` of configs/default.py returns.
 
     Raises:
@@ -73,7 +73,7 @@ def check_fields(config: Any, default: ConfigDict) -> None:
         problems.append(f"{name}: there is no such field{hint}")
     problems += [f"{name} is missing: {advice}" for name in known.keys() - given.keys()]
     for name in given.keys() & known.keys():
-        wanted = _type(default, name)
+        wanted = config_path.get_type(name, default)
         if not _fits(given[name], wanted, known[name] is None):
             problems.append(f"{name} is {given[name]!r} but must be of the type {wanted.__name__}")
     problems += _check_groups(config)
@@ -100,13 +100,6 @@ def _check_groups(config: ConfigDict) -> Iterator[str]:
             wanted = GROUP_FIELDS[field]
             if not _fits(value, wanted, field != "params"):
                 yield f"{where}.{field} is {value!r} but must be of the type {wanted.__name__}"
-
-
-def _type(config: ConfigDict, name: str) -> type:
-    *parts, field = name.split(".")
-    for part in parts:
-        config = config[part]
-    return config.get_type(field)
 
 
 def _fits(value: Any, wanted: type, optional: bool) -> bool:

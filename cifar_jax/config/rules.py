@@ -14,17 +14,15 @@ SCALINGS = ("none", "linear", "sqrt")
 PLACEMENTS = ("auto", "device", "host")
 VIEWS = ("plain", "mirror", "mirror_shift")
 
-# What a field's value must satisfy: (fields, words, test). Unset fields are skipped. A rule for a
-# field of `optimizer` holds for its groups too; only groups have optimizer.num_epochs.
+# (fields, what their values must satisfy, a test for it). Unset fields are skipped. A rule for a
+# field of `optimizer` applies to its groups too; optimizer.num_epochs is a field of groups only.
 _RULES = (
     (
         (
             *("num_epochs", "num_steps", "num_seeds", "batch_size", "eval_batch_size"),
-            "num_cpu_devices",
-            *("steps_per_call", "optimizer.learning_rate", "optimizer.accumulation_steps"),
-            *("optimizer.base_batch_size", "optimizer.num_epochs", "optimizer.eps"),
-            "schedule.factor",
-            "test_time.confidence_threshold",
+            *("num_cpu_devices", "steps_per_call", "optimizer.learning_rate", "optimizer.eps"),
+            *("optimizer.accumulation_steps", "optimizer.base_batch_size", "optimizer.num_epochs"),
+            *("schedule.factor", "test_time.confidence_threshold"),
         ),
         "must be greater than 0",
         lambda value: value > 0,
@@ -105,7 +103,7 @@ def find_problems(config: ConfigDict) -> list[str]:
 
 
 def _with_groups(names: Iterable[str], fields: Mapping[str, Any]) -> list[str]:
-    """Returns the names that are set, and for those of `optimizer` the groups' fields too."""
+    """Returns the names that a config has, and those of the groups for fields of `optimizer`."""
     found = [name for name in names if name in fields]
     for name in fields:
         if name.startswith("optimizer.groups."):

@@ -1,4 +1,4 @@
-"""Configs of earlier runs: how they are stored, read, and compared with a new one."""
+"""Configs stored with runs: writing, reading, and comparing one with a new config."""
 
 import copy
 import json
@@ -9,14 +9,14 @@ from ml_collections import ConfigDict
 
 from cifar_jax.config.fields import OPTIMIZER_OPTIONS, flatten
 
-# Fields that may change between two starts of one run: they do not change what is learned.
+# Fields that may change when a run is resumed: they do not affect the training.
 _HARMLESS = (
     *("log.", "data.data_dir", "data.placement", "num_cpu_devices", "steps_per_call"),
     *("eval_batch_size", "eval_every_", "test_time.", "checkpoint.", "deterministic"),
     "seeds_at_once",
 )
 
-# Fields that runs of earlier versions lack, with the values that describe what these did.
+# Fields that configs of earlier versions lack, with the values for what those versions did.
 _ADDED = {
     **{f"optimizer.{name}": None for name in OPTIMIZER_OPTIONS},
     "num_seeds": 1,
@@ -28,7 +28,7 @@ _ADDED = {
     "test_time.views": "plain",
     "test_time.confidence_threshold": None,
 }
-# Fields that earlier versions called otherwise.
+# Fields that had another name in earlier versions.
 _RENAMED = {"test_time.certainty": "test_time.confidence_threshold"}
 
 
@@ -38,7 +38,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
-    """Returns the locked config that `to_json` of this version or an earlier one gave."""
+    """Returns the locked config for what `to_json` of this version or an earlier one returned."""
     whole = copy.deepcopy(dict(values))
     for old, new in _RENAMED.items():
         part, field = _find(whole, old)
@@ -51,7 +51,7 @@ def from_json(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def _find(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    """Returns the dict that a dotted name lies in, created if needed, and the name's last part."""
+    """Returns the dict that holds a dotted name, created if needed, and the name's last part."""
     *parts, field = name.split(".")
     for part in parts:
         values = values.setdefault(part, {})
@@ -59,9 +59,9 @@ def _find(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
 
 
 def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns a phrase for each field in which a run may not differ from its earlier part.
+    """Returns a phrase for each difference that keeps a run from being resumed.
 
-    The number of epochs may change where the schedule's rates do not depend on the end.
+    The number of epochs may change if the schedule's rates do not depend on it.
 
     Args:
       old: the config with which the run began, as `to_json` returns it.

@@ -2,20 +2,18 @@
 
 A split is decoded once. Its images and labels are two `.npy` files named after their content;
 `<split>.json` names them, with their SHA-256, their origin, the split's statistics and a SHA-256 of
-its own. Each file appears by an atomic rename, the JSON file last: a reader sees a whole split or
-none, and two processes that write at the same time write the same.
+its own. Each file is put in place by an atomic rename, the JSON file last: a reader sees a whole
+split or none, and processes that decode at the same time write the same files.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,8 +31,8 @@ class CachedSplit(NamedTuple):
       labels: int32 [n], memory-mapped and read-only.
       class_names: the names of the classes, in the order of the labels.
       mean: the mean of each channel, in units of pixel / 255.
-      std: the standard deviation of each channel, in the same units; 1 for a constant channel,
-        so that dividing by it is safe.
+      std: the standard deviation of each channel, in units of pixel / 255; 1 for a constant
+        channel, so that dividing by it is safe.
     """
 
     images: np.ndarray
@@ -163,7 +161,7 @@ def _write(
     for kind, array in (("images", images), ("labels", labels)):
         digest = _sha256(array)
         file = f"{split}-{kind}-{digest[:12]}.npy"
-        with _replacing(folder / file) as stream:
+        with files.replacing(folder / file) as stream:
             np.save(stream, array, allow_pickle=False)
         record[kind] = {
             "file": file,
@@ -172,8 +170,7 @@ def _write(
             "sha256": digest,
         }
     record["sha256"] = files.digest(record)
-    with _replacing(folder / f"{split}.json") as stream:
-        stream.write(json.dumps(record, indent=1).encode())
+    files.write_json(folder / f"{split}.json", record)
     for kind in ("images", "labels"):
         for path in folder.glob(f"{split}-{kind}-*.npy"):
             if path.name != record[kind]["file"]:
@@ -182,20 +179,3 @@ def _write(
 
 def _sha256(array: np.ndarray) -> str:
     return hashlib.sha256(array.data).hexdigest()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a temporary file that replaces `path` once all of it is on disk."""
-    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise

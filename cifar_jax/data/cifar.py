@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their binary archives, prepared in TFDS's form without TensorFlow.
 
-The prepared folder has TFDS's own name, version and features, and comes from the archive that
-TFDS's own checksum names, so TFDS reads what is prepared here and the other way round.
+The archive is the one whose URL and checksum TFDS lists, and the prepared folder has TFDS's name,
+version and features: TFDS reads what is prepared here, and the other way round.
 """
 
 import io
@@ -13,23 +13,12 @@ from typing import Any
 import numpy as np
 
 from cifar_jax.data import tfds as tfds_lib
-from cifar_jax.data.download import Archive, fetch
+from cifar_jax.data.download import fetch
 
-ARCHIVES = {
-    "cifar10": Archive(
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        size=170052171,
-    ),
-    "cifar100": Archive(
-        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-        size=168513733,
-    ),
-}
+NAMES = ("cifar10", "cifar100")
 
 
-def prepare_cifar(name: str, root: Path, archive: Archive | None = None) -> Path:
+def prepare_cifar(name: str, root: Path, url_infos: dict[str, Any] | None = None) -> Path:
     """Prepares CIFAR-10 or CIFAR-100 from its binary archive, without TensorFlow.
 
     The archive is taken from TFDS's manual directory, `<root>/downloads/manual`, if it is there;
@@ -38,36 +27,35 @@ def prepare_cifar(name: str, root: Path, archive: Archive | None = None) -> Path
     Args:
       name: "cifar10" or "cifar100".
       root: the TFDS data directory.
-      archive: another archive of the same layout; None takes the published one.
+      url_infos: another archive of the same layout, as TFDS describes it: {URL: `UrlInfo`}; None
+        takes the published one.
 
     Raises:
       UserError: the archive cannot be downloaded, is incomplete or is another file.
     """
     import tensorflow_datasets as tfds
 
-    archive = archive or ARCHIVES[name]
+    builder = _cifar_builder(name, url_infos)
+    ((url, info),) = builder.url_infos.items()
     manual = root / "downloads" / "manual"
-    fetch(archive, manual / archive.filename)
-    builder = _cifar_builder(name, archive)(data_dir=root)
-    return tfds_lib.build(
-        builder, tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
-    )
+    fetch(url, info.checksum, info.size, manual / info.filename)
+    config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
+    return tfds_lib.build(builder(data_dir=root), config)
 
 
-def _cifar_builder(name: str, archive: Archive) -> Any:
+def _cifar_builder(name: str, url_infos: dict[str, Any] | None) -> Any:
     """Returns TFDS's builder of a CIFAR set, without the steps that need TensorFlow."""
-    from tensorflow_datasets.core.download.checksums import UrlInfo
-    from tensorflow_datasets.core.utils import Size
     from tensorflow_datasets.image_classification import cifar
 
     base = {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}[name]
 
     class Builder(base, skip_registration=True):  # type: ignore[valid-type, misc, call-arg]
-        """Reads the archive with tarfile, and gives TFDS images that are already PNG files."""
+        """Reads the archive with tarfile, and gives TFDS images that are PNG files already."""
 
         def _split_generators(self, dl_manager):
             layout = self._cifar_info
-            files = _unpack(dl_manager.download(archive.url), layout.prefix)
+            (url,) = self.url_infos
+            files = _unpack(dl_manager.download(url), layout.prefix)
             for key, file in zip(layout.label_keys, layout.label_files, strict=True):
                 lines = files[file].decode().split("\n")
                 self.info.features[key].names = [line for line in lines if line]
@@ -82,10 +70,9 @@ def _cifar_builder(name: str, archive: Archive) -> Any:
                 # TFDS shuffles by this key, so its order and ours are the same.
                 yield index, {"id": f"{split}_{index:05d}", **record}
 
-    info = UrlInfo(Size(archive.size), archive.sha256, archive.filename)
-    Builder.url_infos = {archive.url: info}
+    Builder.url_infos = url_infos or base.url_infos
     Builder.name = base.name
-    Builder.__module__ = base.__module__  # TFDS notes it in the prepared folder
+    Builder.__module__ = base.__module__  # TFDS writes it into the prepared folder
     return Builder
 
 

@@ -1,8 +1,8 @@
-"""The one door to the data: any fixed-size TFDS image set, or the embedded handwritten digits.
+"""Loads the data: any TFDS set of images of one size, or scikit-learn's handwritten digits.
 
 A set is read from its prepared TFDS folder, decoded once, and kept as memory-mapped uint8 arrays.
-Reading a set that is prepared as ArrayRecord does not import TensorFlow nor, once it is decoded,
-TFDS.
+Reading a set that is prepared as ArrayRecord does not import TensorFlow; once it is decoded, not
+even TFDS.
 """
 
 import dataclasses
@@ -45,10 +45,10 @@ class Dataset:
     Attributes:
       name: the set's name, as for `load`.
       class_names: the names of the classes, in the order of the labels.
-      mean: the mean of each channel, in units of pixel / 255, over the whole "train" split (over
-        the first split asked for where a set has no "train").
-      std: the standard deviation of each channel, in the same units and over the same images.
-      splits: the splits asked for, by name.
+      mean: the mean of each channel, in units of pixel / 255, over the whole "train" split (for a
+        set without "train": over the first of `splits`).
+      std: the standard deviation of each channel, in units of pixel / 255, over the same images.
+      splits: the splits that were loaded, by name.
     """
 
     name: str
@@ -88,17 +88,13 @@ def load(
             loaded[split] = cache.load_or_build(source, name, split, build)
     except OSError as error:
         raise UserError(f"cannot read {source}: {error}") from error
-    return Dataset(
-        name=name,
-        class_names=loaded[reference].class_names,
-        mean=loaded[reference].mean,
-        std=loaded[reference].std,
-        splits={split: Split(loaded[split].images, loaded[split].labels) for split in splits},
-    )
+    parts = {split: Split(loaded[split].images, loaded[split].labels) for split in splits}
+    first = loaded[reference]
+    return Dataset(name, first.class_names, first.mean, first.std, parts)
 
 
 def split_names(name: str, data_dir: str | None = None) -> tuple[str, ...]:
-    """Returns the names of a set's splits; name, data_dir and errors as for `load`."""
+    """Returns the names of a set's splits; arguments and errors are those of `load`."""
     check_name(name, data_dir)
     if name == "digits":
         return ("train", "test")
@@ -113,7 +109,7 @@ def _prepare(name: str, root: Path) -> Path:
             f"{name} is not prepared in {root}, which is read-only: set TFDS_DATA_DIR to a data "
             "directory that has it or can be written, or use --config=configs/digits.py"
         )
-    if name in cifar.ARCHIVES:
+    if name in cifar.NAMES:
         return cifar.prepare_cifar(name, root)
     return tfds_lib.prepare(name, root)
 
@@ -139,11 +135,12 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     """Checks that a set of this name exists, without reading any data.
 
     Args:
-      name: as for `load`.
-      data_dir: as for `load`; a set that TFDS does not know may be there, already prepared.
+      name: the set's name, as for `load`.
+      data_dir: the TFDS data directory, as for `load`: it may hold a prepared set that TFDS does
+        not know.
 
     Raises:
-      UserError: there is no such set; the message has the nearest names.
+      UserError: there is no such set; the message suggests similar names.
     """
     well_formed = re.fullmatch(r"\w+(/[\w+-][\w.+-]*)?", name) is not None
     if name == "digits" or (well_formed and tfds_lib.find_prepared(name, data_root(data_dir))):
@@ -223,10 +220,9 @@ def _take(split: Split, indices: np.ndarray) -> Split:
 
 
 def _load_digits(splits: Sequence[str]) -> Dataset:
-    """Scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 32x32x1 by bilinear interpolation.
+    """Returns scikit-learn's 1,797 digits, enlarged bilinearly from 8x8 to 32x32x1.
 
-    The test split is 360 images drawn once, by `_partition` with seed 0; the other 1,437 are the
-    training split.
+    The test split is 360 fixed images, drawn by `_partition` with seed 0.
     """
     from PIL import Image
     from sklearn.datasets import load_digits

@@ -1,20 +1,19 @@
-"""Fetching one archive over the network: whole, verified, or one clear message."""
+"""Downloading one file: whole and verified, or one clear message."""
 
-import dataclasses
 import hashlib
 import http.client
 import logging
-import os
 import queue
-import sys
-import tempfile
+import shutil
 import threading
 import urllib.error
-import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from tqdm import tqdm
+
+from cifar_jax import files
 from cifar_jax.errors import UserError
 
 _ANSWER_SECONDS = 6.0  # to wait for a server's answer, the look-up of its name included
@@ -22,47 +21,58 @@ _STALL_SECONDS = 30.0  # to wait for the next bytes of a download
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Archive:
-    """An archive on the web.
+def fetch(url: str, sha256: str, size: int, path: Path) -> None:
+    """Makes sure that `path` holds a published file; downloads the file if it is missing.
 
-    Attributes:
-      url: where it is.
+    TFDS's own downloader is not used: it waits for a silent server without limit, retries for
+    minutes, and leaves incomplete files behind.
+
+    Args:
+      url: where the file is published.
       sha256: the SHA-256 of its bytes, in hexadecimal.
       size: their number.
-    """
-
-    url: str
-    sha256: str
-    size: int
-
-    @property
-    def filename(self) -> str:
-        """The last part of the URL."""
-        return Path(urllib.parse.urlparse(self.url).path).name
-
-
-def fetch(archive: Archive, path: Path) -> None:
-    """Makes sure that `path` holds the archive, downloading it where there is no such file.
-
-    The file appears at `path` only when it is whole and right; nothing else is left behind.
+      path: where the file belongs; it appears there only once it is complete and verified.
 
     Raises:
-      UserError: there is another file at `path`, or the archive cannot be downloaded.
+      UserError: `path` holds another file, or the file cannot be downloaded.
     """
     try:
-        if path.exists():
-            _verify(archive, path)
+        if not path.exists():
+            _download(url, sha256, size, path)
             return
-        with open_url(archive.url) as response:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _download(archive, response, path)
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
+                raise UserError(
+                    f"{path} has another SHA-256 than the file published at {url}: replace or "
+                    "delete it"
+                )
     except (OSError, http.client.HTTPException) as error:  # of the network or of the disk
         reason = " ".join(str(error).split())
         raise UserError(
-            f"cannot download {archive.url} ({reason}): prepare the set elsewhere and set "
-            f"TFDS_DATA_DIR, or put the archive at {path}, or take --config=configs/digits.py"
+            f"cannot download {url} ({reason}): prepare the set elsewhere and set "
+            f"TFDS_DATA_DIR, or put the archive at {path}, or use --config=configs/digits.py"
         ) from error
+
+
+def _download(url: str, sha256: str, size: int, path: Path) -> None:
+    with open_url(url) as response:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _log.info("downloading %s (%.0f MB) to %s", url, size / 1e6, path)
+        expected = int(response.headers.get("Content-Length") or size)
+        bar = tqdm.wrapattr(response, "read", expected, desc=path.name, leave=False, disable=None)
+        with files.replacing(path) as stream, bar as body:
+            shutil.copyfileobj(body, stream, 2**20)
+            if (received := stream.tell()) < expected:
+                raise UserError(
+                    f"the download of {url} was cut off after {received} of {expected} bytes: "
+                    "start again"
+                )
+            stream.seek(0)
+            if (digest := hashlib.file_digest(stream, "sha256").hexdigest()) != sha256:
+                raise UserError(
+                    f"{url} gave another file than the published one (SHA-256 {digest}): start "
+                    f"again, or put the published one at {path}"
+                )
 
 
 def open_url(url: str) -> Any:
@@ -79,7 +89,7 @@ def open_url(url: str) -> Any:
         except Exception as error:
             answers.put(error)
 
-    # A name look-up knows no time limit of its own; a daemon thread may be left waiting for it.
+    # A name look-up has no time limit of its own; a daemon thread may be left waiting for it.
     threading.Thread(target=ask, daemon=True).start()
     try:
         answer = answers.get(timeout=_ANSWER_SECONDS)
@@ -92,50 +102,3 @@ def open_url(url: str) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer
-
-
-def _verify(archive: Archive, path: Path) -> None:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != archive.sha256:
-        raise UserError(
-            f"{path} is not the file published at {archive.url}, by its SHA-256: replace or "
-            "delete it"
-        )
-
-
-def _download(archive: Archive, response: Any, path: Path) -> None:
-    _log.info("downloading %s (%.0f MB) to %s", archive.url, archive.size / 1e6, path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            digest, received = _receive(archive, response, stream)
-        expected = int(response.headers.get("Content-Length") or archive.size)
-        if received < expected:
-            raise UserError(
-                f"the download of {archive.url} was cut off after {received} of {expected} "
-                "bytes: start again"
-            )
-        if digest != archive.sha256:
-            raise UserError(
-                f"{archive.url} gave another file than the published one (SHA-256 {digest}): "
-                f"start again, or put the published one at {path}"
-            )
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _receive(archive: Archive, response: Any, stream: IO[bytes]) -> tuple[str, int]:
-    digest, received = hashlib.sha256(), 0
-    while chunk := response.read(1 << 20):
-        stream.write(chunk)
-        digest.update(chunk)
-        received += len(chunk)
-        if sys.stderr.isatty():
-            print(f"\r{received / archive.size:4.0%} ", end="", file=sys.stderr, flush=True)
-    if sys.stderr.isatty():
-        print("\r     \r", end="", file=sys.stderr, flush=True)
-    return digest.hexdigest(), received

@@ -1,7 +1,7 @@
-"""Pictures of any kind and size from files, as images of the size that a model takes.
+"""Picture files of any format and size, as images of the size that a model takes.
 
-Pillow reads them. Nothing is decoded before its size is known to be sane, and whatever is wrong
-with a file becomes one `UserError` that names it. Imports no JAX.
+Pillow reads them. The size is checked before anything is decoded, and any problem with a file is
+reported as one `UserError` that names it. Imports no JAX.
 """
 
 import glob
@@ -18,59 +18,48 @@ from PIL import Image, ImageOps
 from cifar_jax.errors import UserError
 from cifar_jax.text import printable
 
-# A picture of more pixels is not decoded: it would take gigabytes.
+# A larger picture is not decoded: it would take gigabytes.
 MOST_PIXELS = 128_000_000
-# Pillow hands the first to Ghostscript, an interpreter of programs. Of the others it knows no more
-# than that they are: a film or a table of numbers in a folder of pictures is none of them.
+# Pillow passes the first to Ghostscript, which runs it as a program. It only recognizes the others
+# (films, tables of numbers) and cannot read them.
 _NOT_READ = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
 
 
 def find(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
-    """Finds the files that a user means.
+    """Finds the picture files that files, folders and patterns refer to.
 
-    A file is taken whatever its name. A folder stands for the pictures in it, by their extensions;
-    so does a pattern ("**" reaches into folders) that is no file's name. Hidden files are left out
-    of both.
+    A file is taken whatever its name. A folder, or a pattern that is not the name of a file, gives
+    the files in it that have a picture's extension and are not hidden.
 
     Args:
-      given: files, folders and patterns.
+      given: files, folders and patterns ("**" matches folders at any depth).
 
     Returns:
-      The files, each once, in the order given (those of a folder by name); and a line for each
-      entry that brings none.
+      The files, each once, in the order given (those of a folder sorted by name); and a line for
+      each entry that gives none.
     """
     files: dict[str, str] = {}
     problems = []
     for entry in map(str, given):
-        found = [entry]
-        if os.path.isdir(entry):
-            found = [os.path.join(entry, name) for name in _list(entry)]
-            found = [path for path in found if _is_picture_name(path)]
-        elif not os.path.lexists(entry) and glob.has_magic(entry):
-            found = [path for path in glob.glob(entry, recursive=True) if _is_picture_name(path)]
+        found, name = [entry], printable(entry)
+        is_folder = os.path.isdir(entry)
+        if is_folder or (not os.path.lexists(entry) and glob.has_magic(entry)):
+            pattern = os.path.join(glob.escape(entry), "*") if is_folder else entry
+            found = [path for path in glob.glob(pattern, recursive=True) if _is_picture_name(path)]
+            if not found:
+                advice = f"; '{name}/**' searches its folders too" if is_folder else ""
+                problems.append(f"{name} holds no pictures{advice}")
         elif not os.path.lexists(entry):
-            problems.append(f"{printable(entry)} does not exist")
+            problems.append(f"{name} does not exist")
             continue
-        if not found:
-            name, advice = printable(entry), ""
-            if os.path.isdir(entry):
-                advice = f"; '{name}/**' looks into its folders too"
-            problems.append(f"{name} holds no pictures{advice}")
-        # A folder that "**" reaches by several links counts once, by its shortest path.
+        # A folder that "**" reaches through several links counts once, under its shortest path.
         shortest: dict[str, str] = {}
         for path in sorted(found, key=len):
-            folder, name = os.path.split(path)
-            shortest.setdefault(os.path.join(os.path.realpath(folder), name), path)
+            folder, file = os.path.split(path)
+            shortest.setdefault(os.path.join(os.path.realpath(folder), file), path)
         for place, path in sorted(shortest.items(), key=lambda pair: pair[1]):
             files.setdefault(place, path)
     return list(files.values()), problems
-
-
-def _list(folder: str) -> list[str]:
-    try:
-        return [name for name in os.listdir(folder) if not name.startswith(".")]
-    except OSError:
-        return []
 
 
 def _is_picture_name(path: str) -> bool:
@@ -84,14 +73,14 @@ def _formats() -> list[str]:
 
 
 def load(path: str) -> Image.Image:
-    """Returns a picture upright, in 8-bit "L" (if it is grey) or "RGB".
+    """Returns a picture, upright, in Pillow's 8-bit mode "L" (if it is grey) or "RGB".
 
-    The first frame counts. What is transparent lies on white. Of 16-bit values the upper part is
-    taken; real numbers are taken to go from 0 to 1, to 255 or to 65535, whichever first holds the
-    largest of them.
+    Of an animation it is the first frame. Transparent parts become white. 16-bit values are scaled
+    to 8 bits. Real numbers are scaled from 0 to 1, 255 or 65535: the smallest of these that is not
+    below the largest value.
 
     Raises:
-      UserError: the file cannot be read, is no picture or a damaged one, or has too many pixels.
+      UserError: the file cannot be read, is not a picture, is damaged, or has too many pixels.
     """
     try:
         return _load(path)
@@ -103,14 +92,14 @@ def _load(path: str) -> Image.Image:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise UserError("is not a file")  # a FIFO would be waited for
+            raise UserError("is not a file")  # opening a FIFO would block
         if not status.st_size:
             raise UserError("is empty")
         with Path(path).open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of what it could make up for
+            warnings.simplefilter("ignore")  # Pillow's, of faults that it can work around
             return _decode(file)
     except OSError as error:
-        words = "is a link to nothing" if os.path.islink(path) else "cannot be read"
+        words = "is a broken link" if os.path.islink(path) else "cannot be read"
         raise UserError(f"{words} ({error.strerror})") from error
 
 
@@ -121,8 +110,8 @@ def _decode(file: BinaryIO) -> Image.Image:
     except Image.DecompressionBombError:
         pixels = MOST_PIXELS + 1
     except Image.UnidentifiedImageError:
-        raise UserError("is not a picture of a known kind") from None
-    except Exception as error:  # whatever Pillow makes of a damaged header
+        raise UserError("is not a picture of a known format") from None
+    except Exception as error:  # Pillow may raise almost anything for a damaged header
         raise UserError(f"is damaged ({_reason(error)})") from error
     if pixels > MOST_PIXELS:
         raise UserError(f"has more than {MOST_PIXELS // 10**6} million pixels")
@@ -131,7 +120,7 @@ def _decode(file: BinaryIO) -> Image.Image:
     try:
         image.load()
         return _to_8_bits(_turn_upright(image))
-    except Exception as error:  # likewise, of damaged pixels
+    except Exception as error:  # or for damaged pixels
         raise UserError(f"is damaged ({_reason(error)})") from error
 
 
@@ -141,7 +130,7 @@ def _reason(error: Exception) -> str:
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
-    """Follows the EXIF orientation, where there is one that can be read."""
+    """Applies the EXIF orientation if it can be read."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
@@ -150,7 +139,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        # In place: the largest pictures would take gigabytes several times.
+        # In place: each copy of the largest pictures takes half a gigabyte.
         values = np.array(image, np.float32)
         np.nan_to_num(values, copy=False, posinf=0, neginf=0)
         largest = values.max()
@@ -165,18 +154,19 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, shape: Sequence[int], resize: str = "crop") -> np.ndarray:
-    """Returns a picture in another size, by Pillow's bicubic filter, antialiased where it shrinks.
+    """Returns a picture as an array of a given shape.
 
-    A picture that has that size already keeps its pixels, bit by bit.
+    It is resized by Pillow's bicubic filter, with antialiasing; a picture of the right size keeps
+    its pixels exactly.
 
     Args:
-      image: as `load` returns it.
-      shape: (height, width, channels) wanted; 1, 3 or 4 channels.
-      resize: "crop" keeps the proportions and cuts off what is too long, on both sides alike;
-        "squeeze" keeps all of the picture.
+      image: a picture as `load` returns it.
+      shape: the wanted (height, width, channels), with 1, 3 or 4 channels.
+      resize: "crop" keeps the proportions and cuts the longer side equally at both ends; "squeeze"
+        keeps all of the picture.
 
     Returns:
-      uint8 of that shape.
+      uint8 [height, width, channels].
     """
     height, width, channels = shape
     image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])

@@ -1,4 +1,4 @@
-"""Which images form a step: a pure function of the seed and the epoch, computed on the host."""
+"""The order of the training images: a pure function of seed and epoch, computed on the host."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def random_order(key: int | np.ndarray, count: int) -> np.ndarray:
     version of NumPy; a stable sort of 64-bit numbers makes it a permutation.
 
     Args:
-      key: a seed, or Philox's key of two uint64.
+      key: a seed, or a key for Philox, uint64 [2].
       count: the number of elements.
     """
     named = {"key": key} if isinstance(key, np.ndarray) else {"seed": key}
@@ -21,8 +21,8 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """Returns the order of an epoch, int32 [num_examples].
 
     Args:
-      seed: of the run, 0 <= seed < 2**32.
-      epoch: counted from 0.
+      seed: the run's seed, 0 <= seed < 2**32.
+      epoch: the number of the epoch, counted from 0.
       num_examples: the number of training images.
     """
     return random_order(np.array([seed, epoch], np.uint64), num_examples).astype(np.int32)
@@ -31,10 +31,10 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 def batch_indices(
     seed: int, first_step: int, num_steps: int, batch_size: int, num_examples: int
 ) -> np.ndarray:
-    """Returns the images of consecutive steps, int32 [num_steps, batch_size].
+    """Returns the indices of the images of consecutive steps, int32 [num_steps, batch_size].
 
-    Any step can be computed without those before it. The images at the end of an epoch's order that
-    do not fill a batch are left out of that epoch.
+    Any step can be computed without the earlier ones. The last images of an epoch's order, which do
+    not fill a batch, are left out of that epoch.
     """
     steps_per_epoch = num_examples // batch_size
     rows = np.empty((num_steps, batch_size), np.int32)

@@ -1,4 +1,4 @@
-"""Sets in TFDS's form: finding, checking and reading a prepared folder, and preparing one."""
+"""TFDS's prepared folders: finding, checking, decoding and making them."""
 
 import http.client
 import importlib.util
@@ -65,7 +65,7 @@ def check_features(name: str, features: Any) -> None:
 
     Args:
       name: the set's name.
-      features: its `tfds.features.FeaturesDict`.
+      features: the set's `tfds.features.FeaturesDict`.
 
     Raises:
       UserError: it does not.
@@ -104,7 +104,7 @@ def require_tensorflow(purpose: str) -> None:
 
 
 def keep_tensorflow_off_accelerators() -> None:
-    """Imports TensorFlow and hides the accelerators from it, whose memory it would take."""
+    """Imports TensorFlow and hides the accelerators from it: it would reserve their memory."""
     import tensorflow as tf
 
     for kind in ("GPU", "TPU"):
@@ -185,8 +185,8 @@ def prepare(name: str, root: Path) -> Path:
       The set's folder, `<root>/<name>/<version>`.
 
     Raises:
-      UserError: the set does not hold labelled images of one size; its files cannot be had; or
-        TensorFlow, which it needs, is not installed.
+      UserError: the set does not hold labelled images of one size, cannot be downloaded or
+        prepared, or needs TensorFlow, which is not installed.
     """
     import tensorflow_datasets as tfds
 
@@ -204,11 +204,11 @@ def prepare(name: str, root: Path) -> Path:
 
 
 def _check_network(name: str, url: str) -> None:
-    """Fails at once where TFDS would retry for minutes."""
+    """Fails within seconds where TFDS would retry for minutes."""
     try:
         open_url(url).close()
     except urllib.error.HTTPError:
-        return  # a server answered: TFDS may know how to ask it
+        return  # a server answered: TFDS may know how to talk to it
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"cannot download {name} from {url} ({error}): prepare it elsewhere and set "
@@ -217,7 +217,7 @@ def _check_network(name: str, url: str) -> None:
 
 
 def build(builder: Any, config: Any) -> Path:
-    """Lets TFDS write a set as ArrayRecord; returns its folder."""
+    """Makes TFDS write a set as ArrayRecord; returns its folder."""
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
@@ -227,7 +227,7 @@ def build(builder: Any, config: Any) -> Path:
     try:
         builder.download_and_prepare(download_config=config, file_format="array_record")
     except Exception as error:  # a builder's own code, the network, the disk
-        if not (folder / "dataset_info.json").is_file():  # not prepared by another process
+        if not (folder / "dataset_info.json").is_file():  # else another process prepared it
             reason = first_line(error)
             raise UserError(f"TFDS could not prepare {builder.name}: {reason}") from error
     return folder

@@ -1,1 +1,1 @@
-"""A run's folder: its lock, checkpoints, logs and what is known about its origin."""
+"""A run's folder: its lock, checkpoints and logs, and the environment that it was made in."""

@@ -1,8 +1,8 @@
 """Checkpoints: written in the background, whole or not at all, and verified before use.
 
-A checkpoint is WORKDIR/checkpoints/STEP: `state`, the arrays as Orbax writes them; `meta.json`,
-what they belong to; `manifest.json`, the SHA-256 of every file. It is written into a temporary
-folder, which gets its final name last.
+A checkpoint is WORKDIR/checkpoints/STEP: `state`, the arrays as Orbax writes them; `meta.json`, the
+config and data that they belong to; `manifest.json`, the SHA-256 of every file. It is written into
+a temporary folder, which is renamed when it is complete.
 
 A save that fails (a full disk) leaves the earlier checkpoints. It is reported in one line, the
 training continues, and the next save tries again; a run whose last save failed ends with exit
@@ -39,7 +39,7 @@ class Checkpoints:
     Keeps the last two and, where the metrics given to `save` hold "eval_accuracy", the best.
 
     Attributes:
-      folder: of the checkpoints.
+      folder: the folder of the checkpoints.
       failure: why the last save failed; "" if it did not.
     """
 
@@ -47,7 +47,7 @@ class Checkpoints:
         """Opens the folder.
 
         Args:
-          workdir: of the run.
+          workdir: the run's folder.
           writable: whether to create the folder if needed, delete unfinished saves, and move
             damaged checkpoints to WORKDIR/damaged_checkpoints, each with a warning.
 
@@ -71,7 +71,7 @@ class Checkpoints:
         """Copies the state and begins to save it in the background, after any earlier save.
 
         Args:
-          step: steps made so far; a step that has a checkpoint already is left as it is.
+          step: the number of steps made so far; if it has a checkpoint, nothing is saved.
           state: a tree of arrays, the same on every device.
           meta: JSON values that say what the state belongs to.
           metrics: a mapping that may hold "eval_accuracy", by which the best is chosen.
@@ -80,7 +80,7 @@ class Checkpoints:
         self.failure = ""
         if step in self.steps():
             return
-        # A true copy: on a CPU the arrays would share memory that the next step is given to reuse.
+        # A copy: on a CPU, views of the arrays would share memory that the next step overwrites.
         state = jax.tree.map(lambda leaf: np.array(leaf), state)
         meta = {**meta, "metrics": dict(metrics or {})}
         self._saving = self._pool.submit(self._write, step, state, meta)
@@ -97,7 +97,11 @@ class Checkpoints:
         if not saving or not (error := saving.exception()):
             return
         self.failure = storage.reason(error)
-        kept = f"that of step {steps[-1]} is kept" if (steps := self.steps()) else "there is none"
+        kept = (
+            f"that of step {steps[-1]} is kept"
+            if (steps := self.steps())
+            else "there is no earlier one"
+        )
         _log.warning(
             "the checkpoint of step %d could not be saved, %s: %s", self._step, kept, self.failure
         )
@@ -128,22 +132,19 @@ class Checkpoints:
         steps = self.steps()
         if which == "last":
             return next(filter(self._is_intact, reversed(steps)), None)
-        if which == "best":
-            wanted = steps
-        elif which.isdecimal() and int(which) in steps:
-            wanted = [int(which)]
-        else:
-            known = "".join(f", {step}" for step in steps)
-            raise UserError(f"{self.folder} has no checkpoint {which!r}; there are last{known}")
+        wanted = [step for step in steps if which in ("best", str(step))]
         for step in wanted:
             if damage := manifest.find_damage(self.folder / str(step)):
                 raise UserError(f"the checkpoint {self.folder / str(step)} is damaged: {damage}")
-        if which != "best":
-            return wanted[0]
-        if (best := self._best(wanted)) is None:
-            words = "only runs with data.validation_examples have one; use --checkpoint=last"
-            raise UserError(f"{self.folder} has no best checkpoint: {words}")
-        return best
+        if which == "best":
+            if (best := self._best(wanted)) is None:
+                words = "only runs with data.validation_examples have one; use --checkpoint=last"
+                raise UserError(f"{self.folder} has no best checkpoint: {words}")
+            return best
+        if not wanted:
+            known = "".join(f", {step}" for step in steps)
+            raise UserError(f"{self.folder} has no checkpoint {which!r}; there are last{known}")
+        return wanted[0]
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Returns the saved tree.
@@ -166,7 +167,7 @@ class Checkpoints:
         temporary = self.folder / f"{_SAVING}{step}"
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SLACK
         try:
-            # Orbax fails on a full disk too, but only after a while, and prints much.
+            # Orbax fails on a full disk too, but late, and prints a lot.
             if shutil.disk_usage(self.folder).free < size:
                 raise OSError(errno.ENOSPC, "")
             temporary.mkdir()
@@ -180,7 +181,7 @@ class Checkpoints:
             raise
         steps = self.steps()
         for old in set(steps[:-2]) - {self._best(steps)}:
-            # Renamed first: a checkpoint is never half there, whenever the process ends.
+            # Renamed first: if the process ends here, no half of a checkpoint is left.
             doomed = (self.folder / str(old)).rename(self.folder / f"{_DELETING}{old}")
             shutil.rmtree(doomed, ignore_errors=True)
 
@@ -193,7 +194,7 @@ class Checkpoints:
     def _best(self, steps: list[int]) -> int | None:
         scored = []
         for step in steps:
-            # A checkpoint without metrics, or damaged since.
+            # It may have no metrics, or have been damaged since.
             with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
                 scored.append((float(self.meta(step)["metrics"]["eval_accuracy"]), step))
         return max(scored)[1] if scored else None
@@ -204,7 +205,7 @@ class Checkpoints:
         if not (damage := manifest.find_damage(folder)):
             return True
         if not self._writable:
-            if folder.exists():  # else the run, which still trains, has deleted it
+            if folder.exists():  # else a run that is still training has deleted it
                 _log.warning("skipping the damaged checkpoint %s: %s", folder, damage)
             return False
         (aside := self.folder.with_name("damaged_checkpoints")).mkdir(exist_ok=True)

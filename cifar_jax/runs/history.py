@@ -42,9 +42,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_history(workdir: Path) -> list[dict[str, float]]:
-    """Returns the numbers that a run has logged so far, one dict a line.
+    """Returns the numbers that a run has logged so far, one dict per line.
 
-    The lines of several seeds are merged into their mean, with the lowest and the highest value of
+    The lines of several seeds are merged into their mean, with the lowest and highest values of
     each metric as NAME_low and NAME_high.
 
     Raises:

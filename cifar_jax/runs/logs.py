@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cifar_jax.runs import history
 from cifar_jax.runs import workdir as workdir_lib
 
-# tensorboardX imports PyTorch where it finds it, which takes seconds and is of no use here.
+# tensorboardX imports PyTorch if it is installed, which takes seconds and is not needed here.
 _had_torch = "torch" in sys.modules
 if not _had_torch:
     sys.modules["torch"] = None  # type: ignore[assignment]
@@ -34,17 +34,17 @@ _log = logging.getLogger(__name__)
 class Logs:
     """The log of one run.
 
-    A full disk does not stop a run: lines that cannot be written are written with a later one.
+    A full disk does not stop a run: lines that cannot be written are kept until they can be.
     """
 
     def __init__(self, workdir: Path, step: int, tensorboard: bool, active: bool = True):
         """Opens the log at a step and deletes the lines that an earlier start wrote past it.
 
         Args:
-          workdir: of the run.
-          step: at which this start begins.
-          tensorboard: whether curves are written.
-          active: False in all processes of a job but the first: nothing is written or printed.
+          workdir: the run's folder.
+          step: the step that this start of the run continues from.
+          tensorboard: whether to write curves.
+          active: whether to write and print anything: False in all processes of a job but one.
         """
         self._path = workdir / workdir_lib.METRICS
         self._active = active
@@ -71,7 +71,7 @@ class Logs:
         """Adds lines to metrics.jsonl, and their means to the curves.
 
         Args:
-          *lines: objects with "step" and metrics, all of one step: one, or one for each seed.
+          *lines: objects with "step" and metrics: one, or one per seed, all of the same step.
         """
         if not self._active:
             return
@@ -137,9 +137,9 @@ def _append(path: Path, text: str) -> None:
 
 
 class Curves:
-    """A TensorBoard event file of one start of a run, written without TensorFlow.
+    """A TensorBoard event file, written without TensorFlow; each start of a run has its own.
 
-    tensorboardX's own SummaryWriter is not used: on a full disk its thread dies and then blocks the
+    tensorboardX's SummaryWriter is not used: on a full disk its thread dies and then blocks the
     run. Here a write that fails raises OSError.
     """
 

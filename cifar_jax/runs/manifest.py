@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: the SHA-256 of each of its files, checked before use.
 
-Nothing outside the folder is ever opened: a link, or a file that the manifest does not list, counts
-as damage. Imports no JAX.
+Nothing outside the folder is opened: a link, or a file that the manifest does not list, counts as
+damage. Imports no JAX.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ _MANIFEST = "manifest.json"
 
 
 def write(folder: Path) -> None:
-    """Writes the manifest of a folder, and makes all of the folder durable."""
+    """Writes the manifest of a folder, and makes everything in it durable."""
     found, folders = _paths(folder)
     digests = {}
     for name, path in found.items():
@@ -85,5 +85,5 @@ def _paths(folder: Path) -> tuple[dict[str, Path], list[Path]]:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether it is a plain file: no link, and no pipe, which would block its reader for ever."""
+    """Whether it is a plain file, not a link nor a pipe, which could block its reader forever."""
     return path.is_file() and not path.is_symlink()

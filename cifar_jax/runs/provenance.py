@@ -55,7 +55,7 @@ def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def commit() -> str | None:
     """Returns the commit of this package's checkout, with "+" if files differ; None without one.
 
-    Measurements and the pages generated from them are not compared.
+    Changes in the measurements, and in the pages generated from them, do not count.
     """
     folder = Path(__file__).parent
 

@@ -13,12 +13,12 @@ _SAME_SIGNAL = 0.1  # seconds
 
 
 class Signals:
-    """Notes SIGINT and SIGTERM so that a run can end at the next good place.
+    """Notes SIGINT and SIGTERM, so that a run can save its state before it stops.
 
     While there is nothing to save, a signal raises SystemExit. Once `defer` has been called, the
-    first signal sets `received`. A second one always ends the process at once: a thread sees to it,
-    since Python's handlers wait until a call of a compiled program, or a compilation, is over; and
-    after the `with` of a run that a signal has ended, the system does.
+    first signal only sets `received`. A second one always ends the process at once, from a thread:
+    Python's handlers wait for the end of a compiled program or of a compilation. After the `with`
+    block of a run that a signal has ended, the system's own handlers are in place.
     """
 
     EXIT_CODES: Mapping[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -40,7 +40,7 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
-            # Python's own handler would show a traceback of the interpreter's end.
+            # Python's own handler would print a traceback while the interpreter shuts down.
             signal.signal(number, handler if self.received is None else signal.SIG_DFL)
         signal.set_wakeup_fd(self._old_writing)
         os.close(self._writing)
@@ -62,13 +62,13 @@ class Signals:
         self.received = number
         words = "saving, then stopping" if self._deferred else "stopped"
         with contextlib.suppress(OSError):
-            # Not print: the signal may have come in the midst of one.
+            # Not print: the signal may have interrupted one.
             os.write(2, f"\n{signal.Signals(number).name}: {words}\n".encode())
         if not self._deferred:
             raise SystemExit(self.EXIT_CODES[number])
 
     def _watch(self, reading: int) -> None:
-        """Reads the numbers of signals as they come, and ends the process at the second one."""
+        """Reads the numbers of the signals that arrive; ends the process at the second one."""
         first = 0.0
         with open(reading, "rb", buffering=0) as pipe:
             while number := pipe.read(1):

@@ -1,4 +1,4 @@
-"""Trees of arrays in folders: the only file that knows Orbax."""
+"""Saves and restores trees of arrays; the only file that uses Orbax."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ def save(folder: Path, tree: Any) -> None:
     """Writes a tree of NumPy arrays.
 
     Raises:
-      RuntimeError: an array is missing afterwards; or what Orbax raises, see `reason`.
+      RuntimeError: an array is missing after the save. Orbax raises more: see `reason`.
     """
     with _checkpointer() as writer:
         writer.save(folder, args=ocp.args.PyTreeSave(tree))
@@ -34,8 +34,8 @@ def restore(folder: Path, abstract_tree: Any) -> Any:
 
     Args:
       folder: as for `save`.
-      abstract_tree: the tree's `jax.ShapeDtypeStruct`s with shardings; it may be a part of the
-        saved tree, and then only that part is read.
+      abstract_tree: the `jax.ShapeDtypeStruct`s, with shardings, of the saved tree or of a part of
+        it; only that part is read.
 
     Raises:
       UserError: the folder holds arrays of other names, types or shapes.
@@ -46,7 +46,7 @@ def restore(folder: Path, abstract_tree: Any) -> Any:
             words = "; ".join(differences[:3])
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
             raise UserError(
-                f"the checkpoint {folder.parent} belongs to another model: {words}{more}"
+                f"the checkpoint {folder.parent} belongs to another model: in it, {words}{more}"
             )
         args = ocp.args.PyTreeRestore(
             abstract_tree,
@@ -57,8 +57,8 @@ def restore(folder: Path, abstract_tree: Any) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """Returns why a save failed, in one line; in the system's own words where there are any."""
-    # TensorStore's message holds the system's error number among much else.
+    """Returns why a save failed, in one line: the system's message if there is one."""
+    # TensorStore's message holds the system's error number, among much else.
     number = getattr(error, "errno", None)
     if match := re.search(r"os_error_code='(\d+)'", str(error)):
         number = int(match[1])
@@ -68,7 +68,7 @@ def reason(error: BaseException) -> str:
 def quiet_orbax() -> None:
     """Silences Orbax's log, and what its threads print after a failed save.
 
-    It logs its settings as warnings and failed saves at length; the errors that matter it raises.
+    It logs its settings as warnings, and failed saves at length; errors that matter are raised.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -82,14 +82,14 @@ _earlier_hook: Any = sys.unraisablehook
 
 
 def _ignore_closed_loops(unraisable: Any) -> None:
-    # TensorStore's threads still write when the save has ended, and its event loop with it.
+    # TensorStore's threads may still write when the save, and its event loop, have ended.
     error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
         _earlier_hook(unraisable)
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """Returns Orbax's reader and writer, which waits for no other process of the job."""
+    """Returns Orbax's reader and writer; it does not wait for other processes of the job."""
     options, own = ocp.options.MultiprocessingOptions(), jax.process_index()
     if jax.process_count() > 1:
         options = ocp.options.MultiprocessingOptions(own, {own}, f"process_{own}")
@@ -106,10 +106,10 @@ def _shapes(tree: Any) -> dict[str, str]:
 
 
 def _read_shapes(folder: Path) -> dict[str, str]:
-    """Returns the type and shape of each array whose values lie in a folder.
+    """Returns the type and shape of each array whose values are in a folder.
 
-    By TensorStore, on which Orbax is built: each time that Orbax lists a folder it leaks 4 kB of
-    memory for each array (TensorStore 0.1.86, `Spec.to_json`).
+    Read by TensorStore, on which Orbax is built: each time that Orbax lists a folder it leaks 4 kB
+    of memory per array (TensorStore 0.1.86, `Spec.to_json`).
     """
     base = {"driver": "file", "path": f"{folder}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
@@ -127,8 +127,9 @@ def _describe(dtype: Any, shape: Any) -> str:
 
 def _differences(have: dict[str, str], want: dict[str, str]) -> list[str]:
     """Returns a phrase for each wanted array that is missing or has another type or shape."""
+    words = {name: f"{have[name]} instead of {want[name]}" for name in have.keys() & want.keys()}
     return [
-        f"{name.replace('.', '/')} is {have.get(name, 'not')} there and {want[name]} here"
+        f"{name.replace('.', '/')} is {words.get(name, 'missing')}"
         for name in want
         if have.get(name) != want[name]
     ]

@@ -25,15 +25,14 @@ def lock(workdir: Path) -> Iterator[None]:
     """Creates the folder and locks it for this process.
 
     The kernel releases the lock when the process ends, however it ends. The lock file names the
-    owner; an owner on another host counts as alive, since a shared file system may not pass locks
-    on. Folders created here are removed again if nothing was put into them.
+    owner; an owner on another host counts as running, since a shared file system may not share
+    locks. Folders created here are removed again if nothing was put into them.
 
     Raises:
       UserError: another process holds the lock, or the folder cannot be written.
     """
     if odd := re.search(r"[*?[\\]|gs:/", f"{workdir}/"):
-        # Orbax looks for the parts of a checkpoint by a pattern and would leave the arrays out, or
-        # takes the path for Google's cloud.
+        # Orbax would take these for a pattern and leave out the arrays, or for Google's cloud.
         raise UserError(f"--workdir {workdir} has {odd[0]} in its path: choose another folder")
     with files.remove_if_empty(workdir):
         try:
@@ -53,7 +52,7 @@ def lock(workdir: Path) -> Iterator[None]:
 
 
 def _claim(workdir: Path) -> BinaryIO | None:
-    """Returns the locked file; None where its owner removed it in the meantime."""
+    """Returns the locked file, or None if its owner removed it in the meantime."""
     path = workdir / _LOCK
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(path, "a+b", buffering=0, opener=_open_no_link))

@@ -31,12 +31,27 @@ def read_with_tfds(builder, split):
     return {key: np.stack([np.asarray(record[key]) for record in records]) for key in records[0]}
 
 
-def test_archives_are_those_of_tfds():
-    folder = tfds.core.utils.tfds_path() / "url_checksums"
-    for name, archive in cifar.ARCHIVES.items():
-        known = tfds.core.download.checksums.load_url_infos(folder / f"{name}.txt")[archive.url]
-        assert (known.checksum, int(known.size)) == (archive.sha256, archive.size)
-        assert known.filename == archive.filename
+@pytest.mark.parametrize(
+    ("name", "file", "size", "sha256"),
+    [
+        ("cifar10", "cifar-10-binary.tar.gz", 170052171, "c4a38c50a1bc5f3a1c5537f2155ab9d6"),
+        ("cifar100", "cifar-100-binary.tar.gz", 168513733, "58a81ae192c23a4be8b1804d68e518ed"),
+    ],
+)
+def test_the_published_archives_are_downloaded(tmp_path, monkeypatch, name, file, size, sha256):
+    asked = []
+
+    def fetch(*arguments):
+        asked.append(arguments)
+        raise UserError("that will do")
+
+    monkeypatch.setattr(cifar, "fetch", fetch)
+    with pytest.raises(UserError, match="that will do"):
+        datasets.load(name, str(tmp_path))
+    ((url, *rest),) = asked
+    assert url == f"https://www.cs.toronto.edu/~kriz/{file}"
+    assert rest[0].startswith(sha256)
+    assert rest[1:] == [size, tmp_path / "downloads" / "manual" / file]
 
 
 def test_cifar10_over_http_is_read_by_the_builder_of_tfds(tmp_path):
@@ -136,7 +151,7 @@ def test_a_wrong_file_in_the_manual_directory_is_named_and_kept(tmp_path):
     manual.mkdir(parents=True)
     (manual / "cifar-10-binary.tar.gz").write_bytes(b"not an archive")
     with pytest.raises(
-        UserError, match=r"manual/cifar-10-binary\.tar\.gz is not the file published"
+        UserError, match=r"manual/cifar-10-binary\.tar\.gz has another SHA-256 than"
     ):
         datasets._prepare("cifar10", tmp_path)
     assert files_below(tmp_path) == ["downloads/manual/cifar-10-binary.tar.gz"]
@@ -205,13 +220,8 @@ def test_tensorflow_and_this_package_read_each_others_folders(tmp_path, monkeypa
         root = tmp_path / file_format
         theirs = tfds.builder("cifar10", data_dir=root)
         manual = tmp_path / "ours" / "downloads" / "manual"
-        url = cifar.ARCHIVES["cifar10"].url
-        info = tfds.core.download.checksums.UrlInfo(
-            tfds.core.utils.Size(len(content)),
-            tiny_cifar.describe(content, url).sha256,
-            "cifar-10-binary.tar.gz",
-        )
-        monkeypatch.setattr(type(theirs), "url_infos", {url: info})
+        (url,) = theirs.url_infos
+        monkeypatch.setattr(type(theirs), "url_infos", tiny_cifar.describe(content, url))
         config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
         theirs.download_and_prepare(download_config=config, file_format=file_format)
         loaded = datasets.load("cifar10", str(root)).splits["train"]

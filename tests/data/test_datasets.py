@@ -46,7 +46,7 @@ def test_digits_are_all_there_and_the_split_is_fixed():
     raw = load_digits()
     both = np.concatenate([train.labels, test.labels])
     assert np.bincount(both).tolist() == np.bincount(raw.target).tolist()
-    # Enlarging keeps the mean of an image but for the border, and makes no pixel brighter.
+    # Enlarging keeps the mean of an image, except near the border, and makes no pixel brighter.
     assert digits.splits["train"].images.max() == 255
     means = np.concatenate([train.images, test.images]).mean((1, 2, 3))
     np.testing.assert_allclose(np.sort(means), np.sort(raw.images.mean((1, 2)) * 255 / 16), atol=5)

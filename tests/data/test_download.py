@@ -1,30 +1,35 @@
-"""A download: whole and right, or one line and nothing left behind."""
+"""A download: complete and verified, or one line and nothing left behind."""
 
 import contextlib
+import hashlib
 import socket
+import sys
 import time
 
 import pytest
 
 from cifar_jax.data import download
 from cifar_jax.errors import UserError
-from tests import tiny_cifar
 from tests.loopback import babbling, serving, unanswered_port
 
 CONTENT = bytes(range(256)) * 40
 
 
-def test_the_archive_is_fetched_once(tmp_path):
+def fetch(url, path, content=CONTENT):
+    download.fetch(url, hashlib.sha256(content).hexdigest(), len(content), path)
+
+
+def test_a_file_is_downloaded_once(tmp_path, capsys):
     path = tmp_path / "deep" / "down" / "archive.tar.gz"
     with serving(CONTENT) as (address, requests):
-        archive = tiny_cifar.describe(CONTENT, f"{address}/some/archive.tar.gz?x=1")
-        assert archive.filename == "archive.tar.gz"
         for _ in range(2):
-            download.fetch(archive, path)
+            fetch(f"{address}/some/archive.tar.gz?x=1", path)
+    assert capsys.readouterr().err == ""  # no bar without a terminal
     assert requests == ["/some/archive.tar.gz?x=1"]
     assert path.read_bytes() == CONTENT
     assert [file.name for file in path.parent.iterdir()] == ["archive.tar.gz"]
-    assert path.stat().st_mode & 0o777 == 0o644
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 @pytest.mark.parametrize(
@@ -36,27 +41,36 @@ def test_the_archive_is_fetched_once(tmp_path):
         (CONTENT + b"\0", len(CONTENT) + 1, "gave another file than the published one"),
     ],
 )
-def test_a_wrong_download_is_thrown_away(tmp_path, sent, length, message):
-    path = tmp_path / "archive.tar.gz"
-    with serving(sent, length=length) as (address, _):
-        archive = tiny_cifar.describe(CONTENT, f"{address}/archive.tar.gz")
-        with pytest.raises(UserError, match=message) as caught:
-            download.fetch(archive, path)
+def test_a_wrong_download_is_deleted(tmp_path, sent, length, message):
+    with (
+        serving(sent, length=length) as (address, _),
+        pytest.raises(UserError, match=message) as caught,
+    ):
+        fetch(f"{address}/archive.tar.gz", tmp_path / "archive.tar.gz")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_file_in_its_place_is_named_and_kept(tmp_path):
+def test_progress_is_shown_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with serving(CONTENT) as (address, _):
+        fetch(f"{address}/archive.tar.gz", tmp_path / "archive.tar.gz")
+    shown = capsys.readouterr().err
+    assert "archive.tar.gz:   0%" in shown
+    assert "0/10240" in shown
+
+
+def test_another_file_in_its_place_is_named_and_kept(tmp_path):
     path = tmp_path / "archive.tar.gz"
     path.write_bytes(b"something else")
-    archive = tiny_cifar.describe(CONTENT, "http://127.0.0.1:1/archive.tar.gz")
-    with pytest.raises(UserError, match=r"archive\.tar\.gz is not the file published at http"):
-        download.fetch(archive, path)
+    message = r"archive\.tar\.gz has another SHA-256 than the file published at http"
+    with pytest.raises(UserError, match=message):
+        fetch("http://127.0.0.1:1/archive.tar.gz", path)
     assert path.read_bytes() == b"something else"
 
 
 @pytest.mark.parametrize("kind", ["refused", "no such host", "404", "not HTTP"])
-def test_no_network_names_the_ways_out(tmp_path, kind):
+def test_a_failed_download_names_the_ways_out(tmp_path, kind):
     with contextlib.ExitStack() as stack:
         if kind == "404":
             address, _ = stack.enter_context(serving(b"", status=404))
@@ -68,10 +82,9 @@ def test_no_network_names_the_ways_out(tmp_path, kind):
                 "no such host": "http://nowhere.invalid",
             }[kind]
         url = f"{address}/cifar-10-binary.tar.gz"
-        archive = tiny_cifar.describe(b"", url)
         started = time.monotonic()
         with pytest.raises(UserError) as caught:
-            download.fetch(archive, tmp_path / "data" / "archive.tar.gz")
+            fetch(url, tmp_path / "data" / "archive.tar.gz")
     assert time.monotonic() - started < 10
     message = str(caught.value)
     assert "\n" not in message
@@ -93,7 +106,6 @@ def test_a_silent_server_is_given_up(tmp_path, monkeypatch, stall):
             silent.bind(("127.0.0.1", 0))
             silent.listen()
             address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        archive = tiny_cifar.describe(b"y" * 1000, f"{address}/cifar-10-binary.tar.gz")
         with pytest.raises(UserError, match="cannot download"):
-            download.fetch(archive, tmp_path / "archive.tar.gz")
+            fetch(f"{address}/cifar-10-binary.tar.gz", tmp_path / "archive.tar.gz")
     assert list(tmp_path.iterdir()) == []

@@ -207,8 +207,8 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "dead.jpg").symlink_to("nowhere")
     parts = {
-        **dict.fromkeys(("text.png", "script.eps", "svg.jpg"), "not a picture of a known kind"),
-        **{"empty.png": "is empty", "dead.jpg": "is a link to nothing", "none": "cannot be read"},
+        **dict.fromkeys(("text.png", "script.eps", "svg.jpg"), "not a picture of a known format"),
+        **{"empty.png": "is empty", "dead.jpg": "is a broken link", "none": "cannot be read"},
         **dict.fromkeys(("fifo.png", "folder.jpg"), "is not a file"),
         **dict.fromkeys(("bomb.png", "large.png"), "more than 128 million pixels"),
     }
@@ -265,7 +265,7 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch):
     assert found == ["b.png"]
     assert problems == [
         "none.png does not exist",
-        "folder.jpg holds no pictures; 'folder.jpg/**' looks into its folders too",
+        "folder.jpg holds no pictures; 'folder.jpg/**' searches its folders too",
         "*.bmp holds no pictures",
         r"z\n does not exist",
     ]

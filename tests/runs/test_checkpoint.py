@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what is found damaged, what other models and formats are told."""
+"""Checkpoints: what is kept, what counts as damage, how other models and formats are reported."""
 
 import gc
 import json
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cifar_jax import files as files_lib
 from cifar_jax.errors import UserError
 from cifar_jax.parallel import devices
 from cifar_jax.runs import manifest
@@ -68,7 +69,7 @@ def test_nothing_saved_nothing_found(tmp_path):
             reader.find(name)
 
 
-def test_a_step_that_is_there_is_left_alone(sound, tmp_path):
+def test_a_step_that_has_a_checkpoint_is_left_alone(sound, tmp_path):
     shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
     (tmp_path / "checkpoints" / "003").mkdir()  # not the name of a step
     checkpoints = Checkpoints(tmp_path)
@@ -131,13 +132,13 @@ def test_random_damage_is_found_before_use(sound, tmp_path, number):
     assert outcome == stops.SURVIVED
 
 
-def test_damage_is_told_in_one_line_and_set_aside(sound, tmp_path, caplog):
+def test_damage_is_reported_in_one_line_and_moved_away(sound, tmp_path, caplog):
     shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
     (tmp_path / "checkpoints" / "2" / "meta.json").write_text("{}")
     reader = Checkpoints(tmp_path, writable=False)
     assert reader.find("last") == 1
     assert [record.getMessage() for record in caplog.records] == [
-        f"passing over the damaged checkpoint {tmp_path}/checkpoints/2: meta.json has changed"
+        f"skipping the damaged checkpoint {tmp_path}/checkpoints/2: meta.json has changed"
     ]
     for name in ("2", "best"):
         with pytest.raises(UserError, match=r"is damaged: meta\.json has changed"):
@@ -150,20 +151,22 @@ def test_damage_is_told_in_one_line_and_set_aside(sound, tmp_path, caplog):
         assert len(caplog.records) == number + 1
         assert str(aside) in caplog.records[-1].getMessage()
         assert (aside / "state").is_dir()
-        # Made anew, damaged anew.
+        # Saved again, damaged again.
         writer.save(2, damages.small_state(2), {})
         writer.close()
         (tmp_path / "checkpoints" / "2" / "meta.json").unlink()
 
 
-def test_that_no_checkpoint_is_left_is_told(sound, tmp_path, caplog):
+def test_a_run_without_an_intact_checkpoint_says_that_it_starts_again(sound, tmp_path, caplog):
     shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
     for step in ("1", "2"):
         (tmp_path / "checkpoints" / step / "meta.json").write_text("{}")
     assert Checkpoints(tmp_path).find("last") is None
-    told = [record.getMessage() for record in caplog.records]
-    assert told[0].endswith(": meta.json has changed")
-    assert told[1].endswith(": meta.json has changed; no other is left, the run begins anew")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].endswith(": meta.json has changed")
+    assert lines[1].endswith(
+        ": meta.json has changed; no other is left, so the run starts again from the beginning"
+    )
 
 
 def test_a_damaged_best_does_not_stop_a_start(tmp_path):
@@ -179,7 +182,7 @@ def test_a_damaged_best_does_not_stop_a_start(tmp_path):
     assert checkpoints.find("best") == 3
 
 
-def test_an_accuracy_that_is_no_number_is_passed_over(tmp_path):
+def test_an_accuracy_that_is_not_a_number_is_ignored(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step, accuracy in enumerate(("x", 0.5, None, 0.4), start=1):
         checkpoints.save(step, damages.small_state(step), {}, {"eval_accuracy": accuracy})
@@ -188,7 +191,9 @@ def test_an_accuracy_that_is_no_number_is_passed_over(tmp_path):
     assert checkpoints.find("best") == 2
 
 
-def test_a_checkpoint_damaged_while_the_run_goes_on_stops_no_save(tmp_path, caplog):
+def test_a_checkpoint_damaged_during_the_run_does_not_keep_later_saves_from_working(
+    tmp_path, caplog
+):
     checkpoints = Checkpoints(tmp_path)
     for step, accuracy in enumerate((0.1, 0.9, 0.2, 0.3), start=1):
         if step == 4:
@@ -202,7 +207,7 @@ def test_a_checkpoint_damaged_while_the_run_goes_on_stops_no_save(tmp_path, capl
     assert checkpoints.steps() == [2, 4, 5]
 
 
-def test_what_a_killed_process_left_is_cleared(sound, tmp_path):
+def test_what_a_killed_process_left_is_deleted(sound, tmp_path):
     shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "checkpoints"
     shutil.copytree(folder / "2", folder / ".saving-3")
@@ -240,7 +245,7 @@ def rewrite(folder, **content):
     """Gives a checkpoint a manifest with other content, its own digest included."""
     path = folder / "manifest.json"
     values = json.loads(path.read_text())["content"] | content
-    path.write_text(json.dumps({"sha256": manifest.digest(values), "content": values}))
+    path.write_text(json.dumps({"sha256": files_lib.digest(values), "content": values}))
 
 
 def test_names_that_lead_outside_are_damage(sound, tmp_path):
@@ -262,14 +267,14 @@ def test_names_that_lead_outside_are_damage(sound, tmp_path):
     assert manifest.find_damage(folder) == ""
 
 
-def test_pipes_and_manifests_without_end_are_damage(sound, tmp_path):
+def test_pipes_and_deeply_nested_manifests_are_damage(sound, tmp_path):
     shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "checkpoints" / "2"
     for name in ("meta.json", "state/_METADATA", "manifest.json"):
         content = (folder / name).read_bytes()
         (folder / name).unlink()
         os.mkfifo(folder / name)
-        assert manifest.find_damage(folder) == f"{name} is no plain file"
+        assert manifest.find_damage(folder) == f"{name} is not a plain file"
         (folder / name).unlink()
         (folder / name).write_bytes(content)
     assert manifest.find_damage(folder) == ""
@@ -294,7 +299,7 @@ def test_a_newer_format_names_the_version_that_wrote_it(sound, tmp_path):
     assert not (tmp_path / "damaged_checkpoints").exists()
 
 
-def test_another_model_is_named_by_its_differences(sound):
+def test_the_differences_of_another_model_are_named(sound):
     checkpoints = Checkpoints(sound, writable=False)
     wanted = damages.abstract_state()
     kernel = wanted["params"]["kernel"]
@@ -304,10 +309,10 @@ def test_another_model_is_named_by_its_differences(sound):
     with pytest.raises(UserError) as caught:
         checkpoints.restore(2, wanted)
     assert str(caught.value) == (
-        f"the checkpoint {sound}/checkpoints/2 is of another model: "
-        "params/extra is not there and float32 [40, 30] here; "
-        "params/kernel is float32 [40, 30] there and float32 [40, 31] here; "
-        "step is int32 [] there and float32 [] here"
+        f"the checkpoint {sound}/checkpoints/2 belongs to another model: in it, "
+        "params/extra is missing; "
+        "params/kernel is float32 [40, 30] instead of float32 [40, 31]; "
+        "step is int32 [] instead of float32 []"
     )
 
 
@@ -321,7 +326,7 @@ def test_nothing_is_unpickled(sound, monkeypatch):
     assert_holds(checkpoints, checkpoints.find("last"))
 
 
-def test_a_save_that_fails_is_told_and_the_next_succeeds(tmp_path, monkeypatch, caplog):
+def test_a_save_that_fails_is_reported_and_the_next_succeeds(tmp_path, monkeypatch, caplog):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, damages.small_state(1), {})
     checkpoints.wait()
@@ -342,17 +347,17 @@ def test_a_save_that_fails_is_told_and_the_next_succeeds(tmp_path, monkeypatch, 
     checkpoints.close()
 
 
-def test_a_save_that_leaves_arrays_out_has_failed(tmp_path):
-    (tmp_path / "a\\b").mkdir()  # by such a path Orbax does not find what it has written
+def test_a_save_that_leaves_out_arrays_has_failed(tmp_path):
+    (tmp_path / "a\\b").mkdir()  # in such a path Orbax does not find what it has written
     checkpoints = Checkpoints(tmp_path / "a\\b")
     checkpoints.save(1, damages.small_state(1), {})
     checkpoints.close()
-    assert checkpoints.failure.startswith("RuntimeError after the save, params/")
+    assert checkpoints.failure == "RuntimeError: after the save, params/bias is missing"
     assert checkpoints.steps() == []
 
 
 def test_saves_keep_no_memory(tmp_path):
-    """Where TensorStore is asked for more than it must be, a save leaves 280 objects of Python."""
+    """If TensorStore is asked for more than necessary, each save leaves 280 Python objects."""
     checkpoints = Checkpoints(tmp_path)
 
     def save(steps):

@@ -1,4 +1,4 @@
-"""What is read from disk: runs of earlier formats, and nothing that could run code."""
+"""Reading runs: those of earlier formats, and never anything that could run code."""
 
 import ast
 import json
@@ -21,7 +21,7 @@ FORMATS = sorted(DATA.glob("format-*"))
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_present_format_is_kept_too():
+def test_a_run_of_the_present_format_is_kept():
     assert DATA / f"format-{manifest.FORMAT}" in FORMATS
 
 
@@ -34,7 +34,7 @@ def test_a_run_of_an_earlier_format_gives_the_same_logits(folder):
 
 
 @pytest.mark.parametrize("folder", FORMATS, ids=lambda path: path.name)
-def test_a_run_of_an_earlier_format_is_evaluated_and_gone_on_with(folder, tmp_path):
+def test_a_run_of_an_earlier_format_is_evaluated_and_resumed(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "run")
     workdir = f"--workdir={tmp_path / 'run'}"
     code, out, err = program.run_here("--mode=evaluate", workdir)
@@ -45,7 +45,7 @@ def test_a_run_of_an_earlier_format_is_evaluated_and_gone_on_with(folder, tmp_pa
     )
     code, out, err = program.run_here(f"--config={tmp_path / 'more.py'}", workdir)
     assert (code, err) == (0, "")
-    assert "going on from the checkpoint of step 3" in out
+    assert "resuming from the checkpoint of step 3" in out
 
 
 def test_a_changed_model_in_the_meta_is_named(tmp_path):
@@ -55,12 +55,12 @@ def test_a_changed_model_in_the_meta_is_named(tmp_path):
     meta = json.loads((folder / "meta.json").read_text())
     meta["config"]["model"]["conv_features"] = [2, 3]
     (folder / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(UserError, match=r"is damaged|has no sound checkpoint"):
+    with pytest.raises(UserError, match=r"is damaged|has no intact checkpoint"):
         cifar_jax.load(tmp_path / "run")
     manifest.write(folder)
     with pytest.raises(
         UserError,
-        match=r"is of another model: .*/mean is float32 \[2\] there and float32 \[3\] here;",
+        match=r"another model: in it, .*/mean is float32 \[2\] instead of float32 \[3\];",
     ) as caught:
         cifar_jax.load(tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -68,7 +68,7 @@ def test_a_changed_model_in_the_meta_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["config", "data", "progress"])
 @pytest.mark.parametrize("value", [None, [1], {}])
-def test_a_meta_without_what_it_must_say_is_named(tmp_path, name, value):
+def test_a_meta_with_a_missing_part_is_named(tmp_path, name, value):
     shutil.copytree(FORMATS[-1], tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints" / "3"
     meta = json.loads((folder / "meta.json").read_text())
@@ -99,12 +99,12 @@ def test_a_mean_or_shape_that_does_not_fit_is_named(tmp_path, name, value):
     assert "\n" not in str(caught.value)
 
 
-# What would run code that lies in a file, or might.
+# Modules that run code from a file, or might.
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 
 
 def find_unsafe(source):
-    """Returns what a source has that unpickles, or loads arrays without refusing pickles."""
+    """Returns the code in a source that unpickles, or loads arrays that may be pickles."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -162,7 +162,7 @@ def test_a_pickle_in_a_checkpoint_is_damage(tmp_path):
     folder = tmp_path / "run" / "checkpoints" / "3"
     np.save(folder / "state" / "x.npy", np.array([Bomb()], object), allow_pickle=True)
     assert manifest.find_damage(folder) == "state/x.npy does not belong to it"
-    with pytest.raises(UserError, match="has no sound checkpoint"):
+    with pytest.raises(UserError, match="has no intact checkpoint"):
         cifar_jax.load(tmp_path / "run")
 
 

@@ -1,13 +1,11 @@
 """The log of a run: metrics.jsonl and the curves for TensorBoard."""
 
-import math
 import struct
 
 import pytest
 
 from cifar_jax.runs import history, logs
 from cifar_jax.runs.logs import Event, SessionLog
-from cifar_jax.text import format_duration
 
 LINES = [{"step": step, "epoch": step / 2, "train_loss": 1 / step} for step in (1, 2, 3)]
 
@@ -36,7 +34,7 @@ def test_lines_come_back(tmp_path):
     assert history.read_lines(tmp_path / "metrics.jsonl") == LINES
 
 
-def test_an_earlier_start_is_taken_back(tmp_path):
+def test_lines_that_an_earlier_start_wrote_later_are_deleted(tmp_path):
     write(tmp_path, 0, LINES, tensorboard=False)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train')
@@ -60,17 +58,8 @@ def test_curves_hold_each_metric_at_its_step(tmp_path):
     assert [point[2] for point in points] == pytest.approx([point[2] for point in expected])
 
 
-def test_a_later_start_purges_the_curves_from_its_step_on(tmp_path):
+def test_a_later_start_purges_the_curves_past_its_step(tmp_path):
     write(tmp_path, 2, LINES[2:])
     (start,) = [x for x in read_events(tmp_path) if x.HasField("session_log")]
     assert start.session_log.status == SessionLog.START
     assert start.step == 3
-
-
-def test_durations_in_words():
-    assert [format_duration(x) for x in (0.4, 65, 7389, math.inf)] == [
-        "0:00",
-        "1:05",
-        "2:03:09",
-        "-",
-    ]

@@ -1,9 +1,8 @@
-"""A run's folder: its lock and its records."""
+"""The lock of a run's folder."""
 
 import errno
 import json
 import os
-import platform
 import socket
 import subprocess
 import sys
@@ -11,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_jax import files
 from cifar_jax.errors import UserError
-from cifar_jax.runs import provenance
 from cifar_jax.runs import workdir as workdir_lib
 
 HOLD = (
@@ -36,7 +33,7 @@ def hold_lock(folder):
     return process
 
 
-def test_the_lock_is_one_process_alone_and_ends_with_it(tmp_path):
+def test_only_one_process_holds_the_lock_and_it_ends_with_the_process(tmp_path):
     with hold_lock(tmp_path) as process:
         with pytest.raises(UserError, match=f"process {process.pid} on {socket.gethostname()}$"):
             workdir_lib.lock(tmp_path).__enter__()
@@ -48,7 +45,7 @@ def test_the_lock_is_one_process_alone_and_ends_with_it(tmp_path):
     assert not (tmp_path / "lock.json").exists()
 
 
-def test_only_what_the_lock_made_and_nobody_filled_goes_again(tmp_path):
+def test_folders_that_the_lock_created_are_removed_if_they_stay_empty(tmp_path):
     with workdir_lib.lock(tmp_path / "a" / "b"):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -61,7 +58,7 @@ def test_only_what_the_lock_made_and_nobody_filled_goes_again(tmp_path):
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
 
 
-def test_a_lock_file_that_its_owner_took_away_is_not_claimed(tmp_path, monkeypatch):
+def test_a_lock_file_that_its_owner_removed_is_not_claimed(tmp_path, monkeypatch):
     real = workdir_lib.fcntl.flock
     taken = []
 
@@ -82,100 +79,3 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir_lib.fcntl, "flock", flock)
     with pytest.raises(UserError, match="No locks available"):
         workdir_lib.lock(tmp_path).__enter__()
-
-
-@pytest.mark.parametrize("fault", ["write", "fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, fault):
-    path = tmp_path / "result.json"
-    files.write_json(path, {"old": 1})
-
-    def fail(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    if fault == "replace":
-        monkeypatch.setattr(Path, "replace", fail)
-    elif fault == "fsync":
-        monkeypatch.setattr(os, "fsync", fail)
-    values = {"new": object() if fault == "write" else 2}
-    with pytest.raises((OSError, TypeError)):
-        files.write_json(path, values)
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
-    assert files.read_json(path) == {"old": 1}
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[1]", b"null"])
-def test_a_damaged_record_is_named(tmp_path, content):
-    path = tmp_path / "config.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"config\.json is damaged") as caught:
-        files.read_json(path)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"does not exist: is .* the workdir of a run"):
-        files.read_json(tmp_path / "other.json")
-
-
-def test_the_environment_names_versions_and_machine():
-    environment = provenance.environment()
-    assert environment["versions"]["python"] == sys.version.split()[0]
-    assert {"jax", "flax", "optax", "orbax-checkpoint", "numpy"} <= environment["versions"].keys()
-    assert environment["host"] == socket.gethostname()
-    assert environment["cores"] == os.cpu_count()
-    json.dumps(environment)
-
-
-@pytest.mark.parametrize(
-    ("home", "xdg", "folder"),
-    [
-        ("/a", "/b", "/b/cifar_jax"),
-        ("/a", "", "/a/.cache/cifar_jax"),
-        ("/a", "relative", "/a/.cache/cifar_jax"),
-        ("", "/b", "/b/cifar_jax"),
-        ("", "", None),
-    ],
-)
-def test_the_cache_lies_in_the_home_if_there_is_one(monkeypatch, home, xdg, folder):
-    monkeypatch.setenv("HOME", home)
-    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
-    assert files.cache_folder() == (folder and Path(folder))
-
-
-def test_the_commit_is_none_outside_a_checkout(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert provenance.commit() is None
-
-
-def test_what_was_measured_makes_no_other_commit(tmp_path, monkeypatch):
-    def git(*words):
-        options = ("-c", "user.name=x", "-c", "user.email=x")
-        subprocess.run(["git", *options, *words], cwd=tmp_path, check=True, capture_output=True)
-
-    files = [tmp_path / name for name in ("results/a.json", "README.md", "package/a.py")]
-    for file in files:
-        file.parent.mkdir(exist_ok=True)
-        file.write_text("before")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "x")
-    monkeypatch.setattr(workdir_lib, "__file__", str(files[2]))
-    found = []
-    for file in files:
-        file.write_text("after")
-        found.append(provenance.commit())
-    assert len(found[0]) == 40
-    assert found == [found[0], found[0], found[0] + "+"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("fma avx2 avx512f avx512bw", "Abacus 3000 (AVX-512)"),
-        ("fma avx avx2 f16c", "Abacus 3000 (AVX2)"),
-        ("sse2", "Abacus 3000"),
-    ],
-)
-def test_the_processor_is_named_with_its_vectors(tmp_path, flags, expected):
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: Abacus 3000\nflags\t\t: {flags}\n\n" * 2)
-    assert provenance._processor(cpuinfo) == expected
-    other = platform.processor() or platform.machine()
-    assert provenance._processor(tmp_path / "missing") == other
