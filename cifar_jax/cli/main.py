@@ -33,7 +33,7 @@ FLAGS = flags.FLAGS
 JOB = ("coordinator", "num_processes", "process_id")
 # The flags that each mode takes.
 MODE_FLAGS = {
-    "train": ("config", "workdir", "distributed", *JOB),
+    "train": ("config", "workdir", "take_over", "distributed", *JOB),
     "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size", "seed"),
     "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size", "seed"),
     "explore": ("config", "dataset", "data_dir", "seed", "output"),
@@ -89,6 +89,7 @@ flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
+flags.DEFINE_bool("take_over", False, "train: take the workdir from another process that holds it")
 flags.DEFINE_bool("distributed", False, "train: together with the job's other processes")
 flags.DEFINE_string(
     "coordinator", None, "... HOST:PORT of the first process, if JAX cannot find it"
@@ -115,10 +116,12 @@ def train() -> int:
         from cifar_jax.training import distributed
 
         job = (FLAGS[name].value for name in JOB)
-        return distributed.train_together(FLAGS.config, workdir, _train_and_report, *job)
+        return distributed.train_together(
+            FLAGS.config, workdir, _train_and_report, *job, take_over=FLAGS.take_over
+        )
     if found := [name for name in JOB if FLAGS[name].present]:
         raise UserError(f"--{found[0]} is only for --distributed")
-    with workdir_lib.lock(workdir), signals_lib.Signals() as signals:
+    with workdir_lib.lock(workdir, FLAGS.take_over), signals_lib.Signals() as signals:
         _check_config()
         return _train_and_report(FLAGS.config, workdir, signals)
 

@@ -12,6 +12,7 @@ code 1.
 import contextlib
 import errno
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ import numpy as np
 from cifar_jax import files
 from cifar_jax.errors import UserError
 from cifar_jax.runs import manifest, storage
+from cifar_jax.runs import workdir as workdir_lib
 
 _META = "meta.json"
 _SAVING, _DELETING = ".saving-", ".deleting-"
@@ -162,8 +164,9 @@ class Checkpoints:
         return files.read_json(self.folder / str(step) / _META)
 
     def _write(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        workdir_lib.check_lease(self.folder.parent)
         self._clear()
-        temporary = self.folder / f"{_SAVING}{step}"
+        temporary = self.folder / f"{_SAVING}{step}-{os.getpid()}"
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SLACK
         try:
             # Orbax fails on a full disk too, but only after a while, and prints much.
@@ -173,10 +176,12 @@ class Checkpoints:
             storage.save(temporary / "state", state)
             files.write_json(temporary / _META, meta)
             manifest.write(temporary)
+            workdir_lib.check_lease(self.folder.parent)
             temporary.rename(self.folder / str(step))
             files.sync_folder(self.folder)
         except BaseException:
-            self._clear()
+            # Not `_clear`: another process may have taken the folder over and be saving.
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
         steps = self.steps()
         for old in set(steps[:-2]) - {self._best(steps)}:

@@ -88,6 +88,7 @@ class Logs:
                 self._curves = None
 
     def _append_waiting(self) -> None:
+        workdir_lib.check_lease(self._path.parent)
         try:
             _append(self._path, "".join(self._waiting))
             self._waiting.clear()

@@ -18,6 +18,7 @@ def train_together(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    take_over: bool = False,
 ) -> int:
     """Joins the job's other processes and trains with them; returns the exit code.
 
@@ -28,6 +29,7 @@ def train_together(
       coordinator: HOST:PORT of the first process; None: found by JAX.
       num_processes: the number of processes; None: found by JAX.
       process_id: the number of this process, from 0; None: found by JAX.
+      take_over: as for `workdir.lock`.
 
     Raises:
       UserError: the processes do not find each other, their configs differ, or one has ended; or as
@@ -39,7 +41,7 @@ def train_together(
         processes.job(coordinator, num_processes, process_id),
         contextlib.ExitStack() as stack,
     ):
-        processes.run_on_first(lambda: stack.enter_context(workdir.lock(folder)))
+        processes.run_on_first(lambda: stack.enter_context(workdir.lock(folder, take_over)))
         noted = stack.enter_context(signals.Signals())
         values = dict(fields.flatten(stored.to_json(config)))
         processes.check_same({name: values[name] for name in values if name != "data.data_dir"})

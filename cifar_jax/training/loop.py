@@ -18,6 +18,7 @@ from cifar_jax.models.registry import create_model
 from cifar_jax.optim.build import create_optimizer
 from cifar_jax.parallel import cpu, devices, processes, seeds
 from cifar_jax.runs import signals as signals_lib
+from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.logs import Logs
 from cifar_jax.training import run as run_lib
@@ -94,6 +95,8 @@ def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.
             trace(first)
             state, metrics, seconds = call(state, metrics, first, num_steps)
             progress.add(num_steps, seconds, metrics)
+            if processes.is_first():
+                workdir_lib.check_lease(run.workdir)
             finite = np.isfinite(np.atleast_1d(progress.sums["loss"][0]))
             what = f"the loss is not finite in steps {first + 1} to {progress.step}"
             saving.check_finite(run, finite, what)

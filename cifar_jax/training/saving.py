@@ -102,7 +102,11 @@ def finish(run: Run, progress: Progress, scores: Sequence[scores_lib.Scores]) ->
         "devices": devices.describe(),
         "environment": provenance.environment(),
     }
-    path = run.workdir / workdir_lib.RESULT
-    processes.run_on_first(lambda: files.write_json(path, result))
+
+    def write() -> None:
+        workdir_lib.check_lease(run.workdir)
+        files.write_json(run.workdir / workdir_lib.RESULT, result)
+
+    processes.run_on_first(write)
     words = scores_lib.describe_seeds("test", run.seeds, scores)
     run.logs.say(f"{words}  in {format_duration(progress.seconds)}")

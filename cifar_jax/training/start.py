@@ -43,6 +43,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
 
 def record_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the config, and what else the result depends on, to the workdir."""
+    workdir_lib.check_lease(workdir)
     files.write_json(workdir / workdir_lib.CONFIG, stored.to_json(config))
     files.write_json(workdir / workdir_lib.ENVIRONMENT, provenance.environment())
 

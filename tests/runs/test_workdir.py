@@ -38,7 +38,9 @@ def hold_lock(folder):
 
 def test_the_lock_is_one_process_alone_and_ends_with_it(tmp_path):
     with hold_lock(tmp_path) as process:
-        with pytest.raises(UserError, match=f"process {process.pid} on {socket.gethostname()}$"):
+        with pytest.raises(
+            UserError, match=f"process {process.pid} on {socket.gethostname()}: stop"
+        ):
             workdir_lib.lock(tmp_path).__enter__()
         process.kill()
         process.wait()
