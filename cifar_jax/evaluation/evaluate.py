@@ -94,9 +94,10 @@ def answer_seeds(
     # TFDS numbers the classes of a set that does not name them, such as cifar10_1.
     unnamed = tuple(map(str, range(len(run.class_names))))
     if dataset.class_names not in (run.class_names, unnamed):
+        ours, theirs = (", ".join(x.class_names[:20]) for x in (run, dataset))
         raise UserError(
-            f"{name} has other classes ({len(dataset.class_names)}) than the model of {workdir} "
-            f"({len(run.class_names)}): it can only be scored on a set with the same classes"
+            f"{name} has other classes ({theirs}) than the model of {workdir} ({ours}): it can only "
+            "be scored on a set with the same classes in the same order"
         )
     images, labels = dataset.splits[split]
     if images.shape[1:] != run.image_shape:

@@ -30,6 +30,7 @@ from cifar_jax.runs import workdir as workdir_lib
 
 _META = "meta.json"
 _SAVING, _DELETING = ".saving-", ".deleting-"
+_ASIDE = "damaged_checkpoints"
 _SLACK = 2**16  # bytes that a checkpoint takes besides its arrays
 
 _log = logging.getLogger(__name__)
@@ -111,10 +112,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, in ascending order."""
-        if not self.folder.is_dir():
-            return []
-        names = (path.name for path in self.folder.iterdir())
-        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+        return list_steps(self.folder.parent)
 
     def find(self, which: str = "last") -> int | None:
         """Returns the step of an intact checkpoint, None if there is none.
@@ -138,7 +136,7 @@ class Checkpoints:
             known = "".join(f", {step}" for step in steps)
             raise UserError(f"{self.folder} has no checkpoint {which!r}; there are last{known}")
         for step in wanted:
-            if damage := manifest.find_damage(self.folder / str(step)):
+            if damage := self._find_damage(step):
                 raise UserError(f"the checkpoint {self.folder / str(step)} is damaged: {damage}")
         if which != "best":
             return wanted[0]
@@ -195,28 +193,70 @@ class Checkpoints:
             with contextlib.suppress(OSError):  # it may be a file
                 unfinished.unlink()
 
+    def is_best(self, accuracy: float) -> bool:
+        """Whether an accuracy on the validation split is higher than that of every checkpoint."""
+        self.wait()
+        return all(accuracy > scored for scored, _ in self._scored(self.steps()))
+
     def _best(self, steps: list[int]) -> int | None:
+        return max(self._scored(steps), default=(0, None))[1]
+
+    def _scored(self, steps: list[int]) -> list[tuple[float, int]]:
         scored = []
         for step in steps:
             # A checkpoint without metrics, or damaged since.
             with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
                 scored.append((float(self.meta(step)["metrics"]["eval_accuracy"]), step))
-        return max(scored)[1] if scored else None
+        return scored
 
     def _is_intact(self, step: int) -> bool:
         """Checks a checkpoint; warns of a damaged one, and moves it away if writable."""
         folder = self.folder / str(step)
-        if not (damage := manifest.find_damage(folder)):
+        if not (damage := self._find_damage(step)):
             return True
         if not self._writable:
             if folder.exists():  # else the run, which still trains, has deleted it
                 _log.warning("skipping the damaged checkpoint %s: %s", folder, damage)
             return False
-        (aside := self.folder.with_name("damaged_checkpoints")).mkdir(exist_ok=True)
+        self.set_aside(step, damage)
+        return False
+
+    def set_aside(self, step: int, reason: str) -> None:
+        """Moves a checkpoint that cannot be used to WORKDIR/damaged_checkpoints, with a warning."""
+        folder = self.folder / str(step)
+        (aside := self.folder.with_name(_ASIDE)).mkdir(exist_ok=True)
         target = next(p for n in range(10**6) if not (p := aside / f"{step}-{n}").exists())
         folder.rename(target)
-        left = (
-            "" if self.steps() else "; no other is left, so the run starts again from the beginning"
-        )
-        _log.warning("moved the damaged checkpoint %s to %s: %s%s", folder, target, damage, left)
-        return False
+        _log.warning("moved the damaged checkpoint %s to %s: %s", folder, target, reason)
+
+    def check_left(self) -> None:
+        """Raises UserError if the run had checkpoints, and none is left: it does not start over."""
+        aside = self.folder.with_name(_ASIDE)
+        if aside.is_dir() and any(aside.iterdir()) and not self.steps():
+            raise UserError(
+                f"no checkpoint of {self.folder.parent} can be used, all are in {aside}: choose "
+                f"another --workdir, or delete {aside} to start this run from the beginning",
+                exit_code=1,
+            )
+
+    def _find_damage(self, step: int) -> str:
+        """Returns what is wrong with a checkpoint, "" if nothing is."""
+        folder = self.folder / str(step)
+        if damage := manifest.find_damage(folder):
+            return damage
+        progress = self.meta(step).get("progress")
+        held = progress.get("step", step) if isinstance(progress, dict) else step
+        return "" if held == step else f"it is the checkpoint of step {held}"
+
+
+def list_steps(workdir: Path) -> list[int]:
+    """Returns the steps that have a checkpoint, in ascending order.
+
+    Raises:
+      OSError: the folder exists but cannot be read.
+    """
+    try:
+        names = os.listdir(workdir / "checkpoints")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))

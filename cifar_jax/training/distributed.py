@@ -15,10 +15,10 @@ def train_together(
     config: ConfigDict,
     folder: Path,
     train: Callable[[ConfigDict, Path, signals.Signals], int],
+    take_over: bool = False,
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    take_over: bool = False,
 ) -> int:
     """Joins the job's other processes and trains with them; returns the exit code.
 

@@ -21,8 +21,8 @@ from cifar_jax.runs import signals as signals_lib
 from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.logs import Logs
+from cifar_jax.training import resume, saving, start
 from cifar_jax.training import run as run_lib
-from cifar_jax.training import saving, start
 from cifar_jax.training.metrics import put_metrics
 from cifar_jax.training.program import Feed, compile_train, fits_on_device
 from cifar_jax.training.run import Progress, Run
@@ -30,13 +30,19 @@ from cifar_jax.training.state import TrainState
 from cifar_jax.training.step import make_train_step
 
 
-def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> int:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    signals: signals_lib.Signals,
+    config_text: str | None = None,
+) -> int:
     """Trains, resuming from the workdir's last checkpoint if there is one.
 
     Args:
       config: a checked config.
       workdir: the run's folder, locked by this process.
-      signals: notes SIGINT and SIGTERM; at one, the run saves and ends.
+      signals: notes the signals that ask to stop; at one, the run saves and ends.
+      config_text: of the config file, which is kept in the workdir.
 
     Returns:
       The exit code.
@@ -48,7 +54,7 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
     progress = Progress()
     part = config.batch_size // config.optimizer.accumulation_steps
     devices.configure(part, config.num_cpu_devices, config.deterministic)
-    processes.run_on_first(lambda: start.check_workdir(config, workdir))
+    processes.run_on_first(lambda: resume.check_workdir(config, workdir))
     mesh = devices.make_mesh(part, config.num_seeds)
     dataset = processes.first_then_others(
         lambda: datasets.load(config.data.name, config.data.data_dir)
@@ -65,7 +71,9 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
     with jax.set_mesh(mesh):
         state, saved = start.start(config, dataset, durations, mesh, model, checkpoints)
         progress.resume(saved)
-        processes.run_on_first(lambda: start.record_config(config, workdir))
+        processes.run_on_first(
+            lambda: resume.record_start(config, workdir, progress.step, config_text)
+        )
         feed = Feed(split, mesh, seeds.seed_list(config), config.batch_size, resident)
         logs = Logs(workdir, progress.step, config.log.tensorboard, processes.is_first())
         run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs)
@@ -115,7 +123,8 @@ def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.
             if on_cpu and not config.steps_per_call:
                 most = max(1, round(cpu.CALL_SECONDS * num_steps / seconds))
             every = durations.checkpoint_every
-            if received or durations_lib.due(progress.step, every, durations.total):
+            due = durations_lib.due(progress.step, every, durations.total)
+            if received or due or saving.is_best(run, scores):
                 saving.save(run, state, progress, scores)
             if received and progress.step < durations.total:
                 saving.check_saved(run)
