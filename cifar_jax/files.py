@@ -35,9 +35,9 @@ def replacing(path: Path) -> Iterator[io.BufferedRandom]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
+    """Writes a text file, whole or not at all; what UTF-8 cannot hold is escaped."""
     with replacing(path) as stream:
-        stream.write(text.encode())
+        stream.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -29,7 +29,8 @@ def _the_log_as_it_was():
 @pytest.fixture(autouse=True)
 def _the_signals_as_they_were():
     """Takes back what a run that a signal has ended leaves."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

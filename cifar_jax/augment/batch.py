@@ -186,6 +186,6 @@ def normalize(
       std: of each channel, in units of pixel / 255.
       dtype: of the result.
     """
-    mean, std = (np.reshape(values, (1, 1, 1, -1)) for values in (mean, std))
-    scale, offset = np.float32(1 / (255 * std)), np.float32(-mean / std)
+    centre, spread = (np.reshape(values, (1, 1, 1, -1)) for values in (mean, std))
+    scale, offset = np.float32(1 / (255 * spread)), np.float32(-centre / spread)
     return (images.astype(jnp.float32) * scale + offset).astype(dtype)

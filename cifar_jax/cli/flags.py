@@ -9,7 +9,7 @@ FLAGS = flags.FLAGS
 JOB = ("coordinator", "num_processes", "process_id")
 # The flags that each mode takes.
 MODE_FLAGS = {
-    "train": ("config", "workdir", "distributed", *JOB),
+    "train": ("config", "workdir", "take_over", "distributed", *JOB),
     "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size", "seed"),
     "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size", "seed"),
     "explore": ("config", "dataset", "data_dir", "seed", "output"),
@@ -65,6 +65,7 @@ flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
+flags.DEFINE_bool("take_over", False, "train: take the workdir from another process that holds it")
 flags.DEFINE_bool("distributed", False, "train: together with the job's other processes")
 flags.DEFINE_string(
     "coordinator", None, "with --distributed: HOST:PORT of the first process, if JAX cannot find it"

@@ -12,6 +12,7 @@ Exit codes: 0 done, 1 the run had to stop or a picture could not be read, 2 wron
 after Ctrl-C, 143 saved after SIGTERM (the same command resumes).
 """
 
+import contextlib
 import io
 import os
 import sys
@@ -37,13 +38,15 @@ def _train() -> int:
     workdir = parse.run_path(FLAGS.workdir or f"runs/{name}").absolute()
     if FLAGS.distributed:
         _check_config()  # before waiting for the other processes
-        from cifar_jax.training import loop
+        from cifar_jax.training import distributed
 
         job = (FLAGS[name].value for name in flags.JOB)
-        return loop.train_together(FLAGS.config, workdir, _train_and_report, *job)
+        return distributed.train_together(
+            FLAGS.config, workdir, _train_and_report, FLAGS.take_over, *job
+        )
     if found := [name for name in flags.JOB if FLAGS[name].present]:
         raise UserError(f"--{found[0]} is only for --distributed")
-    with lock(workdir), Signals() as signals:
+    with lock(workdir, FLAGS.take_over), Signals() as signals:
         _check_config()
         return _train_and_report(FLAGS.config, workdir, signals)
 
@@ -57,15 +60,30 @@ def _check_config() -> None:
 
 def _train_and_report(config: ConfigDict, workdir: Path, signals: Signals) -> int:
     from cifar_jax.parallel import processes
-    from cifar_jax.training import loop
+    from cifar_jax.training import loop, resume
 
-    code = loop.train(config, workdir, signals)
-    if code == 0 and config.log.report and processes.is_first():
+    result = processes.run_on_first(lambda: resume.find_result(config, workdir))
+    if result:
+        accuracy = f"test accuracy {result['test_accuracy']:.2%}"
+        print(f"{workdir} is finished: step {result['step']}, {accuracy}; nothing was changed")
+    else:
+        code = loop.train(config, workdir, signals, _read_config_file())
+        if code:
+            return code
+    if config.log.report and processes.is_first():
         signals.end()  # the report can be made again by --mode=report
         from cifar_jax.reports import report
 
-        report.try_report(workdir)
-    return code
+        if not (result and (workdir / report.FOLDER / report.PAGE).exists()):
+            report.try_report(workdir)
+    return 0
+
+
+def _read_config_file() -> str | None:
+    name = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
+    with contextlib.suppress(OSError, ValueError):
+        return Path(name).read_text(encoding="utf-8")
+    return None
 
 
 def _evaluate() -> int:

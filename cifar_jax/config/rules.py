@@ -63,6 +63,8 @@ _RULES = (
 )
 # The largest float32, and the largest int32, which counts the steps.
 _MOST_FLOAT, _MOST_INT = 3.4e38, 2**31 - 1
+# XLA counts smaller numbers as 0.
+_LEAST_FLOAT = 1.2e-38
 
 _CHOICES = {
     "dtype": DTYPES,
@@ -118,6 +120,8 @@ def _out_of_range(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield name, f"{number}, not a finite number"
             elif isinstance(number, float) and abs(number) > _MOST_FLOAT:
                 yield name, f"{number}, more than a float32 can hold"
+            elif isinstance(number, float) and 0 < abs(number) < _LEAST_FLOAT:
+                yield name, f"{number}, which is 0 in float32"
             elif isinstance(number, int) and abs(number) > _MOST_INT and name != "seed":
                 yield name, "not within 2**31"
 

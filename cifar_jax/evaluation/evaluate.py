@@ -87,9 +87,10 @@ def predict_split(
     # TFDS numbers the classes of a set that does not name them, such as cifar10_1.
     unnamed = tuple(map(str, range(len(first.class_names))))
     if dataset.class_names not in (first.class_names, unnamed):
+        ours, theirs = (", ".join(x.class_names[:20]) for x in (first, dataset))
         raise UserError(
-            f"{name} has other classes ({len(dataset.class_names)}) than the model of {workdir} "
-            f"({len(first.class_names)}): choose a set with the same classes"
+            f"{name} has other classes ({theirs}) than the model of {workdir} ({ours}): choose a "
+            "set with the same classes in the same order"
         )
     images, labels = dataset.splits[split]
     if images.shape[1:] != first.image_shape:

@@ -47,15 +47,25 @@ def combine_rules(
       schedule: from the step to the learning rate of the parameters in no group.
       group_schedules: those of the groups, by their names.
     """
-    clipping = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
+    clipping = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else None
     rule = _create_rule(optimizer, schedule)
     if not optimizer.groups:
-        return optax.chain(*clipping, *rule)
+        return optax.chain(*([clipping] if clipping else []), *rule)
     rules = {groups.REST: optax.chain(*rule)}
     for name, group in groups.resolve(optimizer).items():
         rules[name] = optax.chain(*_create_rule(group, (group_schedules or {})[name]))
     patterns = {name: group.params for name, group in optimizer.groups.items()}
-    return optax.chain(*clipping, optax.partition(rules, lambda tree: groups.label(tree, patterns)))
+    frozen_groups = {name for name, group in optimizer.groups.items() if group.name == "frozen"}
+
+    def label(tree: Any) -> Any:
+        return groups.label(tree, patterns)
+
+    def is_trained(tree: Any) -> Any:
+        return jax.tree.map(lambda name: name not in frozen_groups, label(tree))
+
+    # The gradients of frozen parameters do not count: they would shrink the others' updates.
+    clip = [optax.masked(clipping, is_trained)] if clipping else []
+    return optax.chain(*clip, optax.partition(rules, label))
 
 
 def _create_rule(options: ConfigDict, schedule: Schedule) -> list[optax.GradientTransformation]:

@@ -87,8 +87,7 @@ def shape_schedule(schedule: ConfigDict, peak: float, durations: Durations) -> S
     if schedule.name == "constant":
         main = optax.constant_schedule(peak)
     elif schedule.name == "step":
-        boundaries = {step - warmup: schedule.factor for step in durations.milestones}
-        main = optax.piecewise_constant_schedule(peak, boundaries)
+        return _steps(peak, warmup, dict.fromkeys(durations.milestones, schedule.factor))
     elif schedule.name == "cosine":
         main = optax.cosine_decay_schedule(peak, rest, schedule.final_fraction)
     else:
@@ -97,6 +96,16 @@ def shape_schedule(schedule: ConfigDict, peak: float, durations: Durations) -> S
         return main
     rise = optax.linear_schedule(0.0, peak, warmup)
     return optax.join_schedules([rise, main], [warmup])
+
+
+def _steps(peak: float, warmup: int, factors: dict[int, float]) -> Schedule:
+    """Multiplies the rate by a factor after each of some steps, in the warm-up too."""
+    main = optax.piecewise_constant_schedule(peak, factors)
+    if not warmup:
+        return main
+    rise = optax.linear_schedule(0.0, peak, warmup)
+    factor = optax.piecewise_constant_schedule(1.0, factors)
+    return lambda step: jnp.where(step < warmup, rise(step) * factor(step), main(step))
 
 
 def _one_cycle(peak: float, final: float, rise: int, fall: int) -> Schedule:

@@ -12,6 +12,7 @@ code 1.
 import contextlib
 import errno
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,9 +26,11 @@ import numpy as np
 from cifar_jax import files
 from cifar_jax.errors import UserError
 from cifar_jax.runs import manifest, storage
+from cifar_jax.runs import workdir as workdir_lib
 
 _META = "meta.json"
 _SAVING, _DELETING = ".saving-", ".deleting-"
+_ASIDE = "damaged_checkpoints"
 _SLACK = 2**16  # bytes that a checkpoint takes besides its arrays
 
 _log = logging.getLogger(__name__)
@@ -113,10 +116,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, in ascending order."""
-        if not self.folder.is_dir():
-            return []
-        names = (path.name for path in self.folder.iterdir())
-        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+        return list_steps(self.folder.parent)
 
     def find(self, which: str = "last") -> int | None:
         """Returns the step of an intact checkpoint, None if there is none.
@@ -134,7 +134,7 @@ class Checkpoints:
             return next(filter(self._is_intact, reversed(steps)), None)
         wanted = [step for step in steps if which in ("best", str(step))]
         for step in wanted:
-            if damage := manifest.find_damage(self.folder / str(step)):
+            if damage := self._find_damage(step):
                 raise UserError(f"the checkpoint {self.folder / str(step)} is damaged: {damage}")
         if which == "best":
             if (best := self._best(wanted)) is None:
@@ -163,8 +163,9 @@ class Checkpoints:
         return files.read_json(self.folder / str(step) / _META)
 
     def _write(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        workdir_lib.check_lease(self.folder.parent)
         self._clear()
-        temporary = self.folder / f"{_SAVING}{step}"
+        temporary = self.folder / f"{_SAVING}{step}-{os.getpid()}"
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SLACK
         try:
             # Orbax fails on a full disk too, but late, and prints a lot.
@@ -174,10 +175,12 @@ class Checkpoints:
             storage.save(temporary / "state", state)
             files.write_json(temporary / _META, meta)
             manifest.write(temporary)
+            workdir_lib.check_lease(self.folder.parent)
             temporary.rename(self.folder / str(step))
             files.sync_folder(self.folder)
         except BaseException:
-            self._clear()
+            # Not `_clear`: another process may have taken the folder over and be saving.
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
         steps = self.steps()
         for old in set(steps[:-2]) - {self._best(steps)}:
@@ -191,28 +194,70 @@ class Checkpoints:
             with contextlib.suppress(OSError):  # it may be a file
                 unfinished.unlink()
 
+    def is_best(self, accuracy: float) -> bool:
+        """Whether an accuracy on the validation split is higher than that of every checkpoint."""
+        self.wait()
+        return all(accuracy > scored for scored, _ in self._scored(self.steps()))
+
     def _best(self, steps: list[int]) -> int | None:
+        return max(self._scored(steps), default=(0, None))[1]
+
+    def _scored(self, steps: list[int]) -> list[tuple[float, int]]:
         scored = []
         for step in steps:
             # It may have no metrics, or have been damaged since.
             with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
                 scored.append((float(self.meta(step)["metrics"]["eval_accuracy"]), step))
-        return max(scored)[1] if scored else None
+        return scored
 
     def _is_intact(self, step: int) -> bool:
         """Checks a checkpoint; warns of a damaged one, and moves it away if writable."""
         folder = self.folder / str(step)
-        if not (damage := manifest.find_damage(folder)):
+        if not (damage := self._find_damage(step)):
             return True
         if not self._writable:
             if folder.exists():  # else a run that is still training has deleted it
                 _log.warning("skipping the damaged checkpoint %s: %s", folder, damage)
             return False
-        (aside := self.folder.with_name("damaged_checkpoints")).mkdir(exist_ok=True)
+        self.set_aside(step, damage)
+        return False
+
+    def set_aside(self, step: int, reason: str) -> None:
+        """Moves a checkpoint that cannot be used to WORKDIR/damaged_checkpoints, with a warning."""
+        folder = self.folder / str(step)
+        (aside := self.folder.with_name(_ASIDE)).mkdir(exist_ok=True)
         target = next(p for n in range(10**6) if not (p := aside / f"{step}-{n}").exists())
         folder.rename(target)
-        left = (
-            "" if self.steps() else "; no other is left, so the run starts again from the beginning"
-        )
-        _log.warning("moved the damaged checkpoint %s to %s: %s%s", folder, target, damage, left)
-        return False
+        _log.warning("moved the damaged checkpoint %s to %s: %s", folder, target, reason)
+
+    def check_left(self) -> None:
+        """Raises UserError if the run had checkpoints, and none is left: it does not start over."""
+        aside = self.folder.with_name(_ASIDE)
+        if aside.is_dir() and any(aside.iterdir()) and not self.steps():
+            raise UserError(
+                f"no checkpoint of {self.folder.parent} can be used, all are in {aside}: choose "
+                f"another --workdir, or delete {aside} to start this run from the beginning",
+                exit_code=1,
+            )
+
+    def _find_damage(self, step: int) -> str:
+        """Returns what is wrong with a checkpoint, "" if nothing is."""
+        folder = self.folder / str(step)
+        if damage := manifest.find_damage(folder):
+            return damage
+        progress = self.meta(step).get("progress")
+        held = progress.get("step", step) if isinstance(progress, dict) else step
+        return "" if held == step else f"it is the checkpoint of step {held}"
+
+
+def list_steps(workdir: Path) -> list[int]:
+    """Returns the steps that have a checkpoint, in ascending order.
+
+    Raises:
+      OSError: the folder exists but cannot be read.
+    """
+    try:
+        names = os.listdir(workdir / "checkpoints")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))

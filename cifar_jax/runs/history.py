@@ -16,28 +16,33 @@ _log = logging.getLogger(__name__)
 
 
 def rewind(path: Path, step: int) -> None:
-    """Deletes the lines of a metrics.jsonl past a step, and an incomplete last line."""
-    if path.exists():
+    """Deletes the lines of a metrics.jsonl past a step, and lines that cannot be read."""
+    try:
         kept = [line for line in read_lines(path) if line["step"] <= step]
-        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    except FileNotFoundError:
+        return
+    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the objects in a metrics.jsonl, without an incomplete last line.
+    """Returns the objects in a metrics.jsonl that have a step and an epoch.
 
-    Any other line that cannot be read is skipped with a warning.
+    A line that cannot be read is skipped with a warning.
+
+    Raises:
+      OSError: the file cannot be read.
     """
     lines = []
     texts = path.read_bytes().splitlines()
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-            if not isinstance(line["step"], int):
+            if type(line["step"]) is not int or type(line["epoch"]) not in (int, float):
                 raise TypeError
             lines.append(line)
         except (ValueError, TypeError, KeyError, RecursionError):
-            if number < len(texts):
-                _log.warning("line %d of %s is damaged and skipped", number, path)
+            state = "damaged" if number < len(texts) else "incomplete"
+            _log.warning("line %d of %s is %s and skipped", number, path, state)
     return lines
 
 
@@ -48,15 +53,15 @@ def read_history(workdir: Path) -> list[dict[str, float]]:
     each metric as NAME_low and NAME_high.
 
     Raises:
-      UserError: the log cannot be read, or a line of it has no epoch.
+      UserError: the log cannot be read.
     """
     path = workdir / workdir_lib.METRICS
     try:
-        lines = [numbers(line) for line in read_lines(path)] if path.exists() else []
+        lines = [numbers(line) for line in read_lines(path)]
+    except FileNotFoundError:
+        lines = []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if any("epoch" not in line for line in lines):
-        raise UserError(f"{path} is damaged: a line has no epoch")
     return [
         row
         for _, group in itertools.groupby(lines, key=lambda line: (line["step"], "seed" in line))

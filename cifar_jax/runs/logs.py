@@ -88,6 +88,7 @@ class Logs:
                 self._curves = None
 
     def _append_waiting(self) -> None:
+        workdir_lib.check_lease(self._path.parent)
         try:
             _append(self._path, "".join(self._waiting))
             self._waiting.clear()
@@ -146,8 +147,9 @@ class Curves:
     def __init__(self, folder: Path, step: int):
         """Opens a file that replaces what earlier starts wrote past `step`."""
         folder.mkdir(exist_ok=True)
+        earlier = any(folder.iterdir())
         self._writer = EventsWriter(str(folder / "events"))
-        if step:
+        if step or earlier:
             self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -36,7 +36,8 @@ def find_damage(folder: Path) -> str:
     """Returns what is wrong with a folder's files, "" if nothing is.
 
     Raises:
-      UserError: the folder is intact but has a newer format than this version reads.
+      UserError: the folder is intact but has a newer format than this version reads; or the system
+        cannot read it.
     """
     try:
         if folder.is_symlink():
@@ -66,7 +67,12 @@ def find_damage(folder: Path) -> str:
     except FileNotFoundError:
         return f"{_MANIFEST} is missing"
     except OSError as error:
-        return f"it cannot be read ({error.strerror})"
+        # A disk that does not answer now says nothing about the checkpoint.
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}): nothing was changed; start the same "
+            "command again when the disk answers",
+            exit_code=1,
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{_MANIFEST} cannot be read ({type(error).__name__})"
     return ""

@@ -55,7 +55,9 @@ def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def commit() -> str | None:
     """Returns the commit of this package's checkout, with "+" if files differ; None without one.
 
-    Changes in the measurements, and in the pages generated from them, do not count.
+    Measurements and the pages generated from them are not compared; a new file in the package or
+    among the configs is a difference. Inside another project's repository, which does not track
+    this file, there is no commit.
     """
     folder = Path(__file__).parent
 
@@ -67,7 +69,10 @@ def commit() -> str | None:
 
     measured = (":(top)", *(f":(top,exclude){x}" for x in ("results/*.json", "README.md", "docs")))
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         differing = git("status", "--porcelain", "-uno", "--", *measured)
+        code = (":(top)cifar_jax/**.py", ":(top)configs/**.py")
+        differing += git("ls-files", "--others", "--exclude-standard", "--", *code)
         return git("rev-parse", "HEAD") + ("+" if differing else "")
     except (OSError, subprocess.SubprocessError):
         return None

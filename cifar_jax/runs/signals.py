@@ -13,7 +13,10 @@ _SAME_SIGNAL = 0.1  # seconds
 
 
 class Signals:
-    """Notes SIGINT and SIGTERM, so that a run can save its state before it stops.
+    """Notes the signals that end a program, so that a run can save and end between two steps.
+
+    These are Ctrl-C's, `kill`'s, a closed terminal's, and those that SLURM sends as a warning. One
+    that the program was started to ignore, as `nohup` does with SIGHUP, is still ignored.
 
     While there is nothing to save, a signal raises SystemExit. Once `defer` has been called, the
     first signal only sets `received`. A second one always ends the process at once, from a thread:
@@ -21,7 +24,13 @@ class Signals:
     block of a run that a signal has ended, the system's own handlers are in place.
     """
 
-    EXIT_CODES: Mapping[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    # 128 and the signal's number, as a shell reports it.
+    EXIT_CODES: Mapping[int, int] = {
+        number: 128 + number
+        for number in map(
+            int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+        )
+    }
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -35,7 +44,8 @@ class Signals:
         self._thread = threading.Thread(target=self._watch, args=(reading,), daemon=True)
         self._thread.start()
         for number in self.EXIT_CODES:
-            self._old[number] = signal.signal(number, self._note)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._old[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,14 +1,24 @@
-"""A run's folder: the names of its files, and its lock. Imports no JAX."""
+"""A run's folder: the names of its files, and the lease that lets one process write there.
+
+The owner of the lease renews it while it runs. A lease that was not renewed for `STALE_SECONDS`
+has no living owner, on whichever host that was, and is taken over. An owner that was only paused,
+or cut off from the disk, finds that its lease has gone before it writes anything more. Imports no
+JAX.
+"""
 
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import socket
+import threading
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from cifar_jax import files
 from cifar_jax.errors import UserError
@@ -17,19 +27,33 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 ENVIRONMENT = "environment.json"
-_LOCK = "lock.json"
+_LEASE = "lock.json"
+
+# A lease is renewed this often, and is void when it was not renewed for so long, in seconds by the
+# clock of the file system: the clocks of the hosts do not matter.
+RENEW_SECONDS = 10.0
+STALE_SECONDS = 60.0
+
+_log = logging.getLogger(__name__)
+# The token of each lease that this process holds, by the folder's real path.
+_held: dict[Path, str] = {}
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-    """Creates the folder and locks it for this process.
+def lock(workdir: Path, take_over: bool = False) -> Iterator[None]:
+    """Creates the folder and holds its lease for this process.
 
-    The kernel releases the lock when the process ends, however it ends. The lock file names the
-    owner; an owner on another host counts as running, since a shared file system may not share
-    locks. Folders created here are removed again if nothing was put into them.
+    The kernel reports a living owner on this host by a file lock, which ends with its process. An
+    owner on another host counts as alive while it renews the lease: if it was renewed lately, this
+    waits until it is renewed again or void. Folders created here are removed again if nothing was
+    put into them.
+
+    Args:
+      workdir: the run's folder.
+      take_over: whether to take the lease from its owner, alive or not, at once.
 
     Raises:
-      UserError: another process holds the lock, or the folder cannot be written.
+      UserError: another process holds the lease, or the folder cannot be written.
     """
     if odd := re.search(r"[*?[\\]|gs:/", f"{workdir}/"):
         # Orbax would take these for a pattern and leave out the arrays, or for Google's cloud.
@@ -37,44 +61,126 @@ def lock(workdir: Path) -> Iterator[None]:
     with files.remove_if_empty(workdir):
         try:
             workdir.mkdir(parents=True, exist_ok=True)
+            if take_over:
+                (workdir / _LEASE).unlink(missing_ok=True)
             while not (file := _claim(workdir)):
                 pass
         except OSError as error:
             raise UserError(
                 f"--workdir {workdir} cannot be written ({error.strerror}): choose another folder"
             ) from error
+        ended = threading.Event()
+        renewing = threading.Thread(target=_renew, args=(workdir, ended), daemon=True)
+        renewing.start()
         with file:
             try:
                 yield
             finally:
+                ended.set()
+                renewing.join()
                 with contextlib.suppress(OSError):
-                    (workdir / _LOCK).unlink()
+                    if _is_held(workdir):
+                        (workdir / _LEASE).unlink()
+                del _held[workdir.resolve()]
+
+
+def check_lease(workdir: Path) -> None:
+    """Raises UserError if this process has lost its lease on a folder; it comes before each write.
+
+    A process that never held one, such as a program that calls the loop by itself, passes.
+    """
+    if workdir.resolve() in _held and not _is_held(workdir):
+        raise UserError(
+            f"{workdir} was taken over by another process while this one was paused: this one "
+            "stops without writing",
+            exit_code=1,
+        )
+
+
+def _is_held(workdir: Path) -> bool:
+    try:
+        owner = json.loads((workdir / _LEASE).read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # a disk that does not answer now; a file about to be written
+        return True
+    return isinstance(owner, dict) and owner.get("token") == _held[workdir.resolve()]
+
+
+def _renew(workdir: Path, ended: threading.Event) -> None:
+    while not ended.wait(RENEW_SECONDS):
+        with contextlib.suppress(OSError):
+            if _is_held(workdir):
+                os.utime(workdir / _LEASE)
 
 
 def _claim(workdir: Path) -> BinaryIO | None:
-    """Returns the locked file, or None if its owner removed it in the meantime."""
-    path = workdir / _LOCK
+    """Returns the locked file; None where its owner removed it in the meantime."""
+    path = workdir / _LEASE
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(path, "a+b", buffering=0, opener=_open_no_link))
-        held = False
+        here, held = socket.gethostname(), False
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             held = True
         owner = _owner(file)
-        here = socket.gethostname()
-        if held or (owner and owner["host"] != here):
-            owner = owner or {"host": here, "pid": "(just starting)"}
-            words = f"{workdir} is in use by process {owner['pid']} on {owner['host']}"
-            if not held:
-                words += f"; if that process no longer runs, delete {path}"
-            raise UserError(words)
+        if held:
+            _refuse(workdir, owner or {"host": here, "pid": "(just starting)"})
+        if owner and owner["host"] != here:
+            _wait_until_stale(workdir, file, owner)
         if os.fstat(file.fileno()).st_nlink == 0:
             return None
+        token = uuid.uuid4().hex
         file.truncate(0)
-        file.write(json.dumps({"host": here, "pid": os.getpid()}).encode())
+        file.write(json.dumps({"host": here, "pid": os.getpid(), "token": token}).encode())
+        _held[workdir.resolve()] = token
         stack.pop_all()
         return file
+
+
+def _wait_until_stale(workdir: Path, file: BinaryIO, owner: dict[str, Any]) -> None:
+    """Returns when the lease of an owner on another host is void, or removed.
+
+    Raises:
+      UserError: the owner renewed it in the meantime.
+    """
+    renewed, told = os.fstat(file.fileno()).st_mtime, False
+    while (left := STALE_SECONDS - (_now(workdir) - renewed)) > 0:
+        if not told:
+            _log.warning(
+                "%s was in use on %s %.0f s ago: waiting up to %.0f s for a sign of that process "
+                "(--take_over does not wait)",
+                *(workdir, owner["host"], STALE_SECONDS - left, left),
+            )
+            told = True
+        time.sleep(min(1.0, left))
+        status = os.fstat(file.fileno())
+        if not status.st_nlink:
+            return
+        if status.st_mtime != renewed:
+            _refuse(workdir, owner)
+    _log.warning(
+        "taking over %s from process %s on %s, which has not been heard from for %.0f s",
+        *(workdir, owner["pid"], owner["host"], _now(workdir) - renewed),
+    )
+
+
+def _refuse(workdir: Path, owner: dict[str, Any]) -> NoReturn:
+    raise UserError(
+        f"{workdir} is in use by process {owner['pid']} on {owner['host']}: stop that one, or take "
+        "the folder from it with --take_over"
+    )
+
+
+def _now(folder: Path) -> float:
+    """Returns the time by the clock of the file system that a folder is on, in seconds."""
+    probe = folder / f".clock-{os.getpid()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _open_no_link(path: str, flags: int) -> int:

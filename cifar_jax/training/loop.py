@@ -11,7 +11,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cifar_jax.config import durations as durations_lib
-from cifar_jax.config import fields, stored
 from cifar_jax.data import datasets
 from cifar_jax.evaluation import scores as scores_lib
 from cifar_jax.evaluation import views
@@ -22,8 +21,8 @@ from cifar_jax.runs import signals as signals_lib
 from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.logs import Logs
+from cifar_jax.training import resume, saving, start
 from cifar_jax.training import run as run_lib
-from cifar_jax.training import saving, start
 from cifar_jax.training.metrics import put_metrics
 from cifar_jax.training.program import Feed, compile_train, fits_on_device
 from cifar_jax.training.run import Progress, Run
@@ -31,13 +30,19 @@ from cifar_jax.training.state import TrainState
 from cifar_jax.training.step import make_train_step
 
 
-def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> int:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    signals: signals_lib.Signals,
+    config_text: str | None = None,
+) -> int:
     """Trains, resuming from the workdir's last checkpoint if there is one.
 
     Args:
       config: a checked config.
       workdir: the run's folder, locked by this process.
-      signals: notes SIGINT and SIGTERM; at one, the run saves and ends.
+      signals: notes the signals that ask to stop; at one, the run saves and ends.
+      config_text: of the config file, which is kept in the workdir.
 
     Returns:
       The exit code.
@@ -49,7 +54,7 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
     progress = Progress()
     part = config.batch_size // config.optimizer.accumulation_steps
     devices.configure(part, config.num_cpu_devices, config.deterministic)
-    processes.run_on_first(lambda: start.check_workdir(config, workdir))
+    processes.run_on_first(lambda: resume.check_workdir(config, workdir))
     mesh = devices.make_mesh(part, config.num_seeds)
     dataset = processes.first_then_others(
         lambda: datasets.load(config.data.name, config.data.data_dir)
@@ -66,7 +71,9 @@ def train(config: ConfigDict, workdir: Path, signals: signals_lib.Signals) -> in
     with jax.set_mesh(mesh):
         state, saved = start.start(config, dataset, durations, mesh, model, checkpoints)
         progress.resume(saved)
-        processes.run_on_first(lambda: start.record_config(config, workdir))
+        processes.run_on_first(
+            lambda: resume.record_start(config, workdir, progress.step, config_text)
+        )
         feed = Feed(split, mesh, seeds.seed_list(config), config.batch_size, resident)
         logs = Logs(workdir, progress.step, config.log.tensorboard, processes.is_first())
         run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs)
@@ -96,6 +103,8 @@ def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.
             trace(first)
             state, metrics, seconds = call(state, metrics, first, num_steps)
             progress.add(num_steps, seconds, metrics)
+            if processes.is_first():
+                workdir_lib.check_lease(run.workdir)
             finite = np.isfinite(np.atleast_1d(progress.sums["loss"][0]))
             what = f"the loss is not finite in steps {first + 1} to {progress.step}"
             saving.check_finite(run, finite, what)
@@ -114,7 +123,8 @@ def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.
             if on_cpu and not config.steps_per_call:
                 most = max(1, round(cpu.CALL_SECONDS * num_steps / seconds))
             every = durations.checkpoint_every
-            if received or durations_lib.due(progress.step, every, durations.total):
+            due = durations_lib.due(progress.step, every, durations.total)
+            if received or due or saving.is_best(run, scores):
                 saving.save(run, state, progress, scores)
             if received and progress.step < durations.total:
                 saving.check_saved(run)
@@ -207,38 +217,3 @@ def _tracer(run: Run) -> Iterator[Callable[[int], None]]:
         yield trace
     finally:
         trace(last)
-
-
-def train_together(
-    config: ConfigDict,
-    workdir: Path,
-    train_here: Callable[[ConfigDict, Path, signals_lib.Signals], int],
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-) -> int:
-    """Joins the job's other processes and trains with them; returns the exit code.
-
-    Args:
-      config: a checked config, the same in all processes.
-      workdir: the run's folder, which only the first process reads and writes.
-      train_here: called with the config, the workdir and this process's signals once all processes
-        have joined; returns the exit code.
-      coordinator: HOST:PORT of the first process; None: found by JAX.
-      num_processes: the number of processes; None: found by JAX.
-      process_id: the number of this process, from 0; None: found by JAX.
-
-    Raises:
-      UserError: the processes do not find each other, their configs differ, or one has ended.
-    """
-    part = config.batch_size // config.optimizer.accumulation_steps // (num_processes or 1)
-    devices.configure(part or None, config.num_cpu_devices, config.deterministic)
-    with (
-        processes.job(coordinator, num_processes, process_id),
-        contextlib.ExitStack() as stack,
-    ):
-        processes.run_on_first(lambda: stack.enter_context(workdir_lib.lock(workdir)))
-        received = stack.enter_context(signals_lib.Signals())
-        values = dict(fields.flatten(stored.to_json(config)))
-        processes.check_same({name: values[name] for name in values if name != "data.data_dir"})
-        return train_here(config, workdir, received)

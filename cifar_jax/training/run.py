@@ -66,9 +66,9 @@ class Progress:
         self.resume({})
 
     def resume(self, saved: Mapping[str, Any]) -> None:
-        """Continues from the result of `saved` in an earlier start; this start's clock runs on."""
-        for name, value in saved.items():
-            setattr(self, name, value)
+        """Continues from what `saved` returned in an earlier start; this start's clock runs on."""
+        for name in ("step", "seconds", "sums", "stepping"):
+            setattr(self, name, saved.get(name, getattr(self, name)))
         self._before, self._from_step, self._from = self.seconds, self.step, 0.0
 
     def add(self, num_steps: int, seconds: float, metrics: metrics_lib.Metrics) -> None:

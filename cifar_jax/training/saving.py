@@ -13,6 +13,7 @@ from cifar_jax.parallel import devices, processes
 from cifar_jax.runs import provenance
 from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.text import format_duration
+from cifar_jax.training.resume import describe_data, read_starts
 from cifar_jax.training.run import Progress, Run
 from cifar_jax.training.state import TrainState, all_finite
 
@@ -30,20 +31,21 @@ def save(
     metrics = None
     if scores and "validation" in run.dataset.splits:
         metrics = {"eval_accuracy": scores[0].accuracy, "eval_loss": scores[0].loss}
-    dataset = run.dataset
     meta = {
         "config": stored.to_json(run.config),
         "progress": progress.saved(),
-        "data": {
-            "class_names": dataset.class_names,
-            "mean": dataset.mean,
-            "std": dataset.std,
-            "image_shape": dataset.splits["train"].images.shape[1:],
-        },
+        "data": describe_data(run.dataset),
         "versions": provenance.versions(),
     }
     if processes.is_first():
         run.checkpoints.save(progress.step, state, meta, metrics)
+
+
+def is_best(run: Run, scores: Sequence[scores_lib.Scores]) -> bool:
+    """Whether these are scores on a validation split, and the best so far."""
+    if not scores or "validation" not in run.dataset.splits:
+        return False
+    return processes.run_on_first(lambda: run.checkpoints.is_best(scores[0].accuracy))
 
 
 def check_saved(run: Run) -> None:
@@ -102,8 +104,13 @@ def finish(run: Run, progress: Progress, scores: Sequence[scores_lib.Scores]) ->
         "wall_seconds": progress.seconds,
         "devices": devices.describe(),
         "environment": provenance.environment(),
+        "starts": read_starts(run.workdir) if processes.is_first() else [],
     }
-    path = run.workdir / workdir_lib.RESULT
-    processes.run_on_first(lambda: files.write_json(path, result))
+
+    def write() -> None:
+        workdir_lib.check_lease(run.workdir)
+        files.write_json(run.workdir / workdir_lib.RESULT, result)
+
+    processes.run_on_first(write)
     words = scores_lib.describe_seeds("test", run.seeds, scores)
     run.logs.say(f"{words}  in {format_duration(progress.seconds)}")

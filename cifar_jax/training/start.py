@@ -1,6 +1,7 @@
 """Starts a run: from its last checkpoint, another run's weights or new weights."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,42 +10,14 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cifar_jax import files
-from cifar_jax.config import stored
 from cifar_jax.config.durations import Durations
 from cifar_jax.data.datasets import Dataset
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import trained
 from cifar_jax.parallel import devices, processes, seeds
-from cifar_jax.runs import provenance
-from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
+from cifar_jax.training import resume
 from cifar_jax.training.state import TrainState, make_init, params_from_data
-
-
-def check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Checks that a config fits the run so far, and that the run to start from exists.
-
-    Raises:
-      UserError: a field differs that may not, or there is no run in `init_from`.
-    """
-    begun = any((workdir / "checkpoints").glob("[0-9]*"))
-    if begun:
-        old = files.read_json(workdir / workdir_lib.CONFIG)
-        if differences := stored.conflicts(old, stored.to_json(config)):
-            raise UserError(
-                "\n".join(differences)
-                + f"\n{workdir} holds a run with another config: choose another --workdir, or the "
-                "old values to resume it"
-            )
-    elif config.init_from:
-        trained.check_run(Path(config.init_from))
-
-
-def record_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes the config and the environment to the workdir; a run's result depends on both."""
-    files.write_json(workdir / workdir_lib.CONFIG, stored.to_json(config))
-    files.write_json(workdir / workdir_lib.ENVIRONMENT, provenance.environment())
 
 
 def start(
@@ -62,7 +35,9 @@ def start(
     """
     shape = dataset.splits["train"].images.shape[1:]
     seed_list = seeds.seed_list(config)
-    saved = processes.run_on_first(lambda: _find_saved(checkpoints, durations))
+    saved = processes.run_on_first(
+        lambda: resume.find_saved(checkpoints, config, durations, dataset)
+    )
     create = make_init(config, durations, model, shape)
     shapes = jax.eval_shape(create, jax.random.key(config.seed))
 
@@ -76,38 +51,29 @@ def start(
             init = devices.jit_once(make_init(config, durations, model, shape, given))
             states = [init(jax.random.key(seed)) for seed in seed_list]
             if config.init_from:
-                states = [transplant(Path(config.init_from), state) for state in states]
+                other = Path(config.init_from)
+                states = [transplant(other, state, dataset.class_names) for state in states]
             return seeds.stack(own, states)
 
     state = processes.broadcast(make, seeds.abstract(mesh, shapes, len(seed_list)))
     return devices.put(mesh, state, seeds.spec(len(seed_list))), saved or {}
 
 
-def _find_saved(checkpoints: Checkpoints, durations: Durations) -> dict[str, Any] | None:
-    """Returns the progress of the last checkpoint, if there is one."""
-    step = checkpoints.find("last")
-    if step is None:
-        return None
-    if step > durations.total:
-        raise UserError(
-            f"the run has made {step} steps already, more than the {durations.total} asked for: "
-            "raise num_epochs or num_steps, or choose another --workdir"
-        )
-    saved = checkpoints.meta(step).get("progress")
-    if not isinstance(saved, dict) or saved.get("step") != step:
-        raise UserError(f"the checkpoint of step {step} does not say how far its run has come")
-    return saved
-
-
-def transplant(workdir: Path, state: TrainState) -> TrainState:
+def transplant(workdir: Path, state: TrainState, class_names: Sequence[str]) -> TrainState:
     """Returns a new state that starts with the weights of another run's last checkpoint.
 
-    The layer "head" keeps its new weights where the number of classes differs.
+    The layer "head" keeps its new weights unless the classes are the same, by name and order.
+
+    Args:
+      workdir: of the other run.
+      state: before the first step.
+      class_names: of this run's data.
 
     Raises:
       UserError: the other run has another model.
     """
-    old = trained.load(workdir).variables
+    other = trained.load(workdir)
+    old = other.variables
     new = {"params": dict(state.params), "batch_stats": state.batch_stats}
     source = {"params": dict(old["params"]), "batch_stats": old.get("batch_stats", {})}
 
@@ -116,7 +82,7 @@ def transplant(workdir: Path, state: TrainState) -> TrainState:
 
     if "head" in new["params"] and "head" in source["params"]:
         head = new["params"]["head"]
-        if shapes(head) != shapes(source["params"]["head"]):
+        if tuple(class_names) != other.class_names:
             source["params"]["head"] = head
     if shapes(new) != shapes(source):
         raise UserError(f"init_from {workdir} holds another model than this run's")

@@ -61,7 +61,9 @@ def make_train_step(
         ema = state.ema
         if ema_decay:
             new = {"params": params, "batch_stats": batch_stats}
-            ema = optax.incremental_update(new, ema, 1 - ema_decay)
+            # Otherwise the average of a short run would be mostly its initial weights.
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            ema = optax.incremental_update(new, ema, 1 - decay)
         state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
         return state, metrics
 

@@ -32,7 +32,13 @@ def run(program):
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        *((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)),
+        *((signal.SIGUSR1, 138), (signal.SIGUSR2, 140)),
+    ],
+)
 def test_a_signal_ends_the_preparation_and_is_noted_in_the_loop(number, code, capfd):
     with pytest.raises(SystemExit) as caught, signals_lib.Signals():
         os.kill(os.getpid(), number)
@@ -70,3 +76,14 @@ def test_a_signal_while_the_interpreter_ends_shows_no_traceback():
     with signals_lib.Signals():
         pass
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_nohup_ignores_is_still_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_lib.Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

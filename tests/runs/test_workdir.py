@@ -35,7 +35,9 @@ def hold_lock(folder):
 
 def test_only_one_process_holds_the_lock_and_it_ends_with_the_process(tmp_path):
     with hold_lock(tmp_path) as process:
-        with pytest.raises(UserError, match=f"process {process.pid} on {socket.gethostname()}$"):
+        with pytest.raises(
+            UserError, match=f"process {process.pid} on {socket.gethostname()}: stop"
+        ):
             workdir_lib.lock(tmp_path).__enter__()
         process.kill()
         process.wait()

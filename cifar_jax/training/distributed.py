@@ -1,0 +1,49 @@
+"""Training by several processes together, which `--distributed` asks for."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cifar_jax.config import fields, stored
+from cifar_jax.parallel import devices, processes
+from cifar_jax.runs.signals import Signals
+from cifar_jax.runs.workdir import lock
+
+
+def train_together(
+    config: ConfigDict,
+    workdir: Path,
+    train_here: Callable[[ConfigDict, Path, Signals], int],
+    take_over: bool = False,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> int:
+    """Joins the job's other processes and trains with them; returns the exit code.
+
+    Args:
+      config: a checked config, the same in all processes.
+      workdir: the run's folder, which only the first process reads and writes.
+      train_here: called with the config, the workdir and this process's signals once all processes
+        have joined; returns the exit code.
+      take_over: as for `workdir.lock`.
+      coordinator: HOST:PORT of the first process; None: found by JAX.
+      num_processes: the number of processes; None: found by JAX.
+      process_id: the number of this process, from 0; None: found by JAX.
+
+    Raises:
+      UserError: the processes do not find each other, their configs differ, or one has ended.
+    """
+    part = config.batch_size // config.optimizer.accumulation_steps // (num_processes or 1)
+    devices.configure(part or None, config.num_cpu_devices, config.deterministic)
+    with (
+        processes.job(coordinator, num_processes, process_id),
+        contextlib.ExitStack() as stack,
+    ):
+        processes.run_on_first(lambda: stack.enter_context(lock(workdir, take_over)))
+        received = stack.enter_context(Signals())
+        values = dict(fields.flatten(stored.to_json(config)))
+        processes.check_same({name: values[name] for name in values if name != "data.data_dir"})
+        return train_here(config, workdir, received)

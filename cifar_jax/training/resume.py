@@ -1,0 +1,174 @@
+"""What a workdir says of the run so far: whether it may be resumed, and from where."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cifar_jax import files
+from cifar_jax.config import stored
+from cifar_jax.config.durations import Durations
+from cifar_jax.data.datasets import Dataset
+from cifar_jax.errors import UserError
+from cifar_jax.evaluation import trained
+from cifar_jax.runs import checkpoint, provenance
+from cifar_jax.runs import workdir as workdir_lib
+
+STARTS, CONFIG_FILE = "starts.json", "config_file.py"
+
+
+def check_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Checks that a config fits the run so far, and that what the run writes can be written.
+
+    Raises:
+      UserError: a field differs that may not, there is no run in `init_from`, or a folder is where
+        a file is to be written.
+    """
+    for name in (workdir_lib.CONFIG, workdir_lib.METRICS, workdir_lib.RESULT, STARTS):
+        if (workdir / name).is_dir():
+            raise UserError(f"{workdir / name} is a folder, where the run writes a file: move it")
+    if checkpoint.list_steps(workdir):
+        old = files.read_json(workdir / workdir_lib.CONFIG)
+        if differences := stored.conflicts(old, stored.to_json(config)):
+            raise UserError(
+                "\n".join(differences)
+                + f"\n{workdir} holds a run with another config: choose another --workdir, or the "
+                "old values to resume it"
+            )
+    elif config.init_from:
+        trained.check_run(Path(config.init_from))
+
+
+def find_result(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """Returns the result of a run that is finished, as far as this config asks; None if it is not.
+
+    Raises:
+      UserError: as for `check_workdir`.
+    """
+    check_workdir(config, workdir)
+    path, steps = workdir / workdir_lib.RESULT, checkpoint.list_steps(workdir)
+    if not steps or not path.exists():
+        return None
+    result, new = files.read_json(path), stored.to_json(config)
+    old = files.read_json(workdir / workdir_lib.CONFIG)
+    lengths = ("num_epochs", "num_steps")
+    same = [old.get(name) for name in lengths] == [new[name] for name in lengths]
+    return result if same and result.get("step") == steps[-1] else None
+
+
+def record_start(config: ConfigDict, workdir: Path, step: int, config_text: str | None) -> None:
+    """Writes the config and its file, and adds this start to the list of all starts.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      step: at which it starts.
+      config_text: of the config file; None: it is not known.
+    """
+    workdir_lib.check_lease(workdir)
+    files.write_json(workdir / workdir_lib.CONFIG, stored.to_json(config))
+    if config_text is not None:
+        files.write_text(workdir / CONFIG_FILE, config_text)
+    environment = provenance.environment()
+    starts = [*read_starts(workdir), {"step": step, **environment}]
+    files.write_json(workdir / STARTS, {"starts": starts})
+    files.write_json(workdir / workdir_lib.ENVIRONMENT, environment)
+
+
+def read_starts(workdir: Path) -> list[dict[str, Any]]:
+    """Returns every start of a run so far: its first step, commit, command, hardware, versions."""
+    path = workdir / STARTS
+    starts = files.read_json(path).get("starts") if path.exists() else []
+    if not isinstance(starts, list):
+        raise UserError(f"{path} is damaged: it holds no list of starts")
+    return starts
+
+
+def describe_data(dataset: Dataset) -> dict[str, Any]:
+    """Returns what a run's data are told from others by, as JSON values."""
+    train = dataset.splits["train"]
+    labels = np.ascontiguousarray(train.labels, np.int32)
+    return {
+        "class_names": list(dataset.class_names),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "image_shape": list(train.images.shape[1:]),
+        "num_images": {name: len(split.labels) for name, split in dataset.splits.items()},
+        "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
+    }
+
+
+def find_saved(
+    checkpoints: checkpoint.Checkpoints, config: ConfigDict, durations: Durations, dataset: Dataset
+) -> dict[str, Any] | None:
+    """Returns the progress of the last checkpoint that belongs to this run; None for a new run.
+
+    Raises:
+      UserError: the checkpoint has more steps than asked for, or was trained on other data; or the
+        run had checkpoints, and none can be used.
+    """
+    while (step := checkpoints.find("last")) is not None:
+        meta = checkpoints.meta(step)
+        theirs = meta.get("config")
+        foreign = stored.conflicts(theirs, stored.to_json(config)) if theirs else ["no config"]
+        if not foreign and _is_progress(meta.get("progress"), step):
+            break
+        words = f"it is of another run: {foreign[0]}" if foreign else "its progress cannot be read"
+        checkpoints.set_aside(step, words)
+    else:
+        checkpoints.check_left()
+        return None
+    if step > durations.total:
+        raise UserError(
+            f"the run has made {step} steps already, more than the {durations.total} asked for: "
+            "raise num_epochs or num_steps, or choose another --workdir"
+        )
+    _check_data(meta.get("data"), describe_data(dataset), checkpoints.folder.parent)
+    return meta["progress"]
+
+
+def _is_progress(progress: Any, step: int) -> bool:
+    """Whether JSON values are a run's progress at a step."""
+
+    def is_number(value: Any) -> bool:
+        return type(value) in (int, float) and value >= 0
+
+    def is_total(value: Any) -> bool:
+        return is_number(value) or (isinstance(value, list) and all(map(is_number, value)))
+
+    sums = progress.get("sums") if isinstance(progress, dict) else None
+    return (
+        isinstance(sums, dict)
+        and progress.get("step") == step
+        and is_number(progress.get("seconds"))
+        and is_number(progress.get("stepping"))
+        and all(
+            isinstance(x, list) and len(x) == 2 and all(map(is_total, x)) for x in sums.values()
+        )
+        and set(sums) in (set(), {"loss", "accuracy"})
+    )
+
+
+def _check_data(old: Any, new: dict[str, Any], workdir: Path) -> None:
+    """Compares the data that a run was trained on with what it would be resumed on."""
+    if not isinstance(old, dict):
+        return
+    differences = [name for name in new if name in old and old[name] != new[name]]
+    if not differences:
+        return
+    name = differences[0]
+    words = f"{name} was {old[name]!r} and is now {new[name]!r}"
+    if name == "class_names":
+        pairs = zip(old[name], new[name], strict=False)
+        place = next((n for n, (x, y) in enumerate(pairs) if x != y), None)
+        words = f"there were {len(old[name])} classes and there are now {len(new[name])}"
+        if place is not None:
+            words = f"class {place} was {old[name][place]!r} and is now {new[name][place]!r}"
+    elif name == "labels_sha256":
+        words = "the labels of the training images differ"
+    raise UserError(
+        f"{workdir} was trained on other data: {words}; set --config.data.data_dir to the data of "
+        "that run, or choose another --workdir"
+    )
