@@ -72,7 +72,7 @@ def compile_steps(config: Any, mesh: Mesh, image_shape: tuple[int, ...]) -> Any:
       mesh: of devices, which need not exist.
       image_shape: (height, width, channels).
     """
-    length = durations.resolve(config, 2 * config.batch_size)
+    length = durations.resolve_durations(config, 2 * config.batch_size)
     model = registry.create_model(config, 10)
     mean = std = (0.5,) * image_shape[-1]
     optimizer = build.create_optimizer(config, length)
@@ -93,9 +93,9 @@ def compile_steps(config: Any, mesh: Mesh, image_shape: tuple[int, ...]) -> Any:
         rows = jax.ShapeDtypeStruct((2, config.batch_size), jnp.int32)
         count = jax.ShapeDtypeStruct((), jnp.int32)
         arguments = (
-            *devices.abstract(mesh, whole),
-            devices.abstract(mesh, rows, PartitionSpec(None, "data")),
-            *devices.abstract(mesh, (count, key)),
+            *devices.abstract_arrays(mesh, whole),
+            devices.abstract_arrays(mesh, rows, PartitionSpec(None, "data")),
+            *devices.abstract_arrays(mesh, (count, key)),
         )
         return program_lib.compile_train(step, mesh, resident=True).lower(*arguments).compile()
 
@@ -163,7 +163,7 @@ def main(argv: list[str]) -> int:
     try:
         if options.topology is None:
             jax.config.update("jax_platforms", "cpu")
-            devices.configure(options.batch_size, options.devices)
+            devices.configure_jax(options.batch_size, options.devices)
             mesh = devices.make_mesh(options.batch_size)
         else:
             mesh = topology_mesh(options.topology)

@@ -42,15 +42,15 @@ predict(workdir, int(batch_size), int(num_images), output)
 
 def predict(workdir: str, batch_size: int, num_images: int, output: str) -> None:
     """Writes the logits of the first test images; the environment sets the number of devices."""
-    devices.configure()
+    devices.configure_jax()
     run = trained.load(workdir)
-    images = datasets.load(run.config.data.name).splits["test"].images[:num_images]
+    images = datasets.load_dataset(run.config.data.name).splits["test"].images[:num_images]
     np.save(output, run.predict_logits(images, batch_size))
 
 
 def measure(workdir: str) -> list[dict[str, Any]]:
     """Predicts with each setting in a process of its own; returns a row for each."""
-    labels = datasets.load(trained.load(workdir).config.data.name).splits["test"].labels
+    labels = datasets.load_dataset(trained.load(workdir).config.data.name).splits["test"].labels
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         expected: np.ndarray | None = None

@@ -26,7 +26,7 @@ THROUGHPUT_ROUNDS = 3
 class Racer:
     """Runs one config with any seed, in programs that are compiled once.
 
-    It joins the package's parts as `training.loop.train` does, but logs, evaluates and saves
+    It joins the package's parts as `training.loop.train_model` does, but logs, evaluates and saves
     nothing during a run.
     """
 
@@ -35,7 +35,7 @@ class Racer:
         check.check_config(config)
         self.config, self.dataset = config, dataset
         train = dataset.splits["train"]
-        self.durations = durations_lib.resolve(config, len(train.labels))
+        self.durations = durations_lib.resolve_durations(config, len(train.labels))
         self.mesh = devices.make_mesh(config.batch_size)
         self.model = registry.create_model(config, len(dataset.class_names))
         optimizer = build.create_optimizer(config, self.durations)
@@ -113,7 +113,7 @@ class Racer:
             return self.model.apply(variables, images, train=False)
 
         def count(function: Any, *shapes: Any) -> float:
-            traced = jax.jit(function).trace(*devices.abstract(mesh, shapes))
+            traced = jax.jit(function).trace(*devices.abstract_arrays(mesh, shapes))
             analysis: Any = traced.lower(lowering_platforms=("cuda",)).cost_analysis()
             return analysis["flops"]
 

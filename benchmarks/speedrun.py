@@ -92,7 +92,7 @@ class Results:
           SystemExit: it was measured on another machine or by another commit.
         """
         self.path = path
-        same = describe_machine() | {"devices": devices.describe(), "quick": quick}
+        same = describe_machine() | {"devices": devices.describe_devices(), "quick": quick}
         self.found: dict[str, Any] = {"name": path.stem, **same, "runs": {}, "throughput": {}}
         if path.exists() and not fresh:
             old = files.read_json(path)
@@ -279,7 +279,7 @@ def parts(options: argparse.Namespace, results: Results, folder: Path) -> Iterat
         results.found["matrix_rate"] = measure_matrix_rate(dtype, size)
         results.save()
         yield f"matrix products: {results.found['matrix_rate'] / 1e12:.3g} TFLOP/s"
-    dataset = random_dataset() if options.quick else datasets.load("cifar10")
+    dataset = random_dataset() if options.quick else datasets.load_dataset("cifar10")
     rival, (first, wanted) = None, next(iter(runs.items()))
     made = results.found["runs"].get(first, {"rival": []})["rival"]
     if options.airbench and len(made) < (options.num_seeds or wanted):
@@ -309,7 +309,7 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     # The command and the rival use the same device.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    devices.configure(2000)
+    devices.configure_jax(2000)
     results = Results(choose_output(options), options.fresh, options.quick)
     longest, last = 0.0, begun
     try:

@@ -48,7 +48,7 @@ PREPARE = """
 import sys
 import numpy as np
 from cifar_jax.data import datasets
-splits = datasets.load("cifar10").splits
+splits = datasets.load_dataset("cifar10").splits
 parts = {f"{name}_{part}": getattr(split, part) for name, split in splits.items()
          for part in ("images", "labels")}
 np.savez(sys.argv[1], **parts)

@@ -57,8 +57,8 @@ def collect(name: str, workdirs: Sequence[Path]) -> dict[str, Any]:
         "name": name,
         "config": describe_config(first["config"], environment["command"]),
         "num_seeds": len(runs),
-        **scores.summary("test_accuracy", [run["test_accuracy"] for run in runs]),
-        **scores.summary("test_loss", [run["test_loss"] for run in runs]),
+        **scores.summary_fields("test_accuracy", [run["test_accuracy"] for run in runs]),
+        **scores.summary_fields("test_loss", [run["test_loss"] for run in runs]),
         "num_images": first["num_images"],
         "num_epochs": first["num_epochs"],
         "wall_seconds": statistics.fmean(run["wall_seconds"] for run in runs),
@@ -162,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     path = options.folder / f"{options.name}.json"
     files.write_json(path, result)
-    words = scores.describe_summary([seed["test_accuracy"] for seed in result["seeds"]])
+    words = scores.format_summary([seed["test_accuracy"] for seed in result["seeds"]])
     print(f"{path}: {result['num_seeds']} seeds, {words}")
     return 0
 

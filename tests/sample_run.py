@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import cifar_jax
 from cifar_jax.runs import signals as signals_lib
 from cifar_jax.runs import workdir as workdir_lib
-from cifar_jax.training.loop import train
+from cifar_jax.training.loop import train_model
 from tests import tiny
 
 
@@ -40,7 +40,7 @@ def write(folder: Path) -> None:
     """Trains three steps of a very small network; keeps what reading it takes, and its logits."""
     with tempfile.TemporaryDirectory() as name:
         run = Path(name)
-        train(config(3), run, signals_lib.Signals())
+        train_model(config(3), run, signals_lib.Signals())
         folder.mkdir(parents=True)
         shutil.copy(run / workdir_lib.CONFIG, folder)
         shutil.copytree(run / "checkpoints", folder / "checkpoints")

@@ -196,8 +196,9 @@ def test_training_and_evaluation_import_neither_tensorflow_nor_torch(tmp_path):
         "from cifar_jax.evaluation import evaluate; from cifar_jax.training import loop\n"
         "from cifar_jax.runs import signals; from tests import tiny\n"
         f"folder = Path({str(tmp_path)!r})\n"
-        "loop.train(tiny.config(num_steps=2, log__tensorboard=True), folder, signals.Signals())\n"
-        "evaluate.evaluate(folder)\n"
+        "config = tiny.config(num_steps=2, log__tensorboard=True)\n"
+        "loop.train_model(config, folder, signals.Signals())\n"
+        "evaluate.evaluate_model(folder)\n"
         "bad = {'tensorflow', 'torch', 'keras', 'matplotlib'} & set(sys.modules)\n"
         "assert not bad, bad"
     )

@@ -31,7 +31,7 @@ def run_block(name, folder, monkeypatch):
 
 def start(config, folder):
     check.check_config(config)
-    assert train.train(config, folder, signals.Signals()) == 0
+    assert train.train_model(config, folder, signals.Signals()) == 0
 
 
 def test_a_model_and_its_config(tmp_path, monkeypatch):
@@ -74,4 +74,4 @@ def test_a_data_set(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     start(config, tmp_path / "run")
     assert cifar_jax.load(tmp_path / "run").class_names == ("horizontal", "vertical")
-    assert len(datasets.load("stripes", str(tmp_path / "data")).splits["test"].labels) == 16
+    assert len(datasets.load_dataset("stripes", str(tmp_path / "data")).splits["test"].labels) == 16

@@ -99,11 +99,11 @@ def difference(name: str, other: str) -> float:
 
 
 if __name__ == "__main__":
-    devices.configure(BATCH_SIZE, int(sys.argv[1]) if sys.argv[1:] else None)
+    devices.configure_jax(BATCH_SIZE, int(sys.argv[1]) if sys.argv[1:] else None)
     found = provenance.versions()
     versions = {name: found[name] for name in ("python", "jax", "jaxlib", "flax")}
     handlers = {
         function.__name__: function
         for function in (prepare, prepare_calls, measure, advance, difference)
     }
-    protocol.serve(handlers, versions | {"devices": devices.describe()})
+    protocol.serve(handlers, versions | {"devices": devices.describe_devices()})

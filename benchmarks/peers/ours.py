@@ -1,6 +1,6 @@
 """The worker of this project: its own models, state, feed and programs, as `main.py` trains.
 
-As many CPU devices as it is told, else as `devices.configure` chooses; the images resident as
+As many CPU devices as it is told, else as `devices.configure_jax` chooses; the images resident as
 uint8, the steps in one compiled loop; no augmentation.
 """
 
@@ -57,7 +57,7 @@ class Training:
         self.split = datasets.Split(images, labels)
         channels = images.shape[-1]
         self.mean, self.std = (protocol.MEAN,) * channels, (protocol.STD,) * channels
-        durations = durations_lib.resolve(config, len(labels))
+        durations = durations_lib.resolve_durations(config, len(labels))
         self.mesh = devices.make_mesh(config.batch_size, len(own))
         self.model = registry.create_model(config, protocol.NUM_CLASSES)
         self.key = seeds.stack(self.mesh, [jax.random.key(seed) for seed in own])
@@ -189,11 +189,11 @@ def compute_losses(model: str, case: protocol.Case) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    devices.configure(batch_size=32, num_cpu_devices=int(sys.argv[1]) if sys.argv[1:] else None)
+    devices.configure_jax(batch_size=32, num_cpu_devices=int(sys.argv[1]) if sys.argv[1:] else None)
     found = provenance.versions()
     versions = {name: found[name] for name in ("python", "jax", "jaxlib", "flax")}
     protocol.serve(
         protocol.timing_handlers(prepare, compute_losses)
         | {"describe": describe, "input": time_input},
-        versions | {"devices": devices.describe()},
+        versions | {"devices": devices.describe_devices()},
     )

@@ -67,7 +67,7 @@ def _train_and_report(config: ConfigDict, workdir: Path, signals: Signals) -> in
         accuracy = f"test accuracy {result['test_accuracy']:.2%}"
         print(f"{workdir} is finished: step {result['step']}, {accuracy}; nothing was changed")
     else:
-        code = loop.train(config, workdir, signals, _read_config_file())
+        code = loop.train_model(config, workdir, signals, _read_config_file())
         if code:
             return code
     if config.log.report and processes.is_first():
@@ -90,7 +90,7 @@ def _evaluate() -> int:
     workdir = _finished_workdir()
     from cifar_jax.evaluation import evaluate
 
-    evaluate.evaluate(workdir, dataset_name=FLAGS.dataset, **_split_options())
+    evaluate.evaluate_model(workdir, dataset_name=FLAGS.dataset, **_split_options())
     return 0
 
 
@@ -98,7 +98,7 @@ def _report() -> int:
     workdir = _finished_workdir()
     from cifar_jax.reports import report
 
-    report.report(workdir, **_split_options())
+    report.make_report(workdir, **_split_options())
     return 0
 
 
@@ -123,9 +123,11 @@ def _explore() -> int:
         _check_config()
         data, seed = FLAGS.config.data, FLAGS.config.seed
         place = FLAGS.data_dir or data.data_dir
-        explore.explore(data.name, place, _output(), seed, data.validation_examples)
+        explore.explore_dataset(data.name, place, _output(), seed, data.validation_examples)
     else:
-        explore.explore(FLAGS.dataset or "cifar10", FLAGS.data_dir, _output(), FLAGS.seed or 0)
+        explore.explore_dataset(
+            FLAGS.dataset or "cifar10", FLAGS.data_dir, _output(), FLAGS.seed or 0
+        )
     return 0
 
 
@@ -136,14 +138,14 @@ def _predict(*images: str) -> int:
     names = ("checkpoint", "resize", "batch_size", "seed")
     options: dict[str, Any] = {name: FLAGS[name].value for name in names}
     given = parse.split_paths([*FLAGS.images, *images])
-    return predict.predict(workdir, given, _output(), **options)
+    return predict.predict_pictures(workdir, given, _output(), **options)
 
 
 def _compare(*workdirs: str) -> int:
     from cifar_jax.reports import compare
 
-    found = compare.find(parse.split_paths([*FLAGS.workdirs, *workdirs]))
-    compare.compare(found, _output() or Path("comparison"))
+    found = compare.find_workdirs(parse.split_paths([*FLAGS.workdirs, *workdirs]))
+    compare.compare_runs(found, _output() or Path("comparison"))
     return 0
 
 

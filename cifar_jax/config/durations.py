@@ -26,7 +26,7 @@ def due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
 
-def resolve(config: ConfigDict, num_examples: int) -> Durations:
+def resolve_durations(config: ConfigDict, num_examples: int) -> Durations:
     """Returns the durations in steps for a training set of `num_examples` images."""
     steps_per_epoch = num_examples // config.batch_size
     if not steps_per_epoch:

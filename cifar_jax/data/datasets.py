@@ -43,7 +43,7 @@ class Dataset:
     """A set of labelled images of one size.
 
     Attributes:
-      name: the set's name, as for `load`.
+      name: the set's name, as for `load_dataset`.
       class_names: the names of the classes, in the order of the labels.
       mean: the mean of each channel, in units of pixel / 255, over the whole "train" split (for a
         set without "train": over the first of `splits`).
@@ -58,7 +58,7 @@ class Dataset:
     splits: dict[str, Split]
 
 
-def load(
+def load_dataset(
     name: str, data_dir: str | None = None, splits: Sequence[str] = ("train", "test")
 ) -> Dataset:
     """Loads splits of a set; prepares and decodes them if needed.
@@ -78,7 +78,7 @@ def load(
         return _load_digits(splits)
     root = data_root(data_dir)
     source = tfds_lib.find_prepared(name, root) or _prepare(name, root)
-    known = tfds_lib.split_names(source)
+    known = tfds_lib.read_split_names(source)
     _check_splits(name, splits, known)
     reference = "train" if "train" in known else splits[0]
     loaded = {}
@@ -94,12 +94,12 @@ def load(
 
 
 def split_names(name: str, data_dir: str | None = None) -> tuple[str, ...]:
-    """Returns the names of a set's splits; arguments and errors are those of `load`."""
+    """Returns the names of a set's splits; arguments and errors are those of `load_dataset`."""
     check_name(name, data_dir)
     if name == "digits":
         return ("train", "test")
     root = data_root(data_dir)
-    return tfds_lib.split_names(tfds_lib.find_prepared(name, root) or _prepare(name, root))
+    return tfds_lib.read_split_names(tfds_lib.find_prepared(name, root) or _prepare(name, root))
 
 
 def _prepare(name: str, root: Path) -> Path:
@@ -135,9 +135,9 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     """Checks that a set of this name exists, without reading any data.
 
     Args:
-      name: the set's name, as for `load`.
-      data_dir: the TFDS data directory, as for `load`: it may hold a prepared set that TFDS does
-        not know.
+      name: the set's name, as for `load_dataset`.
+      data_dir: the TFDS data directory, as for `load_dataset`: it may hold a prepared set that TFDS
+        does not know.
 
     Raises:
       UserError: there is no such set; the message suggests similar names.

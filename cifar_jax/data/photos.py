@@ -25,7 +25,7 @@ MOST_PIXELS = 128_000_000
 _NOT_READ = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
 
 
-def find(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
+def find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
     """Finds the picture files that files, folders and patterns refer to.
 
     A file is taken whatever its name. A folder, or a pattern that is not the name of a file, gives
@@ -72,7 +72,7 @@ def _formats() -> list[str]:
     return [name for name in Image.OPEN if name not in _NOT_READ]
 
 
-def load(path: str) -> Image.Image:
+def read_picture(path: str) -> Image.Image:
     """Returns a picture, upright, in Pillow's 8-bit mode "L" (if it is grey) or "RGB".
 
     Of an animation it is the first frame. Transparent parts become white. 16-bit values are scaled
@@ -160,7 +160,7 @@ def fit(image: Image.Image, shape: Sequence[int], resize: str = "crop") -> np.nd
     its pixels exactly.
 
     Args:
-      image: a picture as `load` returns it.
+      image: a picture as `read_picture` returns it.
       shape: the wanted (height, width, channels), with 1, 3 or 4 channels.
       resize: "crop" keeps the proportions and cuts the longer side equally at both ends; "squeeze"
         keeps all of the picture.

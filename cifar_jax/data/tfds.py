@@ -46,7 +46,7 @@ def find_prepared(name: str, root: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def split_names(source: Path) -> tuple[str, ...]:
+def read_split_names(source: Path) -> tuple[str, ...]:
     """Returns the names of the splits in a prepared folder.
 
     Raises:

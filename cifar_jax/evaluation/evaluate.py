@@ -28,7 +28,7 @@ class Predictions(NamedTuple):
     logits: np.ndarray
 
 
-def evaluate(workdir: Path, split: str = "test", **options: Any) -> scores.Scores:
+def evaluate_model(workdir: Path, split: str = "test", **options: Any) -> scores.Scores:
     """Scores a trained model on a split; prints the scores and returns them.
 
     If several seeds were trained together, it prints the scores of each and their mean, and returns
@@ -45,7 +45,7 @@ def evaluate(workdir: Path, split: str = "test", **options: Any) -> scores.Score
         every.append(scores.score(found.logits, found.labels))
         step = found.trained.step
     gap = "\n" if len(seeds) > 1 else " "
-    words = scores.describe_seeds(split, seeds, every)
+    words = scores.format_seed_scores(split, seeds, every)
     print(f"{workdir}, checkpoint of step {step}:{gap}{words}")
     return scores.pool(every)
 
@@ -74,14 +74,14 @@ def predict_split(
     Raises:
       UserError: the run, the checkpoint or the data cannot be read, or do not fit each other.
     """
-    settings = trained.configure(workdir)
+    settings = trained.configure_for_run(workdir)
     models = trained.load_seeds(workdir, checkpoint, seed)
     first, config = models[0], models[0].config
     name = dataset_name or config.data.name
     held_out = config.data.validation_examples if name == config.data.name else 0
     own = bool(held_out) and split in ("train", "validation")
     place = data_dir or settings.get("data.data_dir")
-    dataset = datasets.load(name, place, ("train", "test") if own else (split,))
+    dataset = datasets.load_dataset(name, place, ("train", "test") if own else (split,))
     if own:
         dataset = datasets.carve_validation(dataset, held_out, config.seed)
     # TFDS numbers the classes of a set that does not name them, such as cifar10_1.

@@ -65,7 +65,7 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(mean, std, (mean - half, mean + half))
 
 
-def result(seeds: Sequence[int], scores: Sequence[Scores]) -> dict[str, Any]:
+def result_fields(seeds: Sequence[int], scores: Sequence[Scores]) -> dict[str, Any]:
     """Returns the fields of result.json for the scores of each seed on the test split."""
     parts = [
         {"test_accuracy": x.accuracy, "test_loss": x.loss, "num_correct": x.num_correct}
@@ -75,34 +75,34 @@ def result(seeds: Sequence[int], scores: Sequence[Scores]) -> dict[str, Any]:
     if len(seeds) == 1:
         return parts[0] | images
     return (
-        summary("test_accuracy", [x.accuracy for x in scores])
-        | summary("test_loss", [x.loss for x in scores])
+        summary_fields("test_accuracy", [x.accuracy for x in scores])
+        | summary_fields("test_loss", [x.loss for x in scores])
         | images
         | {"seeds": [{"seed": seed} | part for seed, part in zip(seeds, parts, strict=True)]}
     )
 
 
-def summary(name: str, values: Sequence[float]) -> dict[str, Any]:
+def summary_fields(name: str, values: Sequence[float]) -> dict[str, Any]:
     """Returns the fields of result.json for a value that each seed has."""
     mean, std, interval = summarize(values)
     return {name: mean, f"{name}_std": std, f"{name}_interval": interval and list(interval)}
 
 
-def describe_seeds(split: str, seeds: Sequence[int], scores: Sequence[Scores]) -> str:
+def format_seed_scores(split: str, seeds: Sequence[int], scores: Sequence[Scores]) -> str:
     """Returns the line of a single seed, or a table of several seeds with their means."""
     if len(seeds) == 1:
-        return describe(split, scores[0])
+        return format_scores(split, scores[0])
     rows = [("seed", f"{split} accuracy", "correct", "loss")]
     for seed, own in zip(seeds, scores, strict=True):
         rows.append((str(seed), f"{own.accuracy:.2%}", str(own.num_correct), f"{own.loss:.4f}"))
     return (
         format_table(rows, right=range(4))
-        + f"\n{split} accuracy {describe_summary([x.accuracy for x in scores])}"
+        + f"\n{split} accuracy {format_summary([x.accuracy for x in scores])}"
         + f"  loss {statistics.fmean(x.loss for x in scores):.4f}"
     )
 
 
-def describe_summary(shares: Sequence[float]) -> str:
+def format_summary(shares: Sequence[float]) -> str:
     """Returns the mean of the seeds' shares with its uncertainty, as text."""
     mean, std, interval = summarize(shares)
     if std is None or interval is None:
@@ -111,7 +111,7 @@ def describe_summary(shares: Sequence[float]) -> str:
     return f"{mean:.2%} +- {std:.2%} (95% interval of the mean {low:.2%} to {high:.2%})"
 
 
-def describe(split: str, scores: Scores) -> str:
+def format_scores(split: str, scores: Scores) -> str:
     """Returns the scores on a split in one line."""
     return (
         f"{split} accuracy {scores.accuracy:.2%} ({scores.num_correct} of {scores.num_images})  "

@@ -90,7 +90,7 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-def configure(workdir: Path) -> dict[str, Any]:
+def configure_for_run(workdir: Path) -> dict[str, Any]:
     """Sets JAX up as a run did; returns the fields of its config.json by their dotted names.
 
     Raises:
@@ -102,7 +102,7 @@ def configure(workdir: Path) -> dict[str, Any]:
         value = fields.get(name)
         if not isinstance(value, kind) or (type(value) is int and value < 1):
             raise UserError(f"{path} is not the config of a run: {name} is {value!r}")
-    devices.configure(None, fields.get("num_cpu_devices"), bool(fields.get("deterministic")))
+    devices.configure_jax(None, fields.get("num_cpu_devices"), bool(fields.get("deterministic")))
     return fields
 
 
@@ -174,7 +174,7 @@ def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> list[Traine
         raise UserError(
             f"the checkpoint of step {step} in {workdir} has no model: {first_line(error)}"
         ) from error
-    abstract = seeds.abstract(devices.make_mesh(), dict(abstract), len(seed_list))
+    abstract = seeds.abstract_stack(devices.make_mesh(), dict(abstract), len(seed_list))
     wanted = {"ema": abstract} if config.get("ema_decay") else abstract
     restored = checkpoints.restore(step, wanted)
     variables = seeds.unstack(restored.get("ema", restored), len(seed_list))

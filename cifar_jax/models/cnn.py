@@ -18,7 +18,7 @@ def halve(x):
     return max_pool(x, (2, 2), strides=(2, 2))
 
 
-def flatten(x):
+def flatten_features(x):
     """Reshapes [batch, ...] to [batch, features]."""
     return x.reshape(len(x), -1)
 
@@ -41,7 +41,7 @@ class SimpleCNN(nn.Module):
         """Returns logits [batch, num_classes] of images [batch, height, width, channels]."""
         x = nn.relu(Conv3x3(32, dtype=self.dtype)(images))
         x = nn.relu(Conv3x3(32, dtype=self.dtype)(x))
-        x = flatten(halve(x))
+        x = flatten_features(halve(x))
         x = nn.relu(HeDense(512, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
@@ -84,7 +84,7 @@ class BNCNN(nn.Module):
         for features in self.conv_features:
             x = halve(nn.relu(Conv3x3(features, dtype=self.dtype)(x)))
             x = norm()(dropout(self.dropout_rate)(x))
-        x = flatten(x)
+        x = flatten_features(x)
         for features in self.dense_features:
             x = nn.relu(HeDense(features, dtype=self.dtype)(x))
             x = norm()(dropout(self.dense_dropout_rate)(x))
@@ -121,7 +121,7 @@ class VGGBN(nn.Module):
             for _ in range(2):
                 x = norm()(nn.relu(Conv3x3(features, dtype=self.dtype)(x)))
             x = dropout(self.dropout_rate)(halve(x))
-        x = norm()(nn.relu(HeDense(1024, dtype=self.dtype)(flatten(x))))
+        x = norm()(nn.relu(HeDense(1024, dtype=self.dtype)(flatten_features(x))))
         x = dropout(self.dense_dropout_rate)(x)
         x = norm()(nn.relu(HeDense(100, dtype=self.dtype)(x)))
         return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
@@ -147,7 +147,7 @@ class LeNet(nn.Module):
         for features in (6, 16):
             conv = Conv(features, (5, 5), padding="VALID", kernel_init=he_normal, dtype=self.dtype)
             x = halve(nn.relu(conv(x)))
-        x = flatten(x)
+        x = flatten_features(x)
         for features in (120, 84):
             x = nn.relu(HeDense(features, dtype=self.dtype)(x))
         return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

@@ -43,7 +43,7 @@ def convolve(images: jax.Array, kernel: jax.Array, strides: Strides, padding: Pa
         return _xla_convolve(images, kernel, strides, padding)
     height, width = winograd.output_size(images.shape, kernel.shape[:2], padding)
     if _suits_winograd(kernel.shape, height, width):
-        return winograd.convolve(images, kernel, padding)
+        return winograd.convolve_3x3(images, kernel, padding)
     if kernel.shape[2] > _NARROW or width == 1:
         return _xla_convolve(images, kernel, strides, padding)
     if kernel.shape[2] >= _ROWS_CHANNELS and kernel.shape[3] <= _ROWS_FEATURES:
@@ -85,7 +85,7 @@ def kernel_gradient(
     """The gradient of `convolve` by a kernel of height and width `size`."""
     shape = (*size, images.shape[-1], gradient.shape[-1])
     if strides == (1, 1) and _suits_winograd(shape, *gradient.shape[1:3]):
-        return winograd.kernel_gradient(images, gradient, padding)
+        return winograd.kernel_gradient_3x3(images, gradient, padding)
     if strides == (1, 1) and size != (1, 1):
         return _convolve_turned(images, gradient, padding)
     return _sum_patches(images, gradient, size, strides, padding)

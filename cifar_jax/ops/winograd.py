@@ -33,7 +33,7 @@ _WIDE = 2**14
 _TRANSPOSED_BELOW = 64
 
 
-def convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+def convolve_3x3(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     """Convolves with stride 1, by F(4x4, 3x3).
 
     Args:
@@ -64,8 +64,8 @@ def convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Arra
     return map_chunks(convolve_chunk, images, _chunk_size(grid, channels * features))
 
 
-def kernel_gradient(images: jax.Array, gradient: jax.Array, padding: Padding) -> jax.Array:
-    """Returns the gradient of `convolve` by its kernel.
+def kernel_gradient_3x3(images: jax.Array, gradient: jax.Array, padding: Padding) -> jax.Array:
+    """Returns the gradient of `convolve_3x3` by its kernel.
 
     Args:
       images: [batch, height, width, channels].

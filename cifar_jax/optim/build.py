@@ -52,7 +52,7 @@ def combine_rules(
     if not optimizer.groups:
         return optax.chain(*([clipping] if clipping else []), *rule)
     rules = {groups.REST: optax.chain(*rule)}
-    for name, group in groups.resolve(optimizer).items():
+    for name, group in groups.resolve_groups(optimizer).items():
         rules[name] = optax.chain(*_create_rule(group, (group_schedules or {})[name]))
     patterns = {name: group.params for name, group in optimizer.groups.items()}
     frozen_groups = {name for name, group in optimizer.groups.items() if group.name == "frozen"}
@@ -98,11 +98,11 @@ def is_kernel(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def find_problems(optimizer: ConfigDict) -> list[str]:
+def find_optimizer_problems(optimizer: ConfigDict) -> list[str]:
     """Returns what is wrong with the config's `optimizer`; nothing is computed."""
     problems = _find_problems("optimizer", optimizer)
-    for name, group in groups.resolve(optimizer).items():
-        problems += groups.find_problems(name, group.params)
+    for name, group in groups.resolve_groups(optimizer).items():
+        problems += groups.find_group_problems(name, group.params)
         problems += _find_problems(f"optimizer.groups.{name}", group)
     return problems
 

@@ -14,7 +14,7 @@ from cifar_jax.errors import UserError
 REST = "rest"
 
 
-def resolve(optimizer: ConfigDict) -> dict[str, ConfigDict]:
+def resolve_groups(optimizer: ConfigDict) -> dict[str, ConfigDict]:
     """Returns each group by its name, with its unset fields taken from `optimizer`.
 
     A group with an optimizer of its own does not take over the options of another one.
@@ -64,7 +64,7 @@ def _join(path: Any) -> str:
     return "/".join(key.key for key in path)
 
 
-def find_problems(name: str, pattern: str) -> list[str]:
+def find_group_problems(name: str, pattern: str) -> list[str]:
     """Returns what is wrong with the name and the pattern of a group."""
     if not name.isidentifier() or name == REST:
         return [f"optimizer.groups.{name} must be called by a word other than {REST}"]

@@ -53,7 +53,7 @@ def create_group_schedules(config: ConfigDict, durations: Durations) -> dict[str
       UserError: a group's epochs end within the warm-up.
     """
     schedules, factor = {}, batch_size_factor(config)
-    for name, group in groups.resolve(config.optimizer).items():
+    for name, group in groups.resolve_groups(config.optimizer).items():
         end = None
         if group.num_epochs is not None:
             end = max(1, round(group.num_epochs * durations.steps_per_epoch))

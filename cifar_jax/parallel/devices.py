@@ -17,7 +17,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.parallel import cpu
 
 
-def configure(
+def configure_jax(
     batch_size: int | None = None, num_cpu_devices: int | None = None, deterministic: bool = False
 ) -> None:
     """Sets JAX up for this process: CPU devices, threads and the persistent compilation cache.
@@ -143,7 +143,7 @@ def put(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
     return jax.tree.map(place, tree)
 
 
-def abstract(mesh: Mesh, shapes: Any, spec: PartitionSpec | None = None) -> Any:
+def abstract_arrays(mesh: Mesh, shapes: Any, spec: PartitionSpec | None = None) -> Any:
     """Returns the `jax.ShapeDtypeStruct`s of a tree with their sharding; by default replicated."""
     sharding = NamedSharding(mesh, spec or PartitionSpec())
     return jax.tree.map(
@@ -151,7 +151,7 @@ def abstract(mesh: Mesh, shapes: Any, spec: PartitionSpec | None = None) -> Any:
     )
 
 
-def describe() -> str:
+def describe_devices() -> str:
     """Returns a description such as "2 CPU devices" or "8 TPU V4 devices in 4 processes"."""
     kinds = {device.device_kind for device in jax.devices()}
     count = jax.device_count()

@@ -40,8 +40,8 @@ def job(
 ) -> Iterator[None]:
     """Joins the other processes of a job, and leaves it at the end.
 
-    Must be entered after `devices.configure` and before JAX starts its backend. JAX itself finds
-    the arguments that are None (SLURM, Open MPI, Kubernetes, Cloud TPU).
+    Must be entered after `devices.configure_jax` and before JAX starts its backend. JAX itself
+    finds the arguments that are None (SLURM, Open MPI, Kubernetes, Cloud TPU).
 
     Args:
       coordinator: HOST:PORT of the first process.

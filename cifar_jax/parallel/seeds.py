@@ -36,11 +36,11 @@ def stack(mesh: Mesh, trees: list[Any]) -> Any:
     return devices.put(mesh, tree, spec(len(trees)))
 
 
-def abstract(mesh: Mesh, shapes: Any, num_seeds: int) -> Any:
+def abstract_stack(mesh: Mesh, shapes: Any, num_seeds: int) -> Any:
     """Returns the `jax.ShapeDtypeStruct`s of the result of `stack` for trees of these shapes."""
     axis = (num_seeds,) if num_seeds > 1 else ()
     stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axis, *x.shape), x.dtype), shapes)
-    return devices.abstract(mesh, stacked, spec(num_seeds))
+    return devices.abstract_arrays(mesh, stacked, spec(num_seeds))
 
 
 def unstack(tree: Any, num_seeds: int) -> list[Any]:
@@ -57,7 +57,7 @@ def at_once(config: ConfigDict) -> bool:
     return jax.default_backend() != "cpu"
 
 
-def describe(config: ConfigDict, mesh: Mesh) -> str:
+def describe_seeds(config: ConfigDict, mesh: Mesh) -> str:
     """Returns the line that says which seeds a run trains, and how."""
     rows = mesh.shape["seed"]
     each = f"{config.num_seeds // rows} on each device" if rows > 1 else "on all devices"

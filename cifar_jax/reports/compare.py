@@ -43,7 +43,7 @@ class Record(NamedTuple):
     values: dict[str, float]
 
 
-def find(given: Iterable[Path]) -> list[Path]:
+def find_workdirs(given: Iterable[Path]) -> list[Path]:
     """Returns workdirs, each once; a pattern stands for the folders that it matches.
 
     Raises:
@@ -63,13 +63,13 @@ def find(given: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def compare(workdirs: Sequence[Path], output: Path) -> None:
+def compare_runs(workdirs: Sequence[Path], output: Path) -> None:
     """Prints the results of runs and how their configs differ; draws their curves.
 
     The runs need not be finished. Writes comparison.csv and comparison.png.
 
     Args:
-      workdirs: the folders of the runs, as `find` returns them.
+      workdirs: the folders of the runs, as `find_workdirs` returns them.
       output: the folder to write to.
 
     Raises:
@@ -85,7 +85,7 @@ def compare(workdirs: Sequence[Path], output: Path) -> None:
     if problems:
         raise UserError("\n".join(problems))
     names = short_names(workdirs)
-    rows = table(names, records)
+    rows = tabulate_runs(names, records)
     with files.output_folder(output):
         files.write_csv(output / "comparison.csv", rows)
         from cifar_jax.reports import plots  # imported late, because it imports matplotlib
@@ -94,7 +94,7 @@ def compare(workdirs: Sequence[Path], output: Path) -> None:
         if len(set(labels)) < len(labels):
             labels = names
         histories = dict(zip(labels, (record.history for record in records), strict=True))
-        plots.save(plots.plot_curves(histories), output / "comparison.png")
+        plots.save_figure(plots.plot_curves(histories), output / "comparison.png")
     print(format_table(rows, right=range(1, len(rows[0]))))
     print(f"comparison.csv and comparison.png are in {printable(str(output))}")
 
@@ -114,7 +114,7 @@ def read(workdir: Path) -> Record:
     return Record(config, rows, bool(result), values)
 
 
-def table(names: Sequence[str], records: Sequence[Record]) -> list[list[str]]:
+def tabulate_runs(names: Sequence[str], records: Sequence[Record]) -> list[list[str]]:
     """Returns the cells: a column for each run; scores and time, then the fields that differ."""
     rows = [["", *names]]
     rows.append(["state", *["finished" if r.finished else "not finished" for r in records]])

@@ -19,7 +19,7 @@ _SPLITS = ("train", "validation", "test")
 _CHANNELS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 
 
-def explore(
+def explore_dataset(
     name: str,
     data_dir: str | None = None,
     output: Path | None = None,
@@ -33,8 +33,8 @@ def explore(
     these.
 
     Args:
-      name: the set's name, as for `datasets.load`.
-      data_dir: the folder of the data, as for `datasets.load`.
+      name: the set's name, as for `datasets.load_dataset`.
+      data_dir: the folder of the data, as for `datasets.load_dataset`.
       output: the folder to write to; None: explore/NAME.
       seed: determines which images are shown, and which are held out for validation.
       validation_examples: the number of training images that a run would hold out.
@@ -46,7 +46,7 @@ def explore(
     with files.output_folder(output):
         known = datasets.split_names(name, data_dir)
         splits = [split for split in _SPLITS if split in known] or list(known)
-        dataset = datasets.load(name, data_dir, splits)
+        dataset = datasets.load_dataset(name, data_dir, splits)
         if validation_examples:
             dataset = datasets.carve_validation(dataset, validation_examples, seed)
         counts = count_classes(dataset)
@@ -61,7 +61,7 @@ def explore(
             "counts": {split: count.tolist() for split, count in counts.items()},
         }
         files.write_json(output / "data.json", described)
-        plots.save(plot_counts(dataset.class_names, counts), output / "counts.png")
+        plots.save_figure(plot_counts(dataset.class_names, counts), output / "counts.png")
         pictures = _draw_classes(dataset, output, seed)
     print(f"{', '.join(pictures)}, counts.png and data.json are in {printable(str(output))}")
 
@@ -100,7 +100,7 @@ def _draw_classes(dataset: datasets.Dataset, output: Path, seed: int) -> list[st
         part = slice(start, start + CLASSES_PER_PICTURE)
         images = [split.images[indices] for indices in chosen[part]]
         names.append(f"images_{number}.png" if len(starts) > 1 else "images.png")
-        plots.save(plot_classes(images, dataset.class_names[part]), output / names[-1])
+        plots.save_figure(plot_classes(images, dataset.class_names[part]), output / names[-1])
     return names
 
 

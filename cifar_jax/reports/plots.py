@@ -78,7 +78,7 @@ def render(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure to a PNG file."""
     Path(path).write_bytes(render(figure))
 

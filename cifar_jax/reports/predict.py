@@ -20,7 +20,7 @@ _DRAWN_SIDE = 192  # pixels of a picture's longer side in the grid
 _log = logging.getLogger(__name__)
 
 
-def predict(
+def predict_pictures(
     workdir: Path,
     given: Iterable[str | Path],
     output: Path | None = None,
@@ -36,7 +36,7 @@ def predict(
 
     Args:
       workdir: the run's folder.
-      given: files, folders and patterns, as for `photos.find`.
+      given: files, folders and patterns, as for `photos.find_pictures`.
       output: the folder to write to; None: WORKDIR/predictions.
       checkpoint: "last", "best" or a step.
       resize: "crop" or "squeeze", as for `photos.fit`.
@@ -50,7 +50,7 @@ def predict(
       UserError: there is no picture or no model, or the folder cannot be written.
     """
     files.read_json(workdir / CONFIG)
-    paths, failures = photos.find(given)
+    paths, failures = photos.find_pictures(given)
     if not paths:
         reasons = failures[:3] or ["name some with --images"]
         raise UserError(f"no picture to predict: {'; '.join(reasons)}")
@@ -60,7 +60,7 @@ def predict(
     with files.output_folder(output):
         from cifar_jax.evaluation import trained  # imported late, because it imports JAX
 
-        own_size = trained.configure(workdir)["eval_batch_size"]
+        own_size = trained.configure_for_run(workdir)["eval_batch_size"]
         model = trained.load(workdir, checkpoint, seed)
         pictures, drawn = _read(paths, model.image_shape, resize, failures)
         if not pictures:
@@ -90,7 +90,7 @@ def _read(
     drawn: list[np.ndarray] = []
     for path in paths:
         try:
-            picture = photos.load(path)
+            picture = photos.read_picture(path)
         except UserError as error:
             failures.append(str(error))
             _log.warning("%s", error)
@@ -149,4 +149,4 @@ def _write(
     files.write_json(output / "predictions.json", {**facts, "pictures": entries})
     titles = short_names(paths)[: len(drawn)]
     figure = plots.plot_predictions(drawn, probabilities, names, titles=titles)
-    plots.save(figure, output / "predictions.png")
+    plots.save_figure(figure, output / "predictions.png")

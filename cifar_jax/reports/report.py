@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 def try_report(workdir: Path) -> None:
     """Makes the report of a run that has just ended; a failure costs a warning, never the run."""
     try:
-        report(workdir)
+        make_report(workdir)
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
         _log.warning("the report could not be made: %s", words)
@@ -50,7 +50,9 @@ class Findings(NamedTuple):
     calibration: diagnostics.Calibration
 
 
-def report(workdir: Path, split: str = "test", checkpoint: str = "last", **options: Any) -> Path:
+def make_report(
+    workdir: Path, split: str = "test", checkpoint: str = "last", **options: Any
+) -> Path:
     """Writes WORKDIR/report: PNGs, predictions.csv and report.html; returns the page's path.
 
     Args:
@@ -96,7 +98,7 @@ def report(workdir: Path, split: str = "test", checkpoint: str = "last", **optio
     every = (found.predictions.labels, found.probabilities, trained.class_names)
     files.write_csv(folder / "predictions.csv", diagnostics.prediction_rows(*every))
     files.write_text(folder / PAGE, text)
-    words = scores.describe(split, found.result)
+    words = scores.format_scores(split, found.result)
     print(f"{printable(str(folder / PAGE))}: checkpoint of step {trained.step}, {words}")
     return folder / PAGE
 
@@ -191,7 +193,7 @@ def _seeds(workdir: Path) -> Iterator[str]:
         return
     seeds = files.read_json(path)["seeds"]
     rows = [(x["seed"], f"{x['test_accuracy']:.4f}", f"{x['test_loss']:.4f}") for x in seeds]
-    words = scores.describe_summary([x["test_accuracy"] for x in seeds])
+    words = scores.format_summary([x["test_accuracy"] for x in seeds])
     table = page.table(("seed", "test accuracy", "test loss"), rows, numbers=3)
     yield page.fold(f"Seeds: test accuracy {words}", table, opened=True)
 

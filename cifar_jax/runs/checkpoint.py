@@ -156,7 +156,7 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint belongs to another model.
         """
-        return storage.restore(self.folder / str(step) / "state", abstract_state)
+        return storage.restore_arrays(self.folder / str(step) / "state", abstract_state)
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the JSON values that were saved with a step, and its "metrics"."""
@@ -172,9 +172,9 @@ class Checkpoints:
             if shutil.disk_usage(self.folder).free < size:
                 raise OSError(errno.ENOSPC, "")
             temporary.mkdir()
-            storage.save(temporary / "state", state)
+            storage.save_arrays(temporary / "state", state)
             files.write_json(temporary / _META, meta)
-            manifest.write(temporary)
+            manifest.write_manifest(temporary)
             workdir_lib.check_lease(self.folder.parent)
             temporary.rename(self.folder / str(step))
             files.sync_folder(self.folder)

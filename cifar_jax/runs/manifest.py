@@ -17,7 +17,7 @@ FORMAT = 1
 _MANIFEST = "manifest.json"
 
 
-def write(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """Writes the manifest of a folder, and makes everything in it durable."""
     found, folders = _paths(folder)
     digests = {}

@@ -17,7 +17,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.text import first_line
 
 
-def save(folder: Path, tree: Any) -> None:
+def save_arrays(folder: Path, tree: Any) -> None:
     """Writes a tree of NumPy arrays.
 
     Raises:
@@ -29,11 +29,11 @@ def save(folder: Path, tree: Any) -> None:
         raise RuntimeError(f"after the save, {missing[0]}")
 
 
-def restore(folder: Path, abstract_tree: Any) -> Any:
+def restore_arrays(folder: Path, abstract_tree: Any) -> Any:
     """Returns a saved tree of arrays.
 
     Args:
-      folder: as for `save`.
+      folder: as for `save_arrays`.
       abstract_tree: the `jax.ShapeDtypeStruct`s, with shardings, of the saved tree or of a part of
         it; only that part is read.
 

@@ -24,7 +24,7 @@ def check_config(config: Any, default: ConfigDict | None = None) -> None:
     """
     if default is not None:
         fields.check_fields(config, default)
-    problems = rules.find_problems(config) + build.find_problems(config.optimizer)
+    problems = rules.find_problems(config) + build.find_optimizer_problems(config.optimizer)
     model = config.model.to_dict()
     for attempt in (
         lambda: registry.create(model.pop("name"), num_classes=10, **model),

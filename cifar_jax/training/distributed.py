@@ -37,7 +37,7 @@ def train_together(
       UserError: the processes do not find each other, their configs differ, or one has ended.
     """
     part = config.batch_size // config.optimizer.accumulation_steps // (num_processes or 1)
-    devices.configure(part or None, config.num_cpu_devices, config.deterministic)
+    devices.configure_jax(part or None, config.num_cpu_devices, config.deterministic)
     with (
         processes.job(coordinator, num_processes, process_id),
         contextlib.ExitStack() as stack,

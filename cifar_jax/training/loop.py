@@ -30,7 +30,7 @@ from cifar_jax.training.state import TrainState
 from cifar_jax.training.step import make_train_step
 
 
-def train(
+def train_model(
     config: ConfigDict,
     workdir: Path,
     signals: signals_lib.Signals,
@@ -53,16 +53,16 @@ def train(
     """
     progress = Progress()
     part = config.batch_size // config.optimizer.accumulation_steps
-    devices.configure(part, config.num_cpu_devices, config.deterministic)
+    devices.configure_jax(part, config.num_cpu_devices, config.deterministic)
     processes.run_on_first(lambda: resume.check_workdir(config, workdir))
     mesh = devices.make_mesh(part, config.num_seeds)
     dataset = processes.first_then_others(
-        lambda: datasets.load(config.data.name, config.data.data_dir)
+        lambda: datasets.load_dataset(config.data.name, config.data.data_dir)
     )
     if config.data.validation_examples:
         dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
     split = dataset.splits["train"]
-    durations = durations_lib.resolve(config, len(split.labels))
+    durations = durations_lib.resolve_durations(config, len(split.labels))
     resident = config.data.placement == "device" or (
         config.data.placement == "auto" and processes.run_on_first(lambda: fits_on_device(split))
     )
@@ -125,7 +125,7 @@ def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.
             every = durations.checkpoint_every
             due = durations_lib.due(progress.step, every, durations.total)
             if received or due or saving.is_best(run, scores):
-                saving.save(run, state, progress, scores)
+                saving.save_checkpoint(run, state, progress, scores)
             if received and progress.step < durations.total:
                 saving.check_saved(run)
                 words = f"saved at step {progress.step}; the same command resumes from there"

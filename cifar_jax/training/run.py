@@ -104,11 +104,11 @@ def log_summary(run: Run, progress: Progress) -> None:
     run.logs.say(format_layers(layer_table(run.model, shape)))
     sizes = ", ".join(f"{len(split.labels)} {name}" for name, split in dataset.splits.items())
     placed = "on the device" if run.feed.resident else "streamed from the host"
-    run.logs.say(f"data: {dataset.name} ({sizes}), {placed}; {devices.describe()}")
+    run.logs.say(f"data: {dataset.name} ({sizes}), {placed}; {devices.describe_devices()}")
     epochs = durations.total / durations.steps_per_epoch
     run.logs.say(f"{durations.total} steps ({epochs:g} epochs) in {run.workdir}")
     if len(run.seeds) > 1:
-        run.logs.say(seeds.describe(run.config, run.mesh))
+        run.logs.say(seeds.describe_seeds(run.config, run.mesh))
     if progress.step:
         run.logs.say(f"resuming from the checkpoint of step {progress.step}")
 

@@ -18,7 +18,7 @@ from cifar_jax.training.run import Progress, Run
 from cifar_jax.training.state import TrainState, all_finite
 
 
-def save(
+def save_checkpoint(
     run: Run, state: TrainState, progress: Progress, scores: Sequence[scores_lib.Scores]
 ) -> None:
     """Starts to save a checkpoint; `scores` on a validation split decide which is the best.
@@ -100,9 +100,9 @@ def finish(run: Run, progress: Progress, scores: Sequence[scores_lib.Scores]) ->
         "seed": run.config.seed,
         "step": progress.step,
         "num_epochs": progress.step / run.durations.steps_per_epoch,
-        **scores_lib.result(run.seeds, scores),
+        **scores_lib.result_fields(run.seeds, scores),
         "wall_seconds": progress.seconds,
-        "devices": devices.describe(),
+        "devices": devices.describe_devices(),
         "environment": provenance.environment(),
         "starts": read_starts(run.workdir) if processes.is_first() else [],
     }
@@ -112,5 +112,5 @@ def finish(run: Run, progress: Progress, scores: Sequence[scores_lib.Scores]) ->
         files.write_json(run.workdir / workdir_lib.RESULT, result)
 
     processes.run_on_first(write)
-    words = scores_lib.describe_seeds("test", run.seeds, scores)
+    words = scores_lib.format_seed_scores("test", run.seeds, scores)
     run.logs.say(f"{words}  in {format_duration(progress.seconds)}")

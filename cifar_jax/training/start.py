@@ -45,7 +45,7 @@ def start(
         own = devices.make_mesh(num_seeds=len(seed_list))
         with jax.set_mesh(own):
             if saved:
-                abstract = seeds.abstract(own, shapes, len(seed_list))
+                abstract = seeds.abstract_stack(own, shapes, len(seed_list))
                 return checkpoints.restore(saved["step"], abstract)
             given = params_from_data(model, dataset)
             init = devices.jit_once(make_init(config, durations, model, shape, given))
@@ -55,7 +55,7 @@ def start(
                 states = [transplant(other, state, dataset.class_names) for state in states]
             return seeds.stack(own, states)
 
-    state = processes.broadcast(make, seeds.abstract(mesh, shapes, len(seed_list)))
+    state = processes.broadcast(make, seeds.abstract_stack(mesh, shapes, len(seed_list)))
     return devices.put(mesh, state, seeds.spec(len(seed_list))), saved or {}
 
 

@@ -159,8 +159,8 @@ def test_wrong_flags_are_named_at_once(capsys, flags, words):
 def test_a_timed_run_is_the_run_of_the_command(tmp_path):
     config = tiny.speedrun_config(seed=3, data__validation_examples=0, num_steps=3)
     check.check_config(config)
-    train.train(config, tmp_path, signals.Signals())
-    found = racer.Racer(config, datasets.load("digits")).run(3)
+    train.train_model(config, tmp_path, signals.Signals())
+    found = racer.Racer(config, datasets.load_dataset("digits")).run(3)
     result = json.loads((tmp_path / "result.json").read_text())
     assert found["accuracy"] == pytest.approx(result["test_accuracy"])
 

@@ -180,7 +180,7 @@ def test_a_config_that_does_not_fit_the_data_gets_one_line_and_can_be_corrected(
 
 
 def test_the_run_to_start_from_is_checked_before_the_data_is_loaded(here, monkeypatch):
-    monkeypatch.setattr(datasets, "load", lambda *_: pytest.fail("loaded the data"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("loaded the data"))
     flags = (program.write_config(here / "short.py"), "--workdir=x", "--config.init_from=other")
     assert_refused(program.run_here(*flags), "other/config.json does not exist")
     (here / "other" / "checkpoints").mkdir(parents=True)
@@ -423,7 +423,7 @@ def test_too_little_memory_is_reported(monkeypatch, tmp_path):
     def train(*_):
         raise RuntimeError("INTERNAL: Out of memory allocating\n99 bytes.")
 
-    monkeypatch.setattr("cifar_jax.training.loop.train", train)
+    monkeypatch.setattr("cifar_jax.training.loop.train_model", train)
     code, _, err = program.run_here(DIGITS, f"--workdir={tmp_path / 'run'}")
     words = "INTERNAL: Out of memory allocating 99 bytes.: make the model or the batch smaller"
     assert (code, err) == (1, f"error: {words}\n")

@@ -88,7 +88,9 @@ def test_variants_of_the_speedrun(variant, expected):
     config = speedrun.get_config(variant)
     assert check.check_config(config) is None
     model = registry.create_model(config, 10)
-    create = state.make_init(config, durations.resolve(config, 50_000), model, (32, 32, 3))
+    create = state.make_init(
+        config, durations.resolve_durations(config, 50_000), model, (32, 32, 3)
+    )
     params = jax.eval_shape(create, jax.random.key(0)).params
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
 

@@ -9,14 +9,14 @@ from tests import tiny
 
 def test_durations_are_resolved_once():
     config = tiny.config(num_epochs=1.5, schedule__warmup_epochs=0.4, eval_every_steps=3)
-    result = durations.resolve(config, 320)
+    result = durations.resolve_durations(config, 320)
     assert result.steps_per_epoch == 5
     assert (result.total, result.warmup, result.eval_every, result.checkpoint_every) == (8, 2, 3, 5)
     config = tiny.config(num_steps=7, eval_every_epochs=0.0, schedule__milestones=(0.4, 1))
-    result = durations.resolve(config, 383)
+    result = durations.resolve_durations(config, 383)
     assert (result.steps_per_epoch, result.total, result.eval_every) == (5, 7, 0)
     assert result.milestones == (2, 5)
-    assert durations.resolve(tiny.config(num_epochs=1e-9), 320).total == 1
+    assert durations.resolve_durations(tiny.config(num_epochs=1e-9), 320).total == 1
 
 
 @pytest.mark.parametrize(
@@ -30,5 +30,5 @@ def test_durations_are_resolved_once():
 )
 def test_durations_that_do_not_fit(values, words):
     with pytest.raises(UserError, match=words) as caught:
-        durations.resolve(tiny.config(**values), 320)
+        durations.resolve_durations(tiny.config(**values), 320)
     assert "\n" not in str(caught.value)

@@ -64,7 +64,7 @@ def test_an_option_reaches_optax(name, option, value, grouped):
             config.optimizer.groups.kernels = default.get_group("kernel")
         chosen = config.optimizer.groups.kernels
     chosen.name, chosen[option] = name, value
-    ours = make_updates(build.create_optimizer(config, durations.resolve(config, 320)))
+    ours = make_updates(build.create_optimizer(config, durations.resolve_durations(config, 320)))
     rate = config.optimizer.learning_rate
     np.testing.assert_array_equal(ours, make_updates(getattr(optax, name)(rate, **{option: value})))
     assert np.abs(ours - make_updates(getattr(optax, name)(rate))).max() > 0.01 * rate

@@ -48,14 +48,14 @@ def cache_files(root):
 
 
 def test_a_split_is_decoded_once_beside_the_data(root, no_decoding, tmp_path):
-    first = datasets.load("cifar10", str(root))
+    first = datasets.load_dataset("cifar10", str(root))
     kinds = [name.rpartition("-")[0] or name for name in cache_files(root)]
     assert kinds == [
         "test-images", "test-labels", "test.json", "train-images", "train-labels", "train.json",
     ]  # fmt: skip
     assert not (tmp_path / "cache").exists()
     no_decoding()
-    second = datasets.load("cifar10", str(root))
+    second = datasets.load_dataset("cifar10", str(root))
     assert (second.mean, second.std, second.class_names) == (
         first.mean,
         first.std,
@@ -69,7 +69,7 @@ def test_a_split_is_decoded_once_beside_the_data(root, no_decoding, tmp_path):
     "damage", ["bit", "short", "empty", "gone", "json", "keys", "mean", "std", "class_names"]
 )
 def test_a_damaged_cache_is_rebuilt(root, damage, caplog):
-    before = datasets.load("cifar10", str(root))
+    before = datasets.load_dataset("cifar10", str(root))
     images, labels = map(np.array, before.splits["train"])
     folder = root / "cifar10/3.0.2/decoded"
     names = cache_files(root)
@@ -90,7 +90,7 @@ def test_a_damaged_cache_is_rebuilt(root, damage, caplog):
         (folder / "train.json").write_text(json.dumps(record))
     else:
         (folder / "train.json").write_text({"json": "{", "keys": "{}"}[damage])
-    after = datasets.load("cifar10", str(root))
+    after = datasets.load_dataset("cifar10", str(root))
     np.testing.assert_array_equal(after.splits["train"].images, images)
     np.testing.assert_array_equal(after.splits["train"].labels, labels)
     assert (after.mean, after.std, after.class_names) == (
@@ -105,7 +105,7 @@ def test_a_damaged_cache_is_rebuilt(root, damage, caplog):
 
 def test_data_prepared_again_are_decoded_again(root):
     source = root / "cifar10/3.0.2"
-    datasets.load("cifar10", str(root))
+    datasets.load_dataset("cifar10", str(root))
     before = set(cache_files(root))
     # Another set in the same place: the labels of its classes are the same, the images are not.
     other = tiny_cifar.images_of(tiny_cifar.cifar10_rows(tiny_cifar.NUM_TRAIN, 1))[::-1]
@@ -124,7 +124,7 @@ def test_a_read_only_folder_is_left_alone_and_the_cache_folder_is_used(root, tmp
     source = root / "cifar10/3.0.2"
     source.chmod(0o555)
     try:
-        datasets.load("cifar10", str(root))
+        datasets.load_dataset("cifar10", str(root))
         assert not (source / "decoded").exists()
     finally:
         source.chmod(0o755)
@@ -141,7 +141,7 @@ def test_where_nothing_can_be_written_the_images_stay_in_memory(
     cache.chmod(0o555)
     source.chmod(0o555)
     try:
-        loaded = datasets.load("cifar10", str(root)).splits["train"]
+        loaded = datasets.load_dataset("cifar10", str(root)).splits["train"]
     finally:
         source.chmod(0o755)
     assert not isinstance(loaded.images, np.memmap)
@@ -156,7 +156,7 @@ def test_a_full_disk_is_no_error(root, tmp_path, monkeypatch, caplog):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    loaded = datasets.load("cifar10", str(root))
+    loaded = datasets.load_dataset("cifar10", str(root))
     assert loaded.splits["train"].images.shape == (60, 32, 32, 3)
     assert "No space left on device" in caplog.text
     leftovers = [path for path in tmp_path.rglob("*") if path.name.startswith(".writing")]
@@ -166,7 +166,7 @@ def test_a_full_disk_is_no_error(root, tmp_path, monkeypatch, caplog):
 def test_two_processes_may_decode_at_once(root):
     program = (
         "import sys, numpy as np; from cifar_jax.data import datasets\n"
-        "train = datasets.load('cifar10', sys.argv[1]).splits['train']\n"
+        "train = datasets.load_dataset('cifar10', sys.argv[1]).splits['train']\n"
         "print(int(np.sum(train.images, dtype=np.int64)), type(train.images).__name__)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -47,7 +47,7 @@ def test_the_published_archives_are_downloaded(tmp_path, monkeypatch, name, file
 
     monkeypatch.setattr(cifar, "fetch", fetch)
     with pytest.raises(UserError, match="that will do"):
-        datasets.load(name, str(tmp_path))
+        datasets.load_dataset(name, str(tmp_path))
     ((url, *rest),) = asked
     assert url == f"https://www.cs.toronto.edu/~kriz/{file}"
     assert rest[0].startswith(sha256)
@@ -102,7 +102,7 @@ def test_cifar100_over_http(tmp_path):
     np.testing.assert_array_equal(read["image"][place], tiny_cifar.images_of(rows))
     np.testing.assert_array_equal(read["coarse_label"][place], rows[:, 0])
     np.testing.assert_array_equal(read["label"][place], rows[:, 1])
-    loaded = datasets.load("cifar100", str(tmp_path))
+    loaded = datasets.load_dataset("cifar100", str(tmp_path))
     assert loaded.class_names[99] == "fine_99"
     train = loaded.splits["train"]
     assert tiny_cifar.by_content(*train) == tiny_cifar.by_content(
@@ -161,7 +161,7 @@ def test_a_read_only_directory_is_left_alone(tmp_path):
     tmp_path.chmod(0o555)
     try:
         with pytest.raises(UserError, match="which is read-only: set TFDS_DATA_DIR"):
-            datasets.load("cifar100", str(tmp_path))
+            datasets.load_dataset("cifar100", str(tmp_path))
         assert list(tmp_path.iterdir()) == []
     finally:
         tmp_path.chmod(0o755)
@@ -170,7 +170,7 @@ def test_a_read_only_directory_is_left_alone(tmp_path):
 @pytest.mark.skipif(HAS_TENSORFLOW, reason="TensorFlow is installed")
 def test_other_sets_ask_for_tensorflow(tmp_path):
     with pytest.raises(UserError, match=r"needs TensorFlow: pip install 'cifar_jax\[tf\]'"):
-        datasets.load("svhn_cropped", str(tmp_path))
+        datasets.load_dataset("svhn_cropped", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,7 +203,7 @@ def test_two_processes_may_prepare_at_once(tmp_path):
         ]
         errors = [process.communicate(timeout=60)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
-    assert len(datasets.load("cifar10", str(tmp_path)).splits["train"].labels) == 60
+    assert len(datasets.load_dataset("cifar10", str(tmp_path)).splits["train"].labels) == 60
     assert not list(tmp_path.rglob("*incomplete*"))
 
 
@@ -224,7 +224,7 @@ def test_tensorflow_and_this_package_read_each_others_folders(tmp_path, monkeypa
         monkeypatch.setattr(type(theirs), "url_infos", tiny_cifar.describe(content, url))
         config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
         theirs.download_and_prepare(download_config=config, file_format=file_format)
-        loaded = datasets.load("cifar10", str(root)).splits["train"]
+        loaded = datasets.load_dataset("cifar10", str(root)).splits["train"]
         assert tiny_cifar.by_content(*loaded) == tiny_cifar.by_content(read["image"], read["label"])
         if file_format == "array_record":  # even the order is the same
             np.testing.assert_array_equal(loaded.images, read["image"])
@@ -259,9 +259,9 @@ def test_other_sets_are_prepared_with_tensorflow(tmp_path, monkeypatch):
         url = f"http://127.0.0.1:{unanswered_port()}/grey.zip"
         patch.setattr(TinyGrey, "url_infos", {url: info})
         with pytest.raises(UserError, match=f"cannot download tiny_grey from {url}.*TFDS_DATA_DIR"):
-            datasets.load("tiny_grey", str(tmp_path))
+            datasets.load_dataset("tiny_grey", str(tmp_path))
         assert list(tmp_path.iterdir()) == []
-    loaded = datasets.load("tiny_grey", str(tmp_path))
+    loaded = datasets.load_dataset("tiny_grey", str(tmp_path))
     for images, labels in loaded.splits.values():
         np.testing.assert_array_equal(images, grey[labels])
         assert sorted(labels) == [0, 1, 2, 3]
@@ -275,5 +275,5 @@ def test_other_sets_are_prepared_with_tensorflow(tmp_path, monkeypatch):
 )
 def test_sets_of_another_kind_are_refused_before_they_are_downloaded(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
-        datasets.load(name, str(tmp_path))
+        datasets.load_dataset(name, str(tmp_path))
     assert list(tmp_path.iterdir()) == []

@@ -36,7 +36,7 @@ def root(tmp_path, monkeypatch):
 def test_digits_are_all_there_and_the_split_is_fixed():
     from sklearn.datasets import load_digits
 
-    digits = datasets.load("digits")
+    digits = datasets.load_dataset("digits")
     train, test = digits.splits["train"], digits.splits["test"]
     assert (train.images.shape, test.images.shape) == ((1437, 32, 32, 1), (360, 32, 32, 1))
     assert (train.images.dtype, train.labels.dtype) == (np.uint8, np.int32)
@@ -55,7 +55,7 @@ def test_digits_are_all_there_and_the_split_is_fixed():
 
 
 def test_a_prepared_set_is_read_as_it_was_written(root, monkeypatch):
-    loaded = datasets.load("cifar10", str(root))
+    loaded = datasets.load_dataset("cifar10", str(root))
     for split, count, seed in (("train", tiny_cifar.NUM_TRAIN, 1), ("test", 20, 2)):
         rows = tiny_cifar.cifar10_rows(count, seed)
         images, labels = loaded.splits[split]
@@ -72,22 +72,22 @@ def test_a_prepared_set_is_read_as_it_was_written(root, monkeypatch):
     np.testing.assert_allclose(loaded.std, train.std((0, 1, 2)), rtol=1e-12)
     # The environment names the directory too; the statistics stay those of the training split.
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
-    only_test = datasets.load("cifar10", splits=("test",))
+    only_test = datasets.load_dataset("cifar10", splits=("test",))
     assert list(only_test.splits) == ["test"]
     assert only_test.mean == loaded.mean
 
 
 def test_an_unknown_split_lists_the_known(root):
     with pytest.raises(UserError, match="no split 'validation': it has train, test"):
-        datasets.load("cifar10", str(root), splits=("train", "validation"))
+        datasets.load_dataset("cifar10", str(root), splits=("train", "validation"))
     with pytest.raises(UserError, match="no split 'extra': it has train, test"):
-        datasets.load("digits", splits=("extra",))
+        datasets.load_dataset("digits", splits=("extra",))
 
 
 @pytest.mark.parametrize("place", ["gs://bucket/data", __file__])
 def test_the_data_directory_must_be_a_local_folder(place):
     with pytest.raises(UserError, match="is not a local folder"):
-        datasets.load("cifar10", place)
+        datasets.load_dataset("cifar10", place)
 
 
 def test_known_names_pass():
@@ -118,23 +118,24 @@ def test_neither_names_nor_reading_import_tensorflow_or_torch(root):
     program = (
         "import sys; from cifar_jax.data import datasets\n"
         "datasets.check_name('svhn_cropped', sys.argv[1])\n"
-        "for name in ('digits', 'cifar10', 'cifar10'): datasets.load(name, sys.argv[1])\n"
+        "for name in ('digits', 'cifar10', 'cifar10'): datasets.load_dataset(name, sys.argv[1])\n"
         "print([m for m in ('tensorflow', 'torch', 'jax') if m in sys.modules])"
     )
     assert run_python(program, str(root)) == "[]\n"
 
 
 def test_what_is_decoded_is_loaded_without_tfds(root):
-    datasets.load("cifar10", str(root))
+    datasets.load_dataset("cifar10", str(root))
     program = (
-        "import sys; from cifar_jax.data import datasets; datasets.load('cifar10', sys.argv[1])\n"
+        "import sys; from cifar_jax.data import datasets\n"
+        "datasets.load_dataset('cifar10', sys.argv[1])\n"
         "print('tensorflow_datasets' in sys.modules)"
     )
     assert run_python(program, str(root)) == "False\n"
 
 
 def test_carving_moves_images_and_loses_none(root):
-    whole = datasets.load("cifar10", str(root))
+    whole = datasets.load_dataset("cifar10", str(root))
     carved = datasets.carve_validation(whole, 12, seed=3)
     train, validation = carved.splits["train"], carved.splits["validation"]
     assert (len(train.labels), len(validation.labels)) == (48, 12)
@@ -156,11 +157,11 @@ def test_the_carved_choice_is_fixed_for_ever():
 @pytest.mark.parametrize("count", [0, -1, 1437])
 def test_a_validation_split_must_fit(count):
     with pytest.raises(UserError, match="give a number from 1 to 1436"):
-        datasets.carve_validation(datasets.load("digits"), count, seed=0)
+        datasets.carve_validation(datasets.load_dataset("digits"), count, seed=0)
 
 
 def test_a_validation_split_that_is_there_stays():
-    digits = datasets.carve_validation(datasets.load("digits"), 100, seed=0)
+    digits = datasets.carve_validation(datasets.load_dataset("digits"), 100, seed=0)
     with pytest.raises(UserError, match="already has a validation split"):
         datasets.carve_validation(digits, 100, seed=0)
 
@@ -174,7 +175,7 @@ def test_the_real_cifar10_cold_and_warm(tmp_path):
             (tmp_path / "data/cifar10/3.0.2" / file.name).symlink_to(file)
     program = (
         "import json, sys, numpy as np; from cifar_jax.data import datasets\n"
-        "d = datasets.load('cifar10', sys.argv[1])\n"
+        "d = datasets.load_dataset('cifar10', sys.argv[1])\n"
         "counts = [np.bincount(d.splits[s].labels).tolist() for s in ('train', 'test')]\n"
         "tensorflow = 'tensorflow' in sys.modules\n"
         "print(json.dumps([d.class_names, d.mean, d.std, counts, tensorflow]))"

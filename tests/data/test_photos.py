@@ -26,7 +26,7 @@ def scene(height=40, width=60):
 
 
 def read(path, shape=SHAPE, **options):
-    return photos.fit(photos.load(str(path)), shape, **options)
+    return photos.fit(photos.read_picture(str(path)), shape, **options)
 
 
 def difference(one, other):
@@ -80,36 +80,36 @@ def test_a_turned_photograph_stands_upright(tmp_path, orientation, kind):
     exif[0x0112] = orientation
     exact = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}
     stored.save(tmp_path / f"x.{kind}", exif=exif, **exact.get(kind, {}))
-    found = photos.load(str(tmp_path / f"x.{kind}"))
+    found = photos.read_picture(str(tmp_path / f"x.{kind}"))
     assert found.size == upright.size
     assert difference(np.asarray(found), np.asarray(upright)) <= (8 if kind == "jpg" else 0)
 
 
 def test_an_exif_that_cannot_be_read_leaves_the_picture(tmp_path):
     scene().save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12broken")
-    assert photos.load(str(tmp_path / "x.jpg")).size == (60, 40)
+    assert photos.read_picture(str(tmp_path / "x.jpg")).size == (60, 40)
 
 
 def test_depths_and_colour_models(tmp_path):
     path = tmp_path / "x.png"
     for dtype, white in ((np.uint16, 65535), (np.uint8, 255)):
         Image.fromarray(np.array([[0, white // 2, white]], dtype)).save(path)
-        found = np.asarray(photos.load(str(path)))
+        found = np.asarray(photos.read_picture(str(path)))
         assert np.abs(found.astype(int) - [[0, 127, 255]]).max() <= 1
     Image.fromarray(np.array([[0, 20_000]], np.uint16)).save(path)  # dark, and stays so
-    assert np.asarray(photos.load(str(path))).tolist() == [[0, 78]]
+    assert np.asarray(photos.read_picture(str(path))).tolist() == [[0, 78]]
     for white in (1.0, 200.0, 60000.0, 1e9):
         Image.fromarray(np.array([[0, white / 2, white]], np.float32)).save(tmp_path / "x.tiff")
         scale = {200.0: 200, 60000.0: 60000 / 257}.get(white, 255)
-        found = np.asarray(photos.load(str(tmp_path / "x.tiff")))
+        found = np.asarray(photos.read_picture(str(tmp_path / "x.tiff")))
         np.testing.assert_allclose(found, [[0, scale / 2, scale]], atol=1)
     wild = np.array([[np.nan, np.inf, -np.inf, -1, 0.5, 1]], np.float32)
     Image.fromarray(wild).save(tmp_path / "x.tiff")
-    assert photos.load(str(tmp_path / "x.tiff")).size == (6, 1)
+    assert photos.read_picture(str(tmp_path / "x.tiff")).size == (6, 1)
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "x.tiff")
-    assert (np.asarray(photos.load(str(tmp_path / "x.tiff"))) == 0).all()
+    assert (np.asarray(photos.read_picture(str(tmp_path / "x.tiff"))) == 0).all()
     Image.fromarray(np.array([[0, 70000]], np.int32)).save(tmp_path / "x.tiff")
-    assert np.asarray(photos.load(str(tmp_path / "x.tiff"))).tolist() == [[0, 255]]
+    assert np.asarray(photos.read_picture(str(tmp_path / "x.tiff"))).tolist() == [[0, 255]]
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "x.jpg")
     assert difference(read(tmp_path / "x.jpg"), np.array([255, 0, 0])) <= 10
     Image.new("1", (8, 8), 1).save(path)
@@ -132,9 +132,11 @@ def test_what_is_transparent_lies_on_white(tmp_path):
         (keyed, {"transparency": (0, 0, 9)}),
     ):
         picture.save(path, **options)
-        assert np.asarray(photos.load(str(path))).tolist() == [[[255, 0, 0], [255, 255, 255]]]
+        assert np.asarray(photos.read_picture(str(path))).tolist() == [
+            [[255, 0, 0], [255, 255, 255]]
+        ]
     Image.new("LA", (1, 1), (0, 128)).save(path)
-    assert np.asarray(photos.load(str(path))).tolist() == [[[127] * 3]]
+    assert np.asarray(photos.read_picture(str(path))).tolist() == [[[127] * 3]]
 
 
 def test_what_is_grey_stays_grey_and_colours_become_grey_for_a_grey_model(tmp_path):
@@ -215,7 +217,7 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
     names = {path.name for path in tmp_path.iterdir()} | {"none", "x" * 300}
     for name in sorted(names):
         with pytest.raises(UserError) as found:
-            photos.load(name)
+            photos.read_picture(name)
         line = str(found.value)
         assert line.startswith(f"{name} ")
         assert parts.get(name, "") in line
@@ -230,7 +232,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
         error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         monkeypatch.setattr(photos.Path, "open", mock.Mock(side_effect=error))
     with pytest.raises(UserError, match=r"x\.png cannot be read \(Permission denied\)"):
-        photos.load(str(tmp_path / "x.png"))
+        photos.read_picture(str(tmp_path / "x.png"))
 
 
 def test_random_damage_gives_a_picture_or_the_error_for_users(tmp_path):
@@ -256,12 +258,12 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "in" / "a_loop").symlink_to(".")
-    assert photos.find(["."]) == (["./a.JPG", "./b.png", "./c,d.webp", "./e[1].png"], [])
-    assert photos.find(["note.txt", "b.png", "./b.png"]) == (["note.txt", "b.png"], [])
-    assert photos.find(["*.png"]) == (["b.png", "e[1].png"], [])
-    assert photos.find(["e[1].png"]) == (["e[1].png"], [])
-    assert photos.find(["in/**"]) == (["in/deep/y.bmp", "in/x.gif"], [])
-    found, problems = photos.find(["b.png", "none.png", "folder.jpg", "*.bmp", "z\n"])
+    assert photos.find_pictures(["."]) == (["./a.JPG", "./b.png", "./c,d.webp", "./e[1].png"], [])
+    assert photos.find_pictures(["note.txt", "b.png", "./b.png"]) == (["note.txt", "b.png"], [])
+    assert photos.find_pictures(["*.png"]) == (["b.png", "e[1].png"], [])
+    assert photos.find_pictures(["e[1].png"]) == (["e[1].png"], [])
+    assert photos.find_pictures(["in/**"]) == (["in/deep/y.bmp", "in/x.gif"], [])
+    found, problems = photos.find_pictures(["b.png", "none.png", "folder.jpg", "*.bmp", "z\n"])
     assert found == ["b.png"]
     assert problems == [
         "none.png does not exist",

@@ -55,7 +55,7 @@ def own_set(root, name, image=None, label=None, examples=((0, "L"), (1, "L"))):
 def test_a_set_of_ones_own(tmp_path):
     own_set(tmp_path, "shades", examples=((0, "L"), (1, "RGB"), (0, "P")))
     datasets.check_name("shades", str(tmp_path))
-    loaded = datasets.load("shades", str(tmp_path), splits=("train",))
+    loaded = datasets.load_dataset("shades", str(tmp_path), splits=("train",))
     images, labels = loaded.splits["train"]
     assert loaded.class_names == ("dark", "light")
     assert images.shape == (3, 4, 5, 1)
@@ -90,13 +90,13 @@ def test_configs_are_found(tmp_path):
 def test_sets_of_another_kind_are_refused(tmp_path, features, message):
     own_set(tmp_path, "shades", **features)
     with pytest.raises(UserError, match=message):
-        datasets.load("shades", str(tmp_path), splits=("train",))
+        datasets.load_dataset("shades", str(tmp_path), splits=("train",))
 
 
 def test_images_without_a_class_are_refused(tmp_path):
     own_set(tmp_path, "shades", examples=((0, "L"), (-1, "L")))
     with pytest.raises(UserError, match="images without a class"):
-        datasets.load("shades", str(tmp_path), splits=("train",))
+        datasets.load_dataset("shades", str(tmp_path), splits=("train",))
 
 
 @pytest.mark.skipif(HAS_TENSORFLOW, reason="TensorFlow is installed")
@@ -104,7 +104,7 @@ def test_tfrecord_asks_for_tensorflow(root):
     file = root / "cifar10/3.0.2/dataset_info.json"
     file.write_text(file.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(UserError, match=r"needs TensorFlow: pip install 'cifar_jax\[tf\]'"):
-        datasets.load("cifar10", str(root))
+        datasets.load_dataset("cifar10", str(root))
 
 
 @pytest.mark.parametrize("damage", ["shortened", "missing", "flipped", "description"])
@@ -122,5 +122,5 @@ def test_a_damaged_folder_is_one_clear_error(root, damage):
     else:
         (folder / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*prepare .*again") as caught:
-        datasets.load("cifar10", str(root))
+        datasets.load_dataset("cifar10", str(root))
     assert "\n" not in str(caught.value)

@@ -160,7 +160,7 @@ def main(argv: list[str]) -> int:
         earlier = json.loads(output.read_text())["faults"]
         records = {name: earlier[name] for name in FAULTS if name in earlier}
     stop, missing = time.monotonic() + 60 * options.minutes, 0
-    devices.configure(64)  # the undisturbed runs need as many devices as the others, which fork
+    devices.configure_jax(64)  # the undisturbed runs need as many devices as the others, which fork
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         # Compiled programs of every size are kept, so that a restart costs little.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{name}/xla"

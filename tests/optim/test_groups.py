@@ -51,7 +51,7 @@ def test_each_group_follows_its_own_rule_rate_and_decay():
     settings = config(**GROUPS)
     fields.check_fields(settings, default.get_config())
     check.check_config(settings)
-    lengths = durations.resolve(settings, 320)  # 10 steps, 3 for the group "early"
+    lengths = durations.resolve_durations(settings, 320)  # 10 steps, 3 for the group "early"
     optimizer = build.create_optimizer(settings, lengths)
     params, opt_state = PARAMS, jax.jit(optimizer.init)(PARAMS)
     expected = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), PARAMS)
@@ -73,7 +73,7 @@ def test_each_group_follows_its_own_rule_rate_and_decay():
 def test_nothing_moves_what_is_frozen():
     settings = config(still={"params": "stem/.*", "name": "frozen"})
     settings.optimizer.update({"weight_decay": 0.1, "decoupled_decay": True})
-    optimizer = build.create_optimizer(settings, durations.resolve(settings, 320))
+    optimizer = build.create_optimizer(settings, durations.resolve_durations(settings, 320))
     updates, _ = optimizer.update(GRADIENT, optimizer.init(PARAMS), PARAMS)
     np.testing.assert_array_equal(updates["stem"]["kernel"], 0)
     np.testing.assert_allclose(updates["body"]["kernel"], -0.5 * (1.2 + 0.1 * 2), rtol=1e-6)
@@ -82,18 +82,18 @@ def test_nothing_moves_what_is_frozen():
 def test_the_rate_stays_0_after_the_end_of_a_group_whatever_the_schedule():
     settings = config(early={"num_epochs": 0.6})
     settings.schedule.name = "constant"
-    lengths = durations.resolve(settings, 320)
+    lengths = durations.resolve_durations(settings, 320)
     (rate,) = schedules.create_group_schedules(settings, lengths).values()
     assert [float(rate(step)) for step in range(5)] == [0.5, 0.5, 0.5, 0, 0]
     settings.schedule.warmup_steps = 3
     with pytest.raises(UserError, match=r"early.num_epochs is 0.6, within the warm-up: raise"):
-        build.create_optimizer(settings, durations.resolve(settings, 320))
+        build.create_optimizer(settings, durations.resolve_durations(settings, 320))
 
 
 def test_options_that_a_group_inherits():
     settings = config(same={"learning_rate": 3.0}, other={"name": "adam"})
     settings.optimizer.update({"momentum": 0.9, "weight_decay": 0.1})
-    resolved = groups.resolve(settings.optimizer)
+    resolved = groups.resolve_groups(settings.optimizer)
     same, other = resolved["same"], resolved["other"]
     assert (same.name, same.momentum, same.learning_rate, same.weight_decay) == ("sgd", 0.9, 3, 0.1)
     assert (other.name, other.momentum, other.learning_rate) == ("adam", None, 0.5)
@@ -112,7 +112,7 @@ def test_options_that_a_group_inherits():
 )
 def test_patterns_that_match_nothing_or_the_same_parameter_are_named(given, words):
     settings = config(**{name: {"params": pattern} for name, pattern in given.items()})
-    optimizer = build.create_optimizer(settings, durations.resolve(settings, 320))
+    optimizer = build.create_optimizer(settings, durations.resolve_durations(settings, 320))
     with pytest.raises(UserError, match=words):
         optimizer.init(PARAMS)
 

@@ -42,10 +42,10 @@ else:
     # After more steps a rounding error makes a pooling choose another of two almost equal pixels.
     config = tiny.speedrun_config(num_steps=1)
 check.check_config(config)
-loop.train(config, folder, signals.Signals())
+loop.train_model(config, folder, signals.Signals())
 trained = cifar_jax.load(folder)
 leaves = jax.tree.leaves(trained.variables)
-images = datasets.load("digits").splits["test"].images[:101]
+images = datasets.load_dataset("digits").splits["test"].images[:101]
 np.savez(folder / "out.npz", *leaves, probabilities=trained.predict(images, batch_size=7))
 print(jax.device_count(), "devices")
 """
@@ -114,7 +114,7 @@ CONFIGURE = """
 import os
 from cifar_jax.parallel import cpu, devices
 cpu.default_num_devices = lambda batch_size: 3
-devices.configure({arguments})
+devices.configure_jax({arguments})
 import jax
 print(jax.device_count(), os.environ.get("XLA_FLAGS"))
 """

@@ -85,7 +85,7 @@ def test_two_processes_train_what_one_does(tmp_path):
     assert "2 CPU devices in 2 processes" in first[1]
     assert second == (0, "", "")  # only the first process prints
     assert_close(tmp_path / "two", tmp_path / "one", 1e-6)
-    images = datasets.load("digits").splits["test"].images[:9]
+    images = datasets.load_dataset("digits").splits["test"].images[:9]
     answers = [cifar_jax.load(tmp_path / name).predict(images) for name in ("one", "two")]
     np.testing.assert_allclose(*answers, atol=1e-6)
 

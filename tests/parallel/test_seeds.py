@@ -38,7 +38,7 @@ def start(folder, **fields):
     wanted = config(**fields)
     check.check_config(wanted)
     folder.mkdir(exist_ok=True)
-    assert loop.train(wanted, folder, signals_lib.Signals()) == 0
+    assert loop.train_model(wanted, folder, signals_lib.Signals()) == 0
     return folder
 
 
@@ -81,7 +81,7 @@ def test_a_seed_of_the_speedrun_is_what_it_is_alone(tmp_path, at_once):
         (tmp_path / name).mkdir()
         wanted = tiny.speedrun_config(**fields | more)
         check.check_config(wanted)
-        assert loop.train(wanted, tmp_path / name, signals_lib.Signals()) == 0
+        assert loop.train_model(wanted, tmp_path / name, signals_lib.Signals()) == 0
     # Muon divides by the gradient's norm, so rounding errors grow faster.
     two, alone = cifar_jax.load(tmp_path / "two", seed=5), cifar_jax.load(tmp_path / "alone")
     assert_close(two, alone, atol=1e-3)
@@ -172,7 +172,7 @@ def test_a_run_stopped_anywhere_ends_in_the_same_bits(together, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(loop.run_lib, "update_bar", update_bar)
         folder.mkdir()
-        code = loop.train(config(num_seeds=4, steps_per_call=1), folder, signals)
+        code = loop.train_model(config(num_seeds=4, steps_per_call=1), folder, signals)
     assert code == 143
     assert cifar_jax.load(folder).step == 3
     start(folder, num_seeds=4)
@@ -190,16 +190,16 @@ def test_the_result_has_every_seed_and_their_spread(together, capsys):
     mean, half = np.mean(accuracies), 3.182446 * np.std(accuracies, ddof=1) / 2
     assert result["test_accuracy"] == pytest.approx(mean)
     assert result["test_accuracy_interval"] == pytest.approx([mean - half, mean + half])
-    pooled = evaluate.evaluate(together)
+    pooled = evaluate.evaluate_model(together)
     out = capsys.readouterr().out
     for row in result["seeds"]:
         assert f"{row['test_accuracy']:.2%}  {row['num_correct']:>5}" in out
-        one = evaluate.evaluate(together, seed=row["seed"])
+        one = evaluate.evaluate_model(together, seed=row["seed"])
         assert (one.accuracy, one.loss) == (row["test_accuracy"], row["test_loss"])
     assert pooled.accuracy == pytest.approx(mean)
     assert f"{mean:.2%} +- " in out
     with pytest.raises(UserError, match="has no seed 9: --seed can be 5, 6, 7, 8"):
-        evaluate.evaluate(together, seed=9)
+        evaluate.evaluate_model(together, seed=9)
 
 
 def test_the_history_has_means_and_edges(together):

@@ -156,7 +156,7 @@ def test_a_closed_pipe_costs_no_file(here, monkeypatch):
     write_run(here / "a")
     monkeypatch.setattr("builtins.print", mock.Mock(side_effect=BrokenPipeError))
     with pytest.raises(BrokenPipeError):
-        compare.compare([Path("a")], Path("out"))
+        compare.compare_runs([Path("a")], Path("out"))
     assert sorted(os.listdir("out")) == ["comparison.csv", "comparison.png"]
 
 
@@ -164,6 +164,6 @@ def test_a_name_that_could_upset_the_table(here):
     write_run(here / "a\nb$x$")
     write_run(here / ("long" * 12 + "1" + "end" * 8))
     write_run(here / ("long" * 12 + "2" + "end" * 8))
-    found = compare.find([Path("a\nb$x$"), *sorted(Path().glob("long*"))])
-    compare.compare(found, Path("out"))
+    found = compare.find_workdirs([Path("a\nb$x$"), *sorted(Path().glob("long*"))])
+    compare.compare_runs(found, Path("out"))
     assert len(list(Path("out").iterdir())) == 2

@@ -46,7 +46,7 @@ def test_digits(here):
     out = start("--dataset=digits")
     assert sorted(os.listdir("explore/digits")) == ["counts.png", "data.json", "images.png"]
     described = json.loads((here / "explore/digits/data.json").read_text())
-    digits = datasets.load("digits")
+    digits = datasets.load_dataset("digits")
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == ["class", "train", "test"]
     for number, name in enumerate(digits.class_names):
@@ -95,8 +95,8 @@ def test_ten_of_each_class_or_all_that_there_are():
 
 def test_many_classes_take_several_pictures(here, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "split_names", lambda *_: ("train", "extra"))
-    monkeypatch.setattr(datasets, "load", lambda *_: make_set(43, 12))
-    explore.explore("own/set")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: make_set(43, 12))
+    explore.explore_dataset("own/set")
     names = sorted(os.listdir("explore/own_set"))
     assert names == ["counts.png", "data.json", *[f"images_{n}.png" for n in (1, 2, 3)]]
     assert "images_1.png, images_2.png, images_3.png, counts.png" in capsys.readouterr().out

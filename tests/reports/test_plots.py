@@ -72,6 +72,6 @@ def test_predictions_mark_right_and_wrong_and_show_the_top_three():
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_saved_picture_has_the_chosen_background(tmp_path, dark):
-    plots.save(plots.plot_curves({"x": ROWS}, ("loss",), dark=dark), tmp_path / "x.png")
+    plots.save_figure(plots.plot_curves({"x": ROWS}, ("loss",), dark=dark), tmp_path / "x.png")
     pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "x.png").read_bytes())).convert("L"))
     assert (np.median(pixels) < 64) == dark

@@ -54,10 +54,10 @@ def outputs():
 
 
 def test_predictions_equal_those_of_the_model(run, here, monkeypatch):
-    digits = datasets.load("digits").splits["test"].images[:5]
+    digits = datasets.load_dataset("digits").splits["test"].images[:5]
     for number, image in enumerate(digits):
         Image.fromarray(image[..., 0]).save(f"{number}.png")
-    monkeypatch.setattr(datasets, "load", None)  # the data set is not needed
+    monkeypatch.setattr(datasets, "load_dataset", None)  # the data set is not needed
     code, out, err = start(run, "--images=.", "--batch_size=2")
     assert (code, err) == (0, "")
     expected = cifar_jax.load(run).predict(digits)

@@ -63,7 +63,7 @@ def made_up(tmp_path, monkeypatch, class_names, logits, labels):
     predictions = evaluate.Predictions(run, images, labels, logits)
     monkeypatch.setattr(evaluate, "predict_split", lambda *_, **__: iter([predictions]))
     (tmp_path / "config.json").write_text(json.dumps(stored.to_json(config)))
-    return report.report(tmp_path).read_text()
+    return report.make_report(tmp_path).read_text()
 
 
 class Links(HTMLParser):

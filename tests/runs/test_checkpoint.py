@@ -83,7 +83,7 @@ def test_a_step_that_has_a_checkpoint_is_left_alone(sound, tmp_path):
 def test_a_part_of_a_state_is_restored_on_the_mesh(sound):
     mesh = devices.make_mesh()
     wanted = jax.eval_shape(damages.small_state, 0)
-    wanted = {"params": devices.abstract(mesh, wanted["params"])}
+    wanted = {"params": devices.abstract_arrays(mesh, wanted["params"])}
     restored = Checkpoints(sound, writable=False).restore(2, wanted)
     assert jax.tree.structure(restored) == jax.tree.structure(wanted)
     kernel = restored["params"]["kernel"]
@@ -120,7 +120,7 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
         for _ in range(5):
             state = update(state)
         checkpoints.wait()
-        shapes = devices.abstract(mesh, jax.eval_shape(update, state))
+        shapes = devices.abstract_arrays(mesh, jax.eval_shape(update, state))
         jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(step, shapes), expected)
     checkpoints.close()
 

@@ -57,7 +57,7 @@ def test_a_changed_model_in_the_meta_is_named(tmp_path):
     (folder / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match=r"is damaged|has no intact checkpoint"):
         cifar_jax.load(tmp_path / "run")
-    manifest.write(folder)
+    manifest.write_manifest(folder)
     with pytest.raises(
         UserError,
         match=r"another model: in it, .*/mean is float32 \[2\] instead of float32 \[3\];",
@@ -73,7 +73,7 @@ def test_a_meta_with_a_missing_part_is_named(tmp_path, name, value):
     folder = tmp_path / "run" / "checkpoints" / "3"
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | {name: value}))
-    manifest.write(folder)
+    manifest.write_manifest(folder)
     (tmp_path / "more.py").write_text(
         "from tests import sample_run\ndef get_config():\n    return sample_run.config(5)\n"
     )
@@ -93,7 +93,7 @@ def test_a_mean_or_shape_that_does_not_fit_is_named(tmp_path, name, value):
     meta = json.loads((folder / "meta.json").read_text())
     meta["data"][name] = value
     (folder / "meta.json").write_text(json.dumps(meta))
-    manifest.write(folder)
+    manifest.write_manifest(folder)
     with pytest.raises(UserError, match=r"the checkpoint of step 3 in .* has no model: ") as caught:
         cifar_jax.load(tmp_path / "run")
     assert "\n" not in str(caught.value)

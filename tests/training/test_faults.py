@@ -72,10 +72,10 @@ def test_a_signal_while_the_report_is_made_stops_it(monkeypatch, tmp_path, late)
                 signal.raise_signal(signal.SIGTERM)
                 pytest.fail("still runs")
 
-            patch.setattr(report, "report", raise_signal)
+            patch.setattr(report, "make_report", raise_signal)
         else:  # while the last step is made
             during(patch, 1, lambda run: signal.raise_signal(signal.SIGTERM))
-            patch.setattr(report, "report", lambda *_: pytest.fail("still runs"))
+            patch.setattr(report, "make_report", lambda *_: pytest.fail("still runs"))
         stopped = program.run_here(flag, f"--workdir={tmp_path / 'run'}")
     assert stopped[0] == 143
     assert (tmp_path / "run" / "result.json").exists()
@@ -210,7 +210,7 @@ def test_a_save_that_fails_for_another_reason_asks_to_fix_it(undisturbed, monkey
     def refuse(*_):
         raise PermissionError(errno.EACCES, "")
 
-    monkeypatch.setattr(manifest, "write", refuse)
+    monkeypatch.setattr(manifest, "write_manifest", refuse)
     arguments = (undisturbed[1], f"--workdir={tmp_path}", "--config.num_steps=1")
     code, _, err = program.run_here(*arguments)
     assert code == 1

@@ -42,7 +42,7 @@ class StopAt(signals_lib.Signals):
 def start(config, folder, signals=None):
     check.check_config(config)
     folder.mkdir(exist_ok=True)
-    return loop.train(config, folder, signals or signals_lib.Signals())
+    return loop.train_model(config, folder, signals or signals_lib.Signals())
 
 
 def assert_same_bits(one, other):
@@ -97,7 +97,7 @@ def test_a_recipe_with_muon_stopped_in_mid_epoch_ends_in_the_same_bits(
     monkeypatch.setattr(loop.start, "params_from_data", None)
     assert start(recipe(steps_per_call=2), stopped) == 0
     assert program.difference(whole, stopped) == ""
-    scores = evaluate.evaluate(stopped)
+    scores = evaluate.evaluate_model(stopped)
     assert scores.num_correct == json.loads((whole / workdir.RESULT).read_text())["num_correct"]
 
 
@@ -107,7 +107,7 @@ def test_the_stem_is_whitened_by_the_first_images_and_stays(tmp_path):
     )
     start(config, tmp_path)
     run = cifar_jax.load(tmp_path)
-    digits = datasets.carve_validation(datasets.load("digits"), 1117, config.seed)
+    digits = datasets.carve_validation(datasets.load_dataset("digits"), 1117, config.seed)
     images = digits.splits["train"].images[:5000]
     normalized = (images / 255 - np.array(run.mean)) / np.array(run.std)
     expected = speedrun.whitening_kernel(normalized)
@@ -122,14 +122,14 @@ def test_the_log_and_the_result_agree_with_the_evaluation(finished, capsys):
     # The rates of the steps just made, of a fall from 1e-3 to 0 in 10 steps.
     assert [line["learning_rate"] for line in lines] == pytest.approx([6e-4, 1e-4])
     result = json.loads((finished / workdir.RESULT).read_text())
-    scores = evaluate.evaluate(finished)
+    scores = evaluate.evaluate_model(finished)
     assert f"({scores.num_correct} of 360)" in capsys.readouterr().out
     assert (result["num_correct"], result["num_images"]) == (scores.num_correct, 360)
     assert result["test_loss"] == scores.loss
-    validation = evaluate.evaluate(finished, split="validation")
+    validation = evaluate.evaluate_model(finished, split="validation")
     assert lines[1]["eval_accuracy"] == validation.accuracy
     assert lines[1]["eval_loss"] == validation.loss
-    digits = datasets.load("digits").splits["test"]
+    digits = datasets.load_dataset("digits").splits["test"]
     probabilities = cifar_jax.load(finished).predict(digits.images)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
     assert (probabilities.argmax(axis=1) == digits.labels).sum() == scores.num_correct
@@ -142,13 +142,13 @@ def test_the_best_on_the_validation_split_is_kept(finished):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 128, 10_000])
 def test_every_batch_size_counts_every_image_once(finished, batch_size, monkeypatch):
-    digits = datasets.load("digits")
+    digits = datasets.load_dataset("digits")
     part = datasets.Split(*(array[:50] for array in digits.splits["test"]))
     monkeypatch.setattr(
-        datasets, "load", lambda *_: dataclasses.replace(digits, splits={"test": part})
+        datasets, "load_dataset", lambda *_: dataclasses.replace(digits, splits={"test": part})
     )
     expected = cifar_jax.load(finished).predict(part.images).argmax(axis=1) == part.labels
-    scores = evaluate.evaluate(finished, batch_size=batch_size)
+    scores = evaluate.evaluate_model(finished, batch_size=batch_size)
     assert (scores.num_correct, scores.num_images) == (expected.sum(), 50)
 
 
@@ -231,8 +231,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def test_another_set_needs_neither_training_images_nor_class_names(finished, monkeypatch):
-    own = evaluate.evaluate(finished)
-    load, run = datasets.load, cifar_jax.load(finished)
+    own = evaluate.evaluate_model(finished)
+    load, run = datasets.load_dataset, cifar_jax.load(finished)
     run = run._replace(class_names=tuple("abcdefghij"))
     monkeypatch.setattr(trained, "load_seeds", lambda *_: [run])
 
@@ -242,8 +242,8 @@ def test_another_set_needs_neither_training_images_nor_class_names(finished, mon
             loaded = load("digits", data_dir, splits)
             return dataclasses.replace(loaded, class_names=tuple(names))
 
-        monkeypatch.setattr(datasets, "load", load_other)
-        return evaluate.evaluate(finished, dataset_name="other")
+        monkeypatch.setattr(datasets, "load_dataset", load_other)
+        return evaluate.evaluate_model(finished, dataset_name="other")
 
     assert score_other("abcdefghij") == score_other("0123456789") == own
     with pytest.raises(UserError, match="other has other classes"):
@@ -262,7 +262,7 @@ def test_another_number_of_classes_gets_a_new_head(finished):
     run = cifar_jax.load(finished)
     config = bn_config()
     model = loop.create_model(config, 7)
-    lengths = durations.resolve(config, 320)
+    lengths = durations.resolve_durations(config, 320)
     create = loop.start.make_init(config, lengths, model, run.image_shape)
     fresh = jax.jit(create)(jax.random.key(5))
     state = loop.start.transplant(finished, fresh)
@@ -279,7 +279,7 @@ def test_another_number_of_classes_gets_a_new_head(finished):
 
 def test_a_loaded_model_averages_the_views_of_its_config(finished):
     run = cifar_jax.load(finished)
-    images = datasets.load("digits").splits["test"].images[:20]
+    images = datasets.load_dataset("digits").splits["test"].images[:20]
     plain, mirrored = (run.predict_logits(x, 20) for x in (images, images[:, :, ::-1]))
     config = run.config.copy_and_resolve_references()
     config.test_time.views = "mirror"

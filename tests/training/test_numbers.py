@@ -37,7 +37,7 @@ def stop(monkeypatch, folder, step, steps_per_call, every):
     )
     check.check_config(config)
     with pytest.raises(UserError, match="not finite") as caught:
-        loop.train(config, folder, signals.Signals())
+        loop.train_model(config, folder, signals.Signals())
     assert caught.value.exit_code == 1
     text = str(caught.value)
     assert "\n" not in text

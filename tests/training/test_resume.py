@@ -31,7 +31,7 @@ from tests import program, tiny
 
 def train(folder, **fields):
     folder.mkdir(exist_ok=True)
-    return loop.train(tiny.config(**fields), folder, signals_lib.Signals())
+    return loop.train_model(tiny.config(**fields), folder, signals_lib.Signals())
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +49,12 @@ def run(half, tmp_path):
 
 
 def change_data(monkeypatch, change):
-    load = datasets.load
+    load = datasets.load_dataset
 
     def load_other(*arguments):
         return change(load(*arguments))
 
-    monkeypatch.setattr(datasets, "load", load_other)
+    monkeypatch.setattr(datasets, "load_dataset", load_other)
 
 
 def change_train(dataset, images=lambda x: x, labels=lambda x: x):
@@ -97,7 +97,7 @@ def test_a_checkpoint_without_a_fingerprint_is_resumed(run):
     for name in ("num_images", "labels_sha256"):
         del meta["data"][name]
     (folder / "meta.json").write_text(json.dumps(meta))
-    manifest.write(folder)
+    manifest.write_manifest(folder)
     assert train(run, num_epochs=2.0) == 0
 
 
@@ -132,7 +132,7 @@ def test_progress_that_cannot_be_read_is_not_believed(run, field, value, caplog)
     meta = json.loads((folder / "meta.json").read_text())
     meta["progress"][field] = value
     (folder / "meta.json").write_text(json.dumps(meta))
-    manifest.write(folder)
+    manifest.write_manifest(folder)
     with pytest.raises(UserError, match=r"no checkpoint of .* can be used, all are in"):
         train(run, num_epochs=2.0)
     assert list((run / "damaged_checkpoints").iterdir())
@@ -232,7 +232,7 @@ def test_init_from_other_classes_of_the_same_number_gets_a_new_head(half):
     old = cifar_jax.load(half)
     config = tiny.config()
     model = create_model(config, 10)
-    lengths = durations.resolve(config, 320)
+    lengths = durations.resolve_durations(config, 320)
     fresh = make_init(config, lengths, model, old.image_shape)(jax.random.key(5))
     same = start.transplant(half, fresh, old.class_names)
     other = start.transplant(half, fresh, (*"abcdefghij",))
@@ -247,7 +247,7 @@ def test_the_average_of_a_short_run_follows_the_weights():
     """Decay min(0.999, (1 + t) / (10 + t)), against NumPy."""
     config = tiny.config(ema_decay=0.999)
     model = create_model(config, 10)
-    lengths = durations.resolve(config, 320)
+    lengths = durations.resolve_durations(config, 320)
     state = make_init(config, lengths, model, (32, 32, 1))(jax.random.key(0))
     optimizer = build.create_optimizer(config, lengths)
     one_step = jax.jit(step.make_train_step(model, optimizer, config, (0.5,), (0.5,), 5))
