@@ -8,7 +8,7 @@ import threading
 
 @contextlib.contextmanager
 def serving(content, status=200, length=None, stall=False):
-    """Serves one answer at every path; yields the address of the server and a list of requests."""
+    """Serves one answer at every path; yields the server's address and a list of the requests."""
     requests, over = [], threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -39,7 +39,7 @@ def serving(content, status=200, length=None, stall=False):
 
 @contextlib.contextmanager
 def babbling():
-    """A server of something else than HTTP, for one visit; yields its address."""
+    """A server that does not speak HTTP, for one connection; yields its address."""
 
     def babble():
         visitor, _ = server.accept()

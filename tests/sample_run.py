@@ -2,7 +2,7 @@
 
   python -m tests.sample_run tests/data/format-1
 
-To be used once for each format of the checkpoints, by the version that writes it.
+Use it once for each format of the checkpoints, with the version that writes it.
 """
 
 import json
@@ -28,7 +28,7 @@ def images() -> np.ndarray:
 
 
 def config(num_steps: int) -> ConfigDict:
-    """Returns the config of the run, which must stay the same but for its length."""
+    """Returns the config of the run; apart from the number of steps, it must never change."""
     result = tiny.bn_config(
         num_steps=num_steps, optimizer__name="sgd", data__validation_examples=0, ema_decay=0.5
     )
@@ -37,7 +37,7 @@ def config(num_steps: int) -> ConfigDict:
 
 
 def write(folder: Path) -> None:
-    """Trains three steps of a very small network; keeps what reading it takes, and its logits."""
+    """Trains three steps of a very small network; keeps the files that are read, and its logits."""
     with tempfile.TemporaryDirectory() as name:
         run = Path(name)
         train_model(config(3), run, signals_lib.Signals())

@@ -64,7 +64,7 @@ def images_of(rows: np.ndarray) -> np.ndarray:
 
 
 def by_content(images: np.ndarray, labels: np.ndarray) -> list[tuple[bytes, int]]:
-    """Images and labels as a list in an order that does not depend on theirs."""
+    """Images and labels as a list, sorted by content."""
     pairs = zip(images, labels, strict=True)
     return sorted((image.tobytes(), int(label)) for image, label in pairs)
 
@@ -94,7 +94,7 @@ def copy_prepared(root: Path) -> Path:
 @functools.cache
 def _prepared_once() -> tempfile.TemporaryDirectory[str]:
     folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)  # an implicit clean-up would be a warning
+    atexit.register(folder.cleanup)  # an implicit clean-up would give a warning
     prepared_cifar10(Path(folder.name))
     return folder
 

@@ -35,12 +35,12 @@ def prepare_cifar(name: str, root: Path, url_infos: dict[str, Any] | None = None
     """
     import tensorflow_datasets as tfds
 
-    builder = _cifar_builder(name, url_infos)
-    ((url, info),) = builder.url_infos.items()
+    builder_class = _cifar_builder(name, url_infos)
+    ((url, info),) = builder_class.url_infos.items()
     manual = root / "downloads" / "manual"
     fetch(url, info.checksum, info.size, manual / info.filename)
     config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
-    return tfds_lib.build(builder(data_dir=root), config)
+    return tfds_lib.build(builder_class(data_dir=root), config)
 
 
 def _cifar_builder(name: str, url_infos: dict[str, Any] | None) -> Any:
@@ -55,7 +55,11 @@ def _cifar_builder(name: str, url_infos: dict[str, Any] | None) -> Any:
         def _split_generators(self, dl_manager):
             layout = self._cifar_info
             (url,) = self.url_infos
-            files = _unpack(dl_manager.download(url), layout.prefix)
+            files = {}
+            with tarfile.open(dl_manager.download(url)) as archive:
+                for member in archive:
+                    if stream := archive.extractfile(member):
+                        files[member.name.removeprefix(layout.prefix)] = stream.read()
             for key, file in zip(layout.label_keys, layout.label_files, strict=True):
                 lines = files[file].decode().split("\n")
                 self.info.features[key].names = [line for line in lines if line]
@@ -74,17 +78,6 @@ def _cifar_builder(name: str, url_infos: dict[str, Any] | None) -> Any:
     Builder.name = base.name
     Builder.__module__ = base.__module__  # TFDS writes it into the prepared folder
     return Builder
-
-
-def _unpack(path: Any, prefix: str) -> dict[str, bytes]:
-    """Returns the contents of the files below `prefix` in a tar archive, by name."""
-    files = {}
-    with tarfile.open(path) as archive:
-        for member in archive:
-            stream = archive.extractfile(member)
-            if stream is not None:
-                files[member.name.removeprefix(prefix)] = stream.read()
-    return files
 
 
 def _read_binary(content: bytes, keys: list[str]) -> Iterator[dict[str, Any]]:

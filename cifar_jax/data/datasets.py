@@ -76,8 +76,7 @@ def load_dataset(
     check_name(name, data_dir)
     if name == "digits":
         return _load_digits(splits)
-    root = data_root(data_dir)
-    source = tfds_lib.find_prepared(name, root) or _prepare(name, root)
+    source = _find_or_prepare(name, data_root(data_dir))
     known = tfds_lib.read_split_names(source)
     _check_splits(name, splits, known)
     reference = "train" if "train" in known else splits[0]
@@ -98,12 +97,13 @@ def split_names(name: str, data_dir: str | None = None) -> tuple[str, ...]:
     check_name(name, data_dir)
     if name == "digits":
         return ("train", "test")
-    root = data_root(data_dir)
-    return tfds_lib.read_split_names(tfds_lib.find_prepared(name, root) or _prepare(name, root))
+    return tfds_lib.read_split_names(_find_or_prepare(name, data_root(data_dir)))
 
 
-def _prepare(name: str, root: Path) -> Path:
-    """Prepares a set in a TFDS data directory; returns its folder."""
+def _find_or_prepare(name: str, root: Path) -> Path:
+    """Returns a set's folder in a TFDS data directory; prepares the set if needed."""
+    if source := tfds_lib.find_prepared(name, root):
+        return source
     if not files.may_write(root):
         raise UserError(
             f"{name} is not prepared in {root}, which is read-only: set TFDS_DATA_DIR to a data "

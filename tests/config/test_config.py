@@ -1,4 +1,4 @@
-"""The check of a config: what is accepted, and what is refused in which words."""
+"""Checking a config: what is accepted, and the messages for what is not."""
 
 import random
 from collections import Counter
@@ -36,7 +36,7 @@ FRACTIONS = [
     *("loss.label_smoothing", "ema_decay"),
     *("optimizer.momentum", "optimizer.b1", "optimizer.b2", "optimizer.b3"),
 ]
-# Optimizers that take an option which "adam" does not take.
+# Optimizers that take an option which adam does not.
 TAKERS = {"optimizer.momentum": "sgd", "optimizer.b3": "adan"}
 AT_MOST = {
     "schedule.final_fraction": 1,

@@ -1,4 +1,4 @@
-"""The decoded cache: once decoded, always whole, never where writing is not granted."""
+"""The decoded cache: decoded once, always whole, and only in folders that can be written."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_decoding(monkeypatch):
-    """Makes decoding fail, so that what loads came from the cache."""
+    """Returns a function that makes decoding fail: what loads after it comes from the cache."""
 
     def refuse(source, split):
         raise AssertionError(f"decoded {split} again")
@@ -103,7 +103,7 @@ def test_a_damaged_cache_is_rebuilt(root, damage, caplog):
     assert len(warnings) == (0 if damage == "gone" else 1)
 
 
-def test_data_prepared_again_are_decoded_again(root):
+def test_a_set_prepared_again_is_decoded_again(root):
     source = root / "cifar10/3.0.2"
     datasets.load_dataset("cifar10", str(root))
     before = set(cache_files(root))
@@ -116,7 +116,7 @@ def test_data_prepared_again_are_decoded_again(root):
     np.testing.assert_array_equal(built.images, other)
     assert built.class_names == ("a",)
     after = set(cache_files(root))
-    assert len(after) == len(before)  # what is outdated is gone
+    assert len(after) == len(before)  # the outdated files are gone
     assert len(after & before) == 4  # the two JSON files, and the test split
 
 
@@ -133,7 +133,7 @@ def test_a_read_only_folder_is_left_alone_and_the_cache_folder_is_used(root, tmp
     assert len(list(folder.iterdir())) == 6
 
 
-def test_where_nothing_can_be_written_the_images_stay_in_memory(
+def test_without_a_writable_folder_the_images_are_kept_in_memory(
     root, tmp_path, monkeypatch, caplog
 ):
     source, cache = root / "cifar10/3.0.2", tmp_path / "cache"
@@ -151,7 +151,7 @@ def test_where_nothing_can_be_written_the_images_stay_in_memory(
     assert list(cache.iterdir()) == []
 
 
-def test_a_full_disk_is_no_error(root, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_is_not_an_error(root, tmp_path, monkeypatch, caplog):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 

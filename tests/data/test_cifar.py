@@ -1,4 +1,4 @@
-"""CIFAR from its archive to a TFDS folder: over HTTP on the loopback, and all that can go wrong."""
+"""CIFAR from its archive to a TFDS folder, over HTTP on the loopback, and what can go wrong."""
 
 import importlib.util
 import json
@@ -61,7 +61,7 @@ def test_cifar10_over_http_is_read_by_the_builder_of_tfds(tmp_path):
         folder = cifar.prepare_cifar("cifar10", tmp_path, archive)
         assert requests == ["/data/cifar-10-binary.tar.gz"]
         assert folder == tmp_path / "cifar10" / "3.0.2"
-        # What is prepared stays; and without the folder, the archive is not fetched again.
+        # A second time, nothing is downloaded.
         cifar.prepare_cifar("cifar10", tmp_path, archive)
         assert len(requests) == 1
     assert files_below(tmp_path) == [
@@ -123,7 +123,7 @@ def test_a_prepared_folder_has_the_form_of_the_real_one(tmp_path):
     assert infos[0] == infos[1]
 
 
-def test_a_download_cut_off_leaves_nothing_and_the_next_try_works(tmp_path):
+def test_an_interrupted_download_leaves_nothing_and_the_next_one_works(tmp_path):
     content = tiny_cifar.cifar10_archive()
     with serving(content[:5000], length=len(content)) as (address, _):
         archive = tiny_cifar.describe(content, f"{address}/cifar-10-binary.tar.gz")
@@ -153,7 +153,7 @@ def test_a_wrong_file_in_the_manual_directory_is_named_and_kept(tmp_path):
     with pytest.raises(
         UserError, match=r"manual/cifar-10-binary\.tar\.gz has another SHA-256 than"
     ):
-        datasets._prepare("cifar10", tmp_path)
+        datasets.load_dataset("cifar10", str(tmp_path))
     assert files_below(tmp_path) == ["downloads/manual/cifar-10-binary.tar.gz"]
 
 

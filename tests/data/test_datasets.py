@@ -33,7 +33,7 @@ def root(tmp_path, monkeypatch):
     return tiny_cifar.copy_prepared(tmp_path / "data")
 
 
-def test_digits_are_all_there_and_the_split_is_fixed():
+def test_the_digits_are_complete_and_their_split_is_fixed():
     from sklearn.datasets import load_digits
 
     digits = datasets.load_dataset("digits")
@@ -54,7 +54,7 @@ def test_digits_are_all_there_and_the_split_is_fixed():
         train.images[0, 0, 0, 0] = 1
 
 
-def test_a_prepared_set_is_read_as_it_was_written(root, monkeypatch):
+def test_a_prepared_set_is_read_as_written(root, monkeypatch):
     loaded = datasets.load_dataset("cifar10", str(root))
     for split, count, seed in (("train", tiny_cifar.NUM_TRAIN, 1), ("test", 20, 2)):
         rows = tiny_cifar.cifar10_rows(count, seed)
@@ -70,7 +70,7 @@ def test_a_prepared_set_is_read_as_it_was_written(root, monkeypatch):
     train = tiny_cifar.images_of(tiny_cifar.cifar10_rows(tiny_cifar.NUM_TRAIN, 1)) / 255
     np.testing.assert_allclose(loaded.mean, train.mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(loaded.std, train.std((0, 1, 2)), rtol=1e-12)
-    # The environment names the directory too; the statistics stay those of the training split.
+    # The environment can name the directory; the statistics are still those of the training split.
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
     only_test = datasets.load_dataset("cifar10", splits=("test",))
     assert list(only_test.splits) == ["test"]
@@ -114,7 +114,7 @@ def test_unknown_names_are_refused(name, message):
     assert "\n" not in str(caught.value)
 
 
-def test_neither_names_nor_reading_import_tensorflow_or_torch(root):
+def test_checking_names_and_reading_import_neither_tensorflow_nor_torch(root):
     program = (
         "import sys; from cifar_jax.data import datasets\n"
         "datasets.check_name('svhn_cropped', sys.argv[1])\n"
@@ -124,7 +124,7 @@ def test_neither_names_nor_reading_import_tensorflow_or_torch(root):
     assert run_python(program, str(root)) == "[]\n"
 
 
-def test_what_is_decoded_is_loaded_without_tfds(root):
+def test_a_decoded_set_is_loaded_without_tfds(root):
     datasets.load_dataset("cifar10", str(root))
     program = (
         "import sys; from cifar_jax.data import datasets\n"
@@ -149,7 +149,7 @@ def test_carving_moves_images_and_loses_none(root):
     assert tiny_cifar.by_content(*other) != tiny_cifar.by_content(*validation)
 
 
-def test_the_carved_choice_is_fixed_for_ever():
+def test_the_choice_of_validation_images_never_changes():
     held_out, kept = datasets._partition(10, 3, seed=0)
     assert (held_out.tolist(), kept.tolist()) == ([0, 8, 9], [1, 2, 3, 4, 5, 6, 7])
 
@@ -160,7 +160,7 @@ def test_a_validation_split_must_fit(count):
         datasets.carve_validation(datasets.load_dataset("digits"), count, seed=0)
 
 
-def test_a_validation_split_that_is_there_stays():
+def test_an_existing_validation_split_is_not_replaced():
     digits = datasets.carve_validation(datasets.load_dataset("digits"), 100, seed=0)
     with pytest.raises(UserError, match="already has a validation split"):
         datasets.carve_validation(digits, 100, seed=0)
@@ -182,7 +182,7 @@ def test_the_real_cifar10_cold_and_warm(tmp_path):
     )
     seconds = []
     for _ in range(2):
-        # Processor time: one thread does nearly all, and other work on the machine counts less.
+        # Processor time: it depends less on other work on the machine.
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         output = run_python(program, str(tmp_path / "data"))
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

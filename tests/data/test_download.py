@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import socket
 import sys
-import time
 
 import pytest
 
@@ -82,10 +81,8 @@ def test_a_failed_download_names_the_ways_out(tmp_path, kind):
                 "no such host": "http://nowhere.invalid",
             }[kind]
         url = f"{address}/cifar-10-binary.tar.gz"
-        started = time.monotonic()
         with pytest.raises(UserError) as caught:
             fetch(url, tmp_path / "data" / "archive.tar.gz")
-    assert time.monotonic() - started < 10
     message = str(caught.value)
     assert "\n" not in message
     place = str(tmp_path / "data" / "archive.tar.gz")
@@ -94,8 +91,11 @@ def test_a_failed_download_names_the_ways_out(tmp_path, kind):
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("stall", ["before the headers", "in the body"])
-def test_a_silent_server_is_given_up(tmp_path, monkeypatch, stall):
+@pytest.mark.parametrize(
+    ("stall", "reason"),
+    [("before the headers", "no answer within 0.3 seconds"), ("in the body", "timed out")],
+)
+def test_a_silent_server_is_given_up(tmp_path, monkeypatch, stall, reason):
     monkeypatch.setattr(download, "_ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(download, "_STALL_SECONDS", 0.3 if stall == "in the body" else 20)
     with contextlib.ExitStack() as stack:
@@ -106,6 +106,6 @@ def test_a_silent_server_is_given_up(tmp_path, monkeypatch, stall):
             silent.bind(("127.0.0.1", 0))
             silent.listen()
             address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(UserError, match="cannot download"):
+        with pytest.raises(UserError, match=rf"cannot download .* \({reason}\)"):
             fetch(f"{address}/cifar-10-binary.tar.gz", tmp_path / "archive.tar.gz")
     assert list(tmp_path.iterdir()) == []

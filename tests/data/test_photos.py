@@ -1,4 +1,4 @@
-"""Reading pictures: what is found, every kind of file, every mode, orientations, resizing."""
+"""Reading pictures: finding them, every format, mode and orientation, resizing."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ RESIZES = ("crop", "squeeze")
 
 
 def scene(height=40, width=60):
-    """Colours that change along both axes, so that no turn or mirror image looks the same."""
+    """Colours that change along both axes: every rotation and mirror image looks different."""
     y, x = np.mgrid[:height, :width]
     channels = (255 * x / width, 255 * y / height, 255 * (x + y) / (height + width))
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
@@ -34,7 +34,7 @@ def difference(one, other):
 
 
 def bomb(path, width=60_000, height=60_000):
-    """Writes a PNG whose header promises far more pixels than it has."""
+    """Writes a PNG whose header announces far more pixels than it has."""
 
     def chunk(name, data):
         crc = struct.pack(">I", zlib.crc32(name + data))
@@ -46,7 +46,7 @@ def bomb(path, width=60_000, height=60_000):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp", "gif", "bmp", "tiff", "ppm", "ico"])
-def test_kinds_of_files_show_the_same(tmp_path, kind):
+def test_all_formats_give_the_same_picture(tmp_path, kind):
     path = tmp_path / f"x.{kind}"
     picture = scene(64, 64)
     picture.save(path, **{"sizes": [(64, 64)]} if kind == "ico" else {})
@@ -64,7 +64,7 @@ def test_the_first_frame_counts(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
-def test_a_turned_photograph_stands_upright(tmp_path, orientation, kind):
+def test_a_rotated_photograph_is_turned_upright(tmp_path, orientation, kind):
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -85,7 +85,7 @@ def test_a_turned_photograph_stands_upright(tmp_path, orientation, kind):
     assert difference(np.asarray(found), np.asarray(upright)) <= (8 if kind == "jpg" else 0)
 
 
-def test_an_exif_that_cannot_be_read_leaves_the_picture(tmp_path):
+def test_a_damaged_exif_orientation_is_ignored(tmp_path):
     scene().save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12broken")
     assert photos.read_picture(str(tmp_path / "x.jpg")).size == (60, 40)
 
@@ -116,7 +116,7 @@ def test_depths_and_colour_models(tmp_path):
     assert (read(path) == 255).all()
 
 
-def test_what_is_transparent_lies_on_white(tmp_path):
+def test_transparent_parts_become_white(tmp_path):
     path = tmp_path / "x.png"
     half = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     half.putpixel((1, 0), (255, 0, 0, 0))
@@ -139,7 +139,7 @@ def test_what_is_transparent_lies_on_white(tmp_path):
     assert np.asarray(photos.read_picture(str(path))).tolist() == [[[127] * 3]]
 
 
-def test_what_is_grey_stays_grey_and_colours_become_grey_for_a_grey_model(tmp_path):
+def test_grey_stays_grey_and_colours_become_grey_for_a_grey_model(tmp_path):
     Image.new("L", (50, 50), 77).save(tmp_path / "x.png")
     assert (read(tmp_path / "x.png") == 77).all()
     scene().save(tmp_path / "x.png")
@@ -163,7 +163,7 @@ def test_shrinking_averages(resize):
     found = photos.fit(Image.fromarray(ramp.astype(np.uint8)), SHAPE, resize)
     boxes = ramp.reshape(32, 10, 32, 10, 3).mean(axis=(1, 3))
     assert np.abs(found - boxes)[2:-2, 2:-2].max() < 1.5
-    # What varies faster than the new pixels becomes grey; taking every tenth pixel would not.
+    # A fine checkerboard becomes grey, which it would not if every tenth pixel were taken.
     board = Image.fromarray((255 * ((x + y) % 2)).astype(np.uint8))
     assert np.abs(photos.fit(board, SHAPE, resize).astype(int) - 128).max() <= 2
 
@@ -204,7 +204,7 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[: len(data) // 2])
     bomb(tmp_path / "bomb.png")
-    bomb(tmp_path / "large.png", 12_000, 11_000)  # below the limits of Pillow's own
+    bomb(tmp_path / "large.png", 12_000, 11_000)  # below Pillow's own limit
     os.mkfifo("fifo.png")
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "dead.jpg").symlink_to("nowhere")
@@ -235,7 +235,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
         photos.read_picture(str(tmp_path / "x.png"))
 
 
-def test_random_damage_gives_a_picture_or_the_error_for_users(tmp_path):
+def test_random_damage_gives_a_picture_or_a_clear_error(tmp_path):
     random = np.random.default_rng(0)
     path = tmp_path / "x"
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):

@@ -25,7 +25,7 @@ def root(tmp_path, monkeypatch):
 
 
 def own_set(root, name, image=None, label=None, examples=((0, "L"), (1, "L"))):
-    """Prepares a set of one's own in `root`: images of one grey level, all PNG."""
+    """Prepares a set of the user's own in `root`, of PNG images with a single grey level."""
 
     class OwnSet(  # type: ignore[call-arg]
         tfds.core.GeneratorBasedBuilder, skip_registration=True
@@ -52,7 +52,7 @@ def own_set(root, name, image=None, label=None, examples=((0, "L"), (1, "L"))):
     OwnSet(data_dir=root).download_and_prepare(file_format="array_record")
 
 
-def test_a_set_of_ones_own(tmp_path):
+def test_a_set_of_the_users_own(tmp_path):
     own_set(tmp_path, "shades", examples=((0, "L"), (1, "RGB"), (0, "P")))
     datasets.check_name("shades", str(tmp_path))
     loaded = datasets.load_dataset("shades", str(tmp_path), splits=("train",))
@@ -61,7 +61,7 @@ def test_a_set_of_ones_own(tmp_path):
     assert images.shape == (3, 4, 5, 1)
     np.testing.assert_array_equal(images, 100 + labels[:, None, None, None] + 0 * images)
     assert sorted(labels) == [0, 0, 1]
-    # The newest version is taken, by number and not by spelling.
+    # The newest version is taken, compared by numbers and not as text.
     shutil.copytree(tmp_path / "shades" / "1.0.0", tmp_path / "shades" / "1.0.10")
     shutil.copytree(tmp_path / "shades" / "1.0.0", tmp_path / "shades" / "1.0.9")
     assert tfds_lib.find_prepared("shades", tmp_path) == tmp_path / "shades" / "1.0.10"
@@ -108,7 +108,7 @@ def test_tfrecord_asks_for_tensorflow(root):
 
 
 @pytest.mark.parametrize("damage", ["shortened", "missing", "flipped", "description"])
-def test_a_damaged_folder_is_one_clear_error(root, damage):
+def test_a_damaged_folder_gives_one_clear_error(root, damage):
     folder = root / "cifar10/3.0.2"
     file = folder / "cifar10-train.array_record-00000-of-00001"
     content = bytearray(file.read_bytes())

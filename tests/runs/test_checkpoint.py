@@ -46,7 +46,7 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
         checkpoints.save(step, damages.small_state(step), {"note": step}, metrics)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path)
-    # Of two equally good ones the later one is the best.
+    # Of two that are equally good, the later one is the best.
     assert checkpoints.steps() == [4, 6, 7]
     assert (checkpoints.find("last"), checkpoints.find("best"), checkpoints.find("6")) == (7, 4, 6)
     assert checkpoints.meta(4) == {"note": 4, "metrics": {"eval_accuracy": 0.9}}
@@ -242,7 +242,7 @@ def test_files_and_links_in_the_place_of_folders(sound, tmp_path):
 
 
 def rewrite(folder, **content):
-    """Gives a checkpoint a manifest with other content, its own digest included."""
+    """Changes the content of a checkpoint's manifest, and its digest to match."""
     path = folder / "manifest.json"
     values = json.loads(path.read_text())["content"] | content
     path.write_text(json.dumps({"sha256": files_lib.digest(values), "content": values}))

@@ -49,7 +49,7 @@ def test_a_run_of_an_earlier_format_is_evaluated_and_resumed(folder, tmp_path):
 
 
 def test_a_changed_model_in_the_meta_is_named(tmp_path):
-    """Another model's arrays under this one's description: what differs is named."""
+    """The arrays belong to another model than the description: the differences are named."""
     shutil.copytree(FORMATS[-1], tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints" / "3"
     meta = json.loads((folder / "meta.json").read_text())
@@ -137,7 +137,7 @@ def test_no_module_unpickles():
 
 
 class Bomb:
-    """An object whose unpickling would be seen."""
+    """An object that fails the test when it is unpickled."""
 
     def __reduce__(self):
         return (pytest.fail, ("unpickled",))

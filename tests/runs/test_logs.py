@@ -18,7 +18,7 @@ def write(folder, step, lines, tensorboard=True):
 
 
 def read_events(folder):
-    """Returns the events of all files, in the order of their names; TFRecord's framing by hand."""
+    """Returns the events of all files, sorted by file name; TFRecords are split by hand."""
     events = []
     for path in sorted((folder / "tensorboard").iterdir()):
         data = path.read_bytes()

@@ -12,7 +12,7 @@ from cifar_jax.runs import signals as signals_lib
 
 
 def run(program):
-    """Runs a program that has noted its signals; returns the exit code and what it printed."""
+    """Runs a program inside `Signals`; returns its exit code and what it printed."""
     beginning = (
         "import hashlib, os, signal, threading, time\n"
         "from cifar_jax.runs import signals\n"
@@ -54,7 +54,7 @@ def test_a_signal_ends_the_preparation_and_is_noted_in_the_loop(number, code, ca
 
 
 def test_a_second_signal_ends_a_call_that_does_not_return():
-    """Python's own handlers wait for such a call, as for a step or a compilation of XLA."""
+    """Python's own handlers wait for such a call, as they do for a step or a compilation by XLA."""
     program = (
         "    threading.Thread(target=send, args=(1,), daemon=True).start()\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1); print('still here')\n"
@@ -68,8 +68,8 @@ def test_a_signal_sent_twice_at_once_is_one():
     assert run(program) == (0, f"{int(signal.SIGTERM)}\n")
 
 
-def test_a_signal_while_the_interpreter_ends_shows_no_traceback():
-    """The handlers are the system's then, and those of before where no signal came."""
+def test_a_signal_during_shutdown_prints_no_traceback():
+    """After a signal the system's handlers are in place, without one the earlier handlers."""
     program = "    send(0)\nos.kill(os.getpid(), signal.SIGINT); print('still here')\n"
     assert run(program) == (-signal.SIGINT, "")
     before = signal.getsignal(signal.SIGINT)

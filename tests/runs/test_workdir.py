@@ -65,7 +65,7 @@ def test_a_lock_file_that_its_owner_removed_is_not_claimed(tmp_path, monkeypatch
     taken = []
 
     def flock(file, how):
-        if not taken:  # between our opening and our locking, the owner ends
+        if not taken:  # the owner ends after we have opened the file and before we lock it
             taken.append((tmp_path / "lock.json").unlink())
         real(file, how)
 
