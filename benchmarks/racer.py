@@ -1,6 +1,7 @@
 """Runs of a config without a workdir, in programs that are compiled once, to be timed."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -43,9 +44,15 @@ class Racer:
         self.step = step_lib.make_train_step(
             self.model, optimizer, config, mean, std, self.durations.steps_per_epoch
         )
-        self.program = program_lib.compile_train(self.step, self.mesh, resident=True)
+        self.programs = program_lib.TrainPrograms(
+            config, self.durations, self.model, mean, std, self.mesh, resident=True
+        )
         self.predict = views.make_predict(self.model, self.mesh, mean, std, config.test_time)
         self.shape = train.images.shape[1:]
+        # As those of the training are, the images of the evaluation are on the devices already.
+        self.images = devices.replicate(self.mesh, dataset.splits["test"].images)
+        self.sums = metrics_lib.put_metrics(self.mesh, {}, 1)
+        self._is_compiled = False
 
         def create(key: jax.Array, given: Any) -> state.TrainState:
             return state.make_init(config, self.durations, self.model, self.shape, given)(key)
@@ -61,31 +68,45 @@ class Racer:
     def begin(self, key: jax.Array) -> tuple[state.TrainState, Any]:
         """Returns the state before the first step, and empty metrics."""
         given = state.params_from_data(self.model, self.dataset)
-        current = devices.replicate(self.mesh, self.create(key, given))
-        return current, metrics_lib.put_metrics(self.mesh, {}, 1)
+        return devices.replicate(self.mesh, self.create(key, given)), self.sums
+
+    def calls(
+        self, feed: program_lib.Feed, num_steps: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """Yields the first step and the number of steps of each call of a run."""
+        made, total = 0, num_steps or self.durations.total
+        while made < total:
+            number = min(feed.capacity, self.programs.most(made), total - made)
+            yield made, number
+            made += number
+
+    def compile(self, key: jax.Array, feed: program_lib.Feed) -> None:
+        """Compiles the programs of a whole run, the first time.
+
+        On an accelerator each program is also run once, since its first run is slower.
+        """
 
     def run(self, seed: int, num_steps: int | None = None) -> dict[str, float]:
         """Makes one run; returns its seed, test accuracy and seconds.
 
         Args:
           seed: of the run.
-          num_steps: fewer steps than the config has, to compile only.
+          num_steps: fewer steps than the config has, to compile all that a whole run needs.
         """
-        test = self.dataset.splits["test"]
+        labels = self.dataset.splits["test"].labels
         with jax.set_mesh(self.mesh):
             key, feed = self.lay(seed)
+            self.compile(key, feed)
             jax.block_until_ready(feed(0, 1))
             begun = time.perf_counter()
             current, sums = self.begin(key)
-            made, total = 0, num_steps or self.durations.total
-            while made < total:
-                number = min(feed.capacity, total - made)
+            for made, number in self.calls(feed, num_steps):
                 data, indices = feed(made, number)
-                current, sums = self.program(current, sums, data, indices, number, key)
-                made += number
-            logits = self.predict(current.variables(), test.images, self.config.eval_batch_size)
+                arguments = (current, sums, data, indices, number, key)
+                current, sums = self.programs.compile(made, arguments)(*arguments)
+            logits = self.predict(current.variables(), self.images, self.config.eval_batch_size)
             seconds = time.perf_counter() - begun
-        accuracy = float((logits.argmax(axis=-1) == test.labels).mean())
+        accuracy = float((logits.argmax(axis=-1) == labels).mean())
         return {"seed": seed, "accuracy": accuracy, "seconds": seconds}
 
     def count_flops(self) -> float:
@@ -140,7 +161,8 @@ def measure_throughput(racer: Racer, seconds: float) -> list[float]:
             made, begun = 0, time.perf_counter()
             while made == 0 or time.perf_counter() - begun < seconds:
                 data, indices = feed(0, epoch)
-                current, sums = racer.program(current, sums, data, indices, epoch, key)
+                arguments = (current, sums, data, indices, epoch, key)
+                current, sums = racer.programs.compile(0, arguments)(*arguments)
                 jax.block_until_ready(sums)
                 made += epoch
             if number:  # the first compiles

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -62,7 +63,7 @@ def compile_predict(
 def predict_logits(
     predict: Callable[..., jax.Array],
     variables: Any,
-    images: np.ndarray,
+    images: np.ndarray | jax.Array,
     batch_size: int,
     mesh: Mesh,
 ) -> np.ndarray:
@@ -74,10 +75,11 @@ def predict_logits(
     Args:
       predict: the program of `compile_predict`.
       variables: the model's variables.
-      images: uint8 [images, height, width, channels].
+      images: uint8 [images, height, width, channels], on the host or already on the devices.
       batch_size: images per step.
       mesh: the devices.
     """
+    library: Any = jnp if isinstance(images, jax.Array) else np
     num_images = len(images)
     sharing = mesh.shape["data"]
     batch_size = -(-min(batch_size, num_images) // sharing) * sharing
@@ -88,10 +90,11 @@ def predict_logits(
     rows = batches * batch_size
     logits = []
     for first in range(0, num_images, rows):
-        chunk = np.asarray(images[first : first + rows])
+        chunk = library.asarray(images[first : first + rows])
         size = len(chunk)
-        padding = [(0, rows - size)] + [(0, 0)] * (chunk.ndim - 1)
-        chunk = np.pad(chunk, padding).reshape(batches, batch_size, *chunk.shape[1:])
+        if size < rows:
+            chunk = library.pad(chunk, [(0, rows - size)] + [(0, 0)] * (chunk.ndim - 1))
+        chunk = chunk.reshape(batches, batch_size, *chunk.shape[1:])
         out = predict(variables, devices.put(mesh, chunk, PartitionSpec(None, "data")))
         logits.append(np.asarray(out).reshape(*out.shape[:-3], rows, -1)[..., :size, :])
     return np.concatenate(logits, axis=-2)

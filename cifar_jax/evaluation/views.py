@@ -13,9 +13,9 @@ from scipy import special
 
 from cifar_jax.evaluation.logits import compile_predict, predict_logits
 
-# (variables, uint8 images [images, height, width, channels], batch size) -> logits, float32
-# [images, classes]
-Predict = Callable[[Any, np.ndarray, int], np.ndarray]
+# (variables, uint8 images [images, height, width, channels], on the host or on the devices, batch
+# size) -> logits, float32 [images, classes]
+Predict = Callable[[Any, np.ndarray | jax.Array, int], np.ndarray]
 
 
 def identity(images: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ def make_predict(
         return predict_mirrored
     predict_shifted = compile_views(*_SHIFTED)
 
-    def predict(variables: Any, images: np.ndarray, batch_size: int) -> np.ndarray:
+    def predict(variables: Any, images: np.ndarray | jax.Array, batch_size: int) -> np.ndarray:
         logits = predict_mirrored(variables, images, batch_size)
         if test_time.confidence_threshold is None:
             return (logits + predict_shifted(variables, images, batch_size)) / 2

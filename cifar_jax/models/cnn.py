@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool
+from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool, relu
 
 he_normal = nn.initializers.he_normal()
 Conv3x3 = functools.partial(Conv, kernel_size=(3, 3), kernel_init=he_normal)
@@ -16,6 +16,11 @@ HeDense = functools.partial(Dense, kernel_init=he_normal)
 def halve(x):
     """Max pooling over 2x2 windows; drops the last row or column of an odd size."""
     return max_pool(x, (2, 2), strides=(2, 2))
+
+
+def halve_relu(x):
+    """ReLU and max pooling, in the cheaper order: ReLU then has a quarter of the elements."""
+    return relu(halve(x))
 
 
 def flatten_features(x):
@@ -39,10 +44,10 @@ class SimpleCNN(nn.Module):
     @nn.compact
     def __call__(self, images, train: bool = False):
         """Returns logits [batch, num_classes] of images [batch, height, width, channels]."""
-        x = nn.relu(Conv3x3(32, dtype=self.dtype)(images))
-        x = nn.relu(Conv3x3(32, dtype=self.dtype)(x))
-        x = flatten_features(halve(x))
-        x = nn.relu(HeDense(512, dtype=self.dtype)(x))
+        x = relu(Conv3x3(32, dtype=self.dtype)(images))
+        x = halve_relu(Conv3x3(32, dtype=self.dtype)(x))
+        x = flatten_features(x)
+        x = relu(HeDense(512, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
@@ -82,11 +87,11 @@ class BNCNN(nn.Module):
         dropout = functools.partial(nn.Dropout, deterministic=not train)
         x = images
         for features in self.conv_features:
-            x = halve(nn.relu(Conv3x3(features, dtype=self.dtype)(x)))
+            x = halve_relu(Conv3x3(features, dtype=self.dtype)(x))
             x = norm()(dropout(self.dropout_rate)(x))
         x = flatten_features(x)
         for features in self.dense_features:
-            x = nn.relu(HeDense(features, dtype=self.dtype)(x))
+            x = relu(HeDense(features, dtype=self.dtype)(x))
             x = norm()(dropout(self.dense_dropout_rate)(x))
         return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
@@ -119,11 +124,11 @@ class VGGBN(nn.Module):
         x = images
         for features in (32, 64, 128):
             for _ in range(2):
-                x = norm()(nn.relu(Conv3x3(features, dtype=self.dtype)(x)))
+                x = norm()(relu(Conv3x3(features, dtype=self.dtype)(x)))
             x = dropout(self.dropout_rate)(halve(x))
-        x = norm()(nn.relu(HeDense(1024, dtype=self.dtype)(flatten_features(x))))
+        x = norm()(relu(HeDense(1024, dtype=self.dtype)(flatten_features(x))))
         x = dropout(self.dense_dropout_rate)(x)
-        x = norm()(nn.relu(HeDense(100, dtype=self.dtype)(x)))
+        x = norm()(relu(HeDense(100, dtype=self.dtype)(x)))
         return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 
@@ -146,8 +151,8 @@ class LeNet(nn.Module):
         x = images
         for features in (6, 16):
             conv = Conv(features, (5, 5), padding="VALID", kernel_init=he_normal, dtype=self.dtype)
-            x = halve(nn.relu(conv(x)))
+            x = halve_relu(conv(x))
         x = flatten_features(x)
         for features in (120, 84):
-            x = nn.relu(HeDense(features, dtype=self.dtype)(x))
+            x = relu(HeDense(features, dtype=self.dtype)(x))
         return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

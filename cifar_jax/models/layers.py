@@ -1,6 +1,7 @@
 """The layers that all models are built from."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from cifar_jax import ops
 Conv = functools.partial(nn.Conv, conv_general_dilated=ops.conv_general_dilated)
 Dense = functools.partial(nn.Dense, dot_general=ops.dot_general)
 max_pool = ops.max_pool
+gelu, relu = ops.gelu, ops.relu
 
 
 class BatchNorm(nn.Module):
@@ -31,6 +33,7 @@ class BatchNorm(nn.Module):
       use_scale: whether the result is scaled.
       bias_init: the bias's initial values.
       scale_init: the scale's initial values.
+      activation: applied to the result elementwise.
     """
 
     use_running_average: bool | None = None
@@ -42,10 +45,22 @@ class BatchNorm(nn.Module):
     use_scale: bool = True
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     scale_init: nn.initializers.Initializer = nn.initializers.ones
+    activation: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Returns x [..., channels] normalised, and updates the running statistics in training."""
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        shortcut: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns x [..., channels] normalised, and updates the running statistics in training.
+
+        Args:
+          x: [..., channels].
+          use_running_average: the attribute, if that is None.
+          shortcut: of the same shape as x, added before the activation.
+        """
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
@@ -64,10 +79,14 @@ class BatchNorm(nn.Module):
 
         if use_running_average:
             factor = lax.rsqrt(running_var.value + self.epsilon) * scale
-            return (x * factor + (bias - running_mean.value * factor)).astype(dtype)
-        y, mean, var = ops.normalize_batch(x, scale, bias, self.epsilon)
+            y = x * factor + (bias - running_mean.value * factor)
+            y = y if shortcut is None else y + shortcut
+            return (self.activation(y) if self.activation else y).astype(dtype)
+        y, mean, var = ops.normalize_batch(
+            x, scale, bias, self.epsilon, shortcut, self.activation, dtype
+        )
         if not self.is_initializing():
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * var
-        return y.astype(dtype)
+        return y

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cifar_jax.errors import UserError
-from cifar_jax.models.layers import BatchNorm, Conv, Dense
+from cifar_jax.models.layers import BatchNorm, Conv, Dense, relu
 
 he_normal = nn.initializers.he_normal()
 # Padding by one pixel on every side, unlike "SAME", keeps a strided window centred on the pixel
@@ -61,9 +61,8 @@ class BasicBlock(nn.Module):
     def __call__(self, inputs):
         """Maps [batch, height, width, channels] to [..., height / strides, ..., features]."""
         x = self.conv(self.features, strides=self.strides)(inputs)
-        x = nn.relu(self.norm()(x))
+        x = self.norm(activation=relu)(x)
         x = self.conv(self.features)(x)
-        x = self.norm(scale_init=nn.initializers.zeros)(x)
         shortcut = inputs
         if inputs.shape != x.shape and self.projection:
             shortcut = Conv1x1(
@@ -72,7 +71,7 @@ class BasicBlock(nn.Module):
             shortcut = self.norm(name="shortcut_norm")(shortcut)
         elif inputs.shape != x.shape:
             shortcut = _subsample_and_pad(inputs, self.features, self.strides)
-        return nn.relu(x + shortcut)
+        return self.norm(scale_init=nn.initializers.zeros, activation=relu)(x, shortcut=shortcut)
 
 
 class ResNet(nn.Module):
@@ -108,7 +107,7 @@ class ResNet(nn.Module):
             BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
         )
         x = conv(layout.features, name="stem_conv")(images)
-        x = nn.relu(norm(name="stem_norm")(x))
+        x = norm(name="stem_norm", activation=relu)(x)
         for stage, num_blocks in enumerate(layout.stage_sizes):
             for block in range(num_blocks):
                 x = BasicBlock(
@@ -135,14 +134,14 @@ class PreActivationBlock(nn.Module):
     @nn.compact
     def __call__(self, inputs):
         """Maps [batch, height, width, channels] to [..., height / strides, ..., features]."""
-        activated = nn.relu(self.norm()(inputs))
+        activated = self.norm()(inputs)
         shortcut = inputs
         if inputs.shape[-1] != self.features:
             shortcut = Conv1x1(
                 self.features, strides=self.strides, dtype=activated.dtype, name="shortcut_conv"
             )(activated)
         x = self.conv(self.features, strides=self.strides)(activated)
-        x = self.dropout()(nn.relu(self.norm()(x)))
+        x = self.dropout()(self.norm()(x))
         return shortcut + self.conv(self.features)(x)
 
 
@@ -176,7 +175,11 @@ class WideResNet(nn.Module):
         """Returns logits [batch, num_classes] of images [batch, height, width, channels]."""
         conv = functools.partial(Conv3x3, dtype=self.dtype)
         norm = functools.partial(
-            BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
+            BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            dtype=self.dtype,
+            activation=relu,
         )
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         x = conv(16, name="stem_conv")(images)
@@ -190,5 +193,5 @@ class WideResNet(nn.Module):
                     dropout=dropout,
                     name=f"stage_{stage}_block_{block}",
                 )(x)
-        x = nn.relu(norm(name="final_norm")(x)).mean(axis=(1, 2))
+        x = norm(name="final_norm")(x).mean(axis=(1, 2))
         return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

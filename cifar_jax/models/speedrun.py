@@ -13,9 +13,8 @@ import numpy as np
 from flax import linen as nn
 
 from cifar_jax.errors import UserError
-from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool
+from cifar_jax.models.layers import BatchNorm, Conv, Dense, gelu, max_pool
 
-gelu = functools.partial(nn.gelu, approximate=False)
 # Uniform within 1 / sqrt(fan in).
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -77,11 +76,11 @@ class ConvGroup(nn.Module):
     def __call__(self, x):
         """Maps [batch, height, width, channels] to [batch, height / 2, width / 2, features]."""
         x = max_pool(self.conv(self.features)(x), (2, 2), strides=(2, 2))
-        x = first = gelu(self.norm()(x))
+        x = first = self.norm()(x)
         for _ in range(2, self.num_convs):
-            x = gelu(self.norm()(self.conv(self.features)(x)))
-        x = self.norm()(self.conv(self.features)(x))
-        return gelu(x + first if self.num_convs > 2 else x)
+            x = self.norm()(self.conv(self.features)(x))
+        x = self.conv(self.features)(x)
+        return self.norm()(x, shortcut=first if self.num_convs > 2 else None)
 
 
 class Speedrun(nn.Module):
@@ -131,6 +130,7 @@ class Speedrun(nn.Module):
             momentum=0.6,
             epsilon=1e-12,
             dtype=self.dtype,
+            activation=gelu,
         )
         x = Conv(
             8 * images.shape[-1],

@@ -1,53 +1,139 @@
-"""Batch normalisation with few passes over memory."""
+"""Batch normalisation, with what follows it, in few passes over memory."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
+
+from cifar_jax.ops.activation import relu
+
+Activation = Callable[[jax.Array], jax.Array]
 
 
-@jax.custom_vjp
 def normalize_batch(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: jax.Array | float
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: jax.Array | float,
+    shortcut: jax.Array | None = None,
+    activation: Activation | None = None,
+    dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises each channel over all other axes (Ioffe and Szegedy, 2015).
 
+    Everything is computed in float32 at least. The gradient (reverse mode only) keeps `x` and
+    `shortcut`, or the result in place of the latter, and computes the rest anew.
+
     Args:
-      x: [..., channels]; statistics are computed in float32 at least.
+      x: [..., channels].
       scale: [channels].
       bias: [channels].
       epsilon: added to the variance.
+      shortcut: added to the normalised values, in the shape of `x`.
+      activation: applied to these elementwise.
+      dtype: of the result; None: the wider of `x`'s and float32.
 
     Returns:
-      The result in the wider type of `x` and float32, the mean and the variance, [channels] each.
-      The last two have no gradient.
+      The result, and the mean and the variance, [channels] each. The last two have no gradient.
     """
-    return _forward(x, scale, bias, epsilon)[0]
+    result = jnp.dtype(dtype or _wide(x))
+    return _normalize(activation, result, x, scale, bias, epsilon, shortcut)
 
 
-def _forward(x, scale, bias, epsilon):
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = jnp.sum(wide, axes) / count
-    variance = jnp.maximum(0.0, jnp.sum(wide * wide, axes) / count - mean * mean)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normalize(activation, dtype, x, scale, bias, epsilon, shortcut):
+    return _forward(activation, dtype, x, scale, bias, epsilon, shortcut)[0]
+
+
+def _forward(activation, dtype, x, scale, bias, epsilon, shortcut):
+    shortcut = _anew(shortcut)
+    count = x.size // x.shape[-1]
+    wide = x.astype(_wide(x))
+    total, squares = _sum_both(wide, wide * wide)
+    mean = total / count
+    variance = jnp.maximum(0.0, squares / count - mean * mean)
     inverse = lax.rsqrt(variance + epsilon)
+    statistics = mean, inverse, scale, bias
+    y = _scale(x, statistics, shortcut)
+    y = (activation(y) if activation else y).astype(dtype)
+    # What the activation's slope depends on: of ReLU the result says it, too.
+    clue = y if activation is relu and shortcut is not None else shortcut
+    kind = None if shortcut is None else jnp.zeros((), shortcut.dtype)
+    return (y, mean, variance), (x, statistics, clue, kind)
+
+
+def _scale(x, statistics, shortcut=None):
+    mean, inverse, scale, bias = statistics
     factor = inverse * scale
     # One multiplication and one addition for each element, here and in the gradient.
-    y = wide * factor + (bias - mean * factor)
-    return (y, mean, variance), (x, scale, mean, inverse)
+    y = x.astype(_wide(x)) * factor + (bias - mean * factor)
+    return y if shortcut is None else y + shortcut
 
 
-def _backward(saved, gradients):
-    x, scale, mean, inverse = saved
-    gradient = gradients[0]
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    wide = x.astype(gradient.dtype)
-    for_bias = jnp.sum(gradient, axes)
-    for_scale = (jnp.sum(gradient * wide, axes) - mean * for_bias) * inverse
+def _backward(activation, dtype, saved, gradients):
+    del dtype
+    gradient, (x, statistics, clue, kind) = gradients[0], _anew(saved)
+    if activation is relu and kind is not None:
+        # The masked gradient is that of the shortcut: it is written down once.
+        gradient, activation = jnp.where(clue > 0, gradient, 0), None
+
+    def enter(gradient, x):
+        """The gradient by what the activation was applied to."""
+        wide = gradient.astype(_wide(x))
+        if activation is None:
+            return wide
+        return jax.vjp(activation, _scale(x, statistics, clue))[1](wide)[0]
+
+    mean, inverse, scale, _ = statistics
+    count = x.size // x.shape[-1]
+    inner = enter(gradient, x)
+    for_bias, products = _sum_both(inner, inner * x.astype(inner.dtype))
+    for_scale = (products - mean * for_bias) * inverse
     factor = scale * inverse
     slope = -factor * inverse * for_scale / count
     offset = -factor * for_bias / count - slope * mean
-    for_x = gradient * factor + (wide * slope + offset)
-    return for_x.astype(x.dtype), for_scale, for_bias, None
+    # Anew once more: to read the input and the gradient twice costs less than to write what was
+    # computed of them, and to read that.
+    gradient, x, slope, offset = _anew((gradient, x, slope, offset))
+    inner = enter(gradient, x)
+    for_x = inner * factor + (x.astype(inner.dtype) * slope + offset)
+    for_shortcut = None if kind is None else inner.astype(kind.dtype)
+    return for_x.astype(x.dtype), for_scale, for_bias, None, for_shortcut
 
 
-normalize_batch.defvjp(_forward, _backward)
+_normalize.defvjp(_forward, _backward)
+
+
+def _sum_both(one, other):
+    """The sums of each channel of two arrays; on an accelerator they are one reduction.
+
+    As two, XLA writes down what both are computed of, unless that is very cheap.
+    """
+    axes, zero = tuple(range(one.ndim - 1)), jnp.zeros((), one.dtype)
+
+    def reduce(one, other):
+        def add(a, b):
+            return a[0] + b[0], a[1] + b[1]
+
+        return tuple(lax.reduce((one, other), (zero, zero), add, axes))
+
+    def separate(one, other):
+        return jnp.sum(one, axes), jnp.sum(other, axes)
+
+    return lax.platform_dependent(one, other, cpu=separate, default=reduce)
+
+
+def _anew(tree: Any) -> Any:
+    """Returns the arrays unchanged; what an accelerator computes of them it computes anew.
+
+    Else XLA finds that it has computed it before, and keeps it in memory.
+    """
+    return lax.platform_dependent(tree, cpu=lambda tree: tree, default=lax.optimization_barrier)
+
+
+def _wide(x):
+    return jnp.promote_types(x.dtype, jnp.float32)

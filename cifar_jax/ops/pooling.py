@@ -1,13 +1,17 @@
-"""Max pooling whose gradient is fast on a CPU too."""
+"""Max pooling whose gradient is fast on every platform."""
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+
+# Places in a window are kept in one byte.
+_MOST_PLACES = 256
 
 
 def max_pool(
@@ -16,10 +20,11 @@ def max_pool(
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
 ) -> jax.Array:
-    """Pools as `nn.max_pool` does; on a CPU, windows that do not overlap have a faster gradient.
+    """Pools as `nn.max_pool` does; windows that do not overlap have a faster gradient.
 
     Where several elements of a window are its largest, the first of them (by rows) gets the whole
-    gradient on every platform.
+    gradient on every platform. The result of a window that holds a NaN is NaN; which of its
+    elements then gets the gradient, if any, depends on the platform.
 
     Args:
       inputs: [batch, height, width, channels].
@@ -31,7 +36,8 @@ def max_pool(
       The largest value of each window.
     """
     window = tuple(window_shape)
-    if padding == "VALID" and inputs.ndim == 4 and strides is not None and tuple(strides) == window:
+    is_plain = padding == "VALID" and inputs.ndim == 4 and math.prod(window) <= _MOST_PLACES
+    if is_plain and strides is not None and tuple(strides) == window:
         return _pool_blocks(inputs, window)
     return nn.max_pool(inputs, window, strides, padding)
 
@@ -47,16 +53,27 @@ def _pool_blocks(inputs, window):
 
 
 def _pool_forward(inputs, window):
-    outputs = _pool_blocks(inputs, window)
-    return outputs, (inputs, outputs)
+    """The largest values and their places in the windows, counted by rows."""
+
+    def cpu(inputs):
+        outputs = _pool_blocks(inputs, window)
+        return outputs, jnp.zeros(outputs.shape, jnp.uint8)
+
+    def default(inputs):
+        first, *others = _corners(inputs, window)
+        outputs, places = first, jnp.zeros(first.shape, jnp.uint8)
+        for place, corner in enumerate(others, 1):
+            places = jnp.where(corner > outputs, jnp.uint8(place), places)
+            outputs = jnp.maximum(outputs, corner)
+        return outputs, places
+
+    # Each platform's backward pass uses some of these; XLA drops the rest.
+    outputs, places = lax.platform_dependent(inputs, cpu=cpu, default=default)
+    return outputs, (inputs, outputs, places)
 
 
 def _pool_backward(window, saved, gradient):
-    def xla(inputs, _, gradient):
-        pool = functools.partial(nn.max_pool, window_shape=window, strides=window)
-        return jax.vjp(pool, inputs)[1](gradient)[0]
-
-    def cpu(inputs, outputs, gradient):
+    def cpu(inputs, outputs, _, gradient):
         rest, places = gradient, []
         for corner in _corners(inputs, window):
             won = corner == outputs
@@ -69,7 +86,23 @@ def _pool_backward(window, saved, gradient):
         edge = [(0, have - used) for have, used in zip(inputs.shape, whole.shape, strict=True)]
         return jnp.pad(whole, edge)
 
-    return (lax.platform_dependent(*saved, gradient, cpu=cpu, default=xla),)
+    def default(inputs, _, places, gradient):
+        # Spread over whole windows, those that stick out over an edge included, then cut to size:
+        # that is one kernel, where padding at the end would be another.
+        edge = [(0, have % size) for have, size in zip(inputs.shape[1:3], window, strict=True)]
+        edge = [(0, 0), *((0, min(1, rest)) for _, rest in edge), (0, 0)]
+        gradient, places = jnp.pad(gradient, edge), jnp.pad(places, edge)
+        batch, height, width, channels = gradient.shape
+        rows, columns = window
+        shape = (batch, height, rows, width, columns, channels)
+        here = lax.broadcasted_iota(jnp.uint8, shape, 2) * jnp.uint8(columns)
+        here += lax.broadcasted_iota(jnp.uint8, shape, 4)
+        won = places[:, :, None, :, None] == here
+        whole = jnp.where(won, gradient[:, :, None, :, None], 0)
+        whole = whole.reshape(batch, height * rows, width * columns, channels)
+        return whole[:, : inputs.shape[1], : inputs.shape[2]]
+
+    return (lax.platform_dependent(*saved, gradient, cpu=cpu, default=default),)
 
 
 _pool_blocks.defvjp(_pool_forward, _pool_backward)

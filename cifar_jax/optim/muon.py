@@ -20,6 +20,9 @@ from cifar_jax.errors import UserError
 # they are below a hundredth of the matrix's norm.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_STEPS = 3
+# So many multiplications more, six times over, take an accelerator as long as the start of some
+# twenty kernels.
+_MOST_MORE = 10**9
 
 
 def muon(
@@ -65,23 +68,65 @@ def orthogonalize(tree: Any) -> Any:
     """Returns a tree of kernels, each with its singular values brought near one.
 
     A kernel [..., in, out] is a matrix from all its inputs to its outputs. Those of one shape go
-    through the iteration together: in bfloat16, and on a CPU in float32, which is faster there.
+    through the iteration together: on a CPU in float32, which is faster there; else in bfloat16,
+    and smaller ones, enlarged by zeros, go with larger ones where that costs little.
     """
     leaves, structure = jax.tree.flatten(tree)
-    places: dict[tuple[int, int], list[int]] = {}
-    for place, leaf in enumerate(leaves):
-        sides = (leaf.size // leaf.shape[-1], leaf.shape[-1])
-        places.setdefault((min(sides), max(sides)), []).append(place)
-    for members in places.values():
-        wide = jnp.stack([_to_wide(leaves[place]) for place in members])
-        wide = lax.platform_dependent(
-            wide,
-            cpu=lambda x: newton_schulz(x, jnp.float32),
-            default=lambda x: newton_schulz(x, jnp.bfloat16),
-        )
-        for place, matrix in zip(members, wide, strict=True):
-            leaves[place] = _from_wide(matrix, leaves[place])
+    leaves = lax.platform_dependent(
+        leaves,
+        cpu=lambda leaves: _orthogonalize(leaves, jnp.float32, 0),
+        default=lambda leaves: _orthogonalize(leaves, jnp.bfloat16, _MOST_MORE),
+    )
     return jax.tree.unflatten(structure, leaves)
+
+
+def _orthogonalize(leaves: list[jax.Array], dtype: DTypeLike, most_more: int) -> list[jax.Array]:
+    sizes = [(leaf.size // leaf.shape[-1], leaf.shape[-1]) for leaf in leaves]
+    result = list(leaves)
+    for (rows, columns), members in _group([(min(x), max(x)) for x in sizes], most_more):
+        wide = []
+        for place in members:
+            matrix = _to_wide(leaves[place])
+            have_rows, have_columns = matrix.shape
+            edge = (0, rows - have_rows), (0, columns - have_columns)
+            wide.append(jnp.pad(matrix, edge) if any(map(any, edge)) else matrix)
+        found = newton_schulz(jnp.stack(wide), dtype)
+        for place, matrix in zip(members, found, strict=True):
+            have_rows, have_columns = sorted(sizes[place])
+            result[place] = _from_wide(matrix[:have_rows, :have_columns], leaves[place])
+    return result
+
+
+def _group(
+    shapes: list[tuple[int, int]], most_more: int
+) -> list[tuple[tuple[int, int], list[int]]]:
+    """Puts matrices (rows, columns) into groups of one shape; each is (shape, places).
+
+    From the smallest on, a group joins the next if that is at most so many multiplications more for
+    a product of its matrices with themselves.
+    """
+    members: dict[tuple[int, int], list[int]] = {}
+    for place, shape in enumerate(shapes):
+        members.setdefault(shape, []).append(place)
+    if not most_more:
+        return list(members.items())
+
+    def work(shape: tuple[int, int]) -> int:
+        return shape[0] ** 2 * shape[1]
+
+    groups: list[tuple[tuple[int, int], list[int]]] = []
+    for shape in sorted(members, key=work):
+        places = members[shape]
+        if groups:
+            before, others = groups[-1]
+            joint = max(before[0], shape[0]), max(before[1], shape[1])
+            more = len(others) * (work(joint) - work(before))
+            more += len(places) * (work(joint) - work(shape))
+            if more <= most_more:
+                groups[-1] = joint, others + places
+                continue
+        groups.append((shape, places))
+    return groups
 
 
 def newton_schulz(matrices: jax.Array, dtype: DTypeLike) -> jax.Array:

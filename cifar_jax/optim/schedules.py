@@ -54,18 +54,39 @@ def create_group_schedules(config: ConfigDict, durations: Durations) -> dict[str
     """
     schedules, factor = {}, batch_size_factor(config)
     for name, group in groups.resolve_groups(config.optimizer).items():
-        end = None
-        if group.num_epochs is not None:
-            end = max(1, round(group.num_epochs * durations.steps_per_epoch))
-            if end <= durations.warmup:
-                raise UserError(
-                    f"optimizer.groups.{name}.num_epochs is {group.num_epochs}, within the "
-                    "warm-up: raise it, or shorten schedule.warmup_epochs or schedule.warmup_steps"
-                )
+        end = _find_end(group, durations.steps_per_epoch)
+        if end is not None and end <= durations.warmup:
+            raise UserError(
+                f"optimizer.groups.{name}.num_epochs is {group.num_epochs}, within the warm-up: "
+                "raise it, or shorten schedule.warmup_epochs or schedule.warmup_steps"
+            )
         own = durations if end is None else durations._replace(total=end)
         schedule = shape_schedule(config.schedule, factor * group.learning_rate, own)
         schedules[name] = schedule if end is None else _end(schedule, end)
     return schedules
+
+
+def _find_end(group: ConfigDict, steps_per_epoch: int) -> int | None:
+    if group.num_epochs is None:
+        return None
+    return max(1, round(group.num_epochs * steps_per_epoch))
+
+
+def find_ends(optimizer: ConfigDict, steps_per_epoch: int) -> dict[str, int]:
+    """Returns from which step on the parameters of a group stay as they are, by the group's name.
+
+    A frozen group ends at step 0; a group that is trained to the last step is left out. The
+    parameters in no group are `groups.REST`.
+
+    Args:
+      optimizer: the config's `optimizer`.
+      steps_per_epoch: steps in an epoch.
+    """
+    ends = {groups.REST: 0} if optimizer.name == "frozen" else {}
+    for name, group in groups.resolve_groups(optimizer).items():
+        end = 0 if group.name == "frozen" else _find_end(group, steps_per_epoch)
+        ends |= {} if end is None else {name: end}
+    return ends
 
 
 def _end(schedule: Schedule, end: int) -> Schedule:

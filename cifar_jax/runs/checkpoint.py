@@ -13,7 +13,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,11 +99,8 @@ class Checkpoints:
         if not saving or not (error := saving.exception()):
             return
         self.failure = storage.reason(error)
-        kept = (
-            f"that of step {steps[-1]} is kept"
-            if (steps := self.steps())
-            else "there is no earlier one"
-        )
+        steps = self.steps()
+        kept = f"that of step {steps[-1]} is kept" if steps else "there is no earlier one"
         _log.warning(
             "the checkpoint of step %d could not be saved, %s: %s", self._step, kept, self.failure
         )
@@ -116,7 +112,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, in ascending order."""
-        return list_steps(self.folder.parent)
+        return workdir_lib.list_steps(self.folder.parent)
 
     def find(self, which: str = "last") -> int | None:
         """Returns the step of an intact checkpoint, None if there is none.
@@ -248,16 +244,3 @@ class Checkpoints:
         progress = self.meta(step).get("progress")
         held = progress.get("step", step) if isinstance(progress, dict) else step
         return "" if held == step else f"it is the checkpoint of step {held}"
-
-
-def list_steps(workdir: Path) -> list[int]:
-    """Returns the steps that have a checkpoint, in ascending order.
-
-    Raises:
-      OSError: the folder exists but cannot be read.
-    """
-    try:
-        names = os.listdir(workdir / "checkpoints")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))

@@ -15,7 +15,6 @@ from cifar_jax.data import datasets
 from cifar_jax.evaluation import scores as scores_lib
 from cifar_jax.evaluation import views
 from cifar_jax.models.registry import create_model
-from cifar_jax.optim.build import create_optimizer
 from cifar_jax.parallel import cpu, devices, processes, seeds
 from cifar_jax.runs import signals as signals_lib
 from cifar_jax.runs import workdir as workdir_lib
@@ -24,10 +23,9 @@ from cifar_jax.runs.logs import Logs
 from cifar_jax.training import resume, saving, start
 from cifar_jax.training import run as run_lib
 from cifar_jax.training.metrics import put_metrics
-from cifar_jax.training.program import Feed, compile_train, fits_on_device
+from cifar_jax.training.program import Feed, TrainPrograms, fits_on_device
 from cifar_jax.training.run import Progress, Run
 from cifar_jax.training.state import TrainState
-from cifar_jax.training.step import make_train_step
 
 
 def train_model(
@@ -90,7 +88,9 @@ def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.
     config, durations = run.config, run.durations
     run_lib.log_summary(run, progress)
     # Compilation can be long: until it is done, a signal ends the program at once.
-    call = _make_call(run, signals.defer)
+    mean, std = run.dataset.mean, run.dataset.std
+    programs = TrainPrograms(config, durations, run.model, mean, std, run.mesh, run.feed.resident)
+    call = _make_call(run, programs, signals.defer)
     predict = _make_predict(run)
     on_cpu = jax.default_backend() == "cpu"
     most = config.steps_per_call or (1 if on_cpu else run.feed.capacity)
@@ -99,7 +99,8 @@ def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.
     with _tracer(run) as trace:
         while progress.step < durations.total:
             first = progress.step
-            num_steps = min(most, run.feed.capacity, _next_stop(run, first) - first)
+            room = min(_next_stop(run, first) - first, programs.most(first))
+            num_steps = min(most, run.feed.capacity, room)
             trace(first)
             state, metrics, seconds = call(state, metrics, first, num_steps)
             progress.add(num_steps, seconds, metrics)
@@ -137,31 +138,23 @@ def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.
     return 0
 
 
-def _make_call(run: Run, ready: Callable[[], None]) -> Callable[..., tuple[TrainState, Any, float]]:
+def _make_call(
+    run: Run, programs: TrainPrograms, ready: Callable[[], None]
+) -> Callable[..., tuple[TrainState, Any, float]]:
     """Returns the function that makes some steps and measures their time in seconds.
 
-    Its first call compiles the program and then calls `ready`.
+    Once the first program is compiled, it calls `ready`.
     """
-    optimizer = create_optimizer(run.config, run.durations)
-    mean, std = run.dataset.mean, run.dataset.std
-    train_step = make_train_step(
-        run.model, optimizer, run.config, mean, std, run.durations.steps_per_epoch
-    )
-    at_once = seeds.at_once(run.config)
-    jitted = compile_train(train_step, run.mesh, run.feed.resident, len(run.seeds), at_once)
     key = seeds.stack(run.mesh, [jax.random.key(seed) for seed in run.seeds])
-    compiled = None
 
     def call(state: TrainState, metrics: Any, first: int, num_steps: int) -> Any:
-        nonlocal compiled
         data, indices = run.feed(first, num_steps)
         arguments = (state, metrics, data, indices, num_steps, key)
         # Compiled separately, so that its time does not count as that of steps.
-        if compiled is None:
-            compiled = jitted.lower(*arguments).compile()
-            ready()
+        program = programs.compile(first, arguments)
+        ready()
         begin = time.monotonic()
-        state, metrics = jax.block_until_ready(compiled(*arguments))
+        state, metrics = jax.block_until_ready(program(*arguments))
         return state, metrics, time.monotonic() - begin
 
     return call

@@ -6,18 +6,28 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
+from cifar_jax.config.durations import MOST_STEPS, Durations
 from cifar_jax.data.sampling import batch_indices
+from cifar_jax.optim.build import create_optimizer
+from cifar_jax.optim.schedules import find_ends
 from cifar_jax.parallel import cpu, devices, seeds
-from cifar_jax.training.step import Step
+from cifar_jax.training.step import Step, make_train_step
 
 # Images of one call that are streamed from the host.
 _STREAM_BYTES = 16 * 2**20
 
 
 def compile_train(
-    step: Step, mesh: Mesh, resident: bool, num_seeds: int = 1, at_once: bool = False
+    step: Step,
+    mesh: Mesh,
+    resident: bool,
+    num_seeds: int = 1,
+    at_once: bool = False,
+    length: int | None = None,
 ) -> jax.stages.Wrapped:
     """Returns the compiled program
     (state, metrics, data, indices, num_steps, key) -> (state, metrics).
@@ -35,6 +45,8 @@ def compile_train(
         themselves, [steps, batch, ...].
       num_seeds: the number of seeds that the program trains.
       at_once: whether a device trains its seeds at once, as in `seeds.map_seeds`.
+      length: if given, every call makes this many steps, whatever `num_steps` says: a GPU then gets
+        all of them at once, where otherwise the host asks after each step whether to go on.
     """
 
     def run(state, metrics, data, indices, num_steps, key):
@@ -44,7 +56,7 @@ def compile_train(
             state, more = step(state, (images, labels, indices[i]), key)
             return state, metrics.merge(more)
 
-        return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
+        return jax.lax.fori_loop(0, length or num_steps, body, (state, metrics))
 
     if num_seeds > 1:
         run = seeds.map_seeds(run, mesh, (0, 0, None if resident else 0, 0, None, 0), at_once)
@@ -58,6 +70,74 @@ def compile_train(
         out_shardings=own,
         donate_argnums=0,
     )
+
+
+class TrainPrograms:
+    """The train programs that the calls of one run need, each compiled once.
+
+    From the step at which a group of parameters is no longer trained, the steps are made by a
+    program that does not compute its gradient; no call may pass such a step (see `most`).
+
+    On a CPU, and in a deterministic run, each step executes the same instructions however the run
+    is divided into calls. Otherwise a call that uses all rows of its indices, usually an epoch, has
+    a program whose length XLA knows.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        durations: Durations,
+        model: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        mesh: Mesh,
+        resident: bool,
+    ):
+        """Prepares the programs; compiles nothing yet.
+
+        Args:
+          config: a checked config.
+          durations: of the run.
+          model: the network.
+          mean: of each channel, in units of pixel / 255.
+          std: of each channel, in units of pixel / 255.
+          mesh: the devices.
+          resident: whether the whole training set is on every device.
+        """
+        optimizer = create_optimizer(config, durations)
+        per_epoch = durations.steps_per_epoch
+        self._starts = sorted({0, *find_ends(config.optimizer, per_epoch).values()})
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self._any_length = on_cpu or config.deterministic
+        self._compiled: dict[tuple[int, int | None], jax.stages.Compiled] = {}
+
+        def lower(start: int, length: int | None, arguments: tuple[Any, ...]) -> jax.stages.Lowered:
+            step = make_train_step(model, optimizer, config, mean, std, per_epoch, start)
+            at_once = seeds.at_once(config)
+            jitted = compile_train(step, mesh, resident, config.num_seeds, at_once, length)
+            return jitted.lower(*arguments)
+
+        self._lower = lower
+
+    def most(self, first_step: int) -> int:
+        """Returns how many steps a call that begins at `first_step` may make."""
+        later = (start for start in self._starts if start > first_step)
+        return min(later, default=MOST_STEPS) - first_step
+
+    def compile(self, first_step: int, arguments: tuple[Any, ...]) -> jax.stages.Compiled:
+        """Returns the program for a call, compiled if necessary; runs nothing.
+
+        Args:
+          first_step: of the call.
+          arguments: of the program, see `compile_train`.
+        """
+        indices, num_steps = arguments[3:5]
+        start = max(start for start in self._starts if start <= first_step)
+        is_full = num_steps == indices.shape[-2]
+        form = start, num_steps if is_full and not self._any_length else None
+        if form not in self._compiled:
+            self._compiled[form] = self._lower(*form, arguments).compile()
+        return self._compiled[form]
 
 
 class Feed:

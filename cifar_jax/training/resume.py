@@ -13,8 +13,9 @@ from cifar_jax.config.durations import Durations
 from cifar_jax.data.datasets import Dataset
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import trained
-from cifar_jax.runs import checkpoint, provenance
+from cifar_jax.runs import provenance
 from cifar_jax.runs import workdir as workdir_lib
+from cifar_jax.runs.checkpoint import Checkpoints
 
 STARTS, CONFIG_FILE = "starts.json", "config_file.py"
 
@@ -29,7 +30,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     for name in (workdir_lib.CONFIG, workdir_lib.METRICS, workdir_lib.RESULT, STARTS):
         if (workdir / name).is_dir():
             raise UserError(f"{workdir / name} is a folder, where the run writes a file: move it")
-    if checkpoint.list_steps(workdir):
+    if workdir_lib.list_steps(workdir):
         old = files.read_json(workdir / workdir_lib.CONFIG)
         if differences := stored.conflicts(old, stored.to_json(config)):
             raise UserError(
@@ -48,7 +49,7 @@ def find_result(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
       UserError: as for `check_workdir`.
     """
     check_workdir(config, workdir)
-    path, steps = workdir / workdir_lib.RESULT, checkpoint.list_steps(workdir)
+    path, steps = workdir / workdir_lib.RESULT, workdir_lib.list_steps(workdir)
     if not steps or not path.exists():
         return None
     result, new = files.read_json(path), stored.to_json(config)
@@ -101,7 +102,7 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
 
 
 def find_saved(
-    checkpoints: checkpoint.Checkpoints, config: ConfigDict, durations: Durations, dataset: Dataset
+    checkpoints: Checkpoints, config: ConfigDict, durations: Durations, dataset: Dataset
 ) -> dict[str, Any] | None:
     """Returns the progress of the last checkpoint that belongs to this run; None for a new run.
 

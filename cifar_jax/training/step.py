@@ -5,7 +5,7 @@ over the axis "data", and the compiler inserts the all-reduces. BatchNorm, dropo
 whole batch, however many devices there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ from flax import linen as nn
 
 from cifar_jax.augment import batch as augment
 from cifar_jax.augment import mixing
+from cifar_jax.optim import groups
+from cifar_jax.optim.schedules import find_ends
 from cifar_jax.training.metrics import Metrics
 from cifar_jax.training.state import TrainState
 
@@ -31,6 +33,7 @@ def make_train_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     steps_per_epoch: int,
+    first_step: int = 0,
 ) -> Step:
     """Returns the pure function (state, batch, key) -> (state, metrics) of one step.
 
@@ -41,8 +44,15 @@ def make_train_step(
       mean: of each channel, in units of pixel / 255.
       std: of each channel, in units of pixel / 255.
       steps_per_epoch: steps in an epoch.
+      first_step: at which the function is used first: parameters that are frozen, or whose group's
+        schedule has ended by then, get the gradient zero, and nothing is computed for it.
     """
-    compute_gradient = jax.grad(_make_loss(model, config, mean, std), has_aux=True)
+    ends = find_ends(config.optimizer, steps_per_epoch)
+    ended = {name for name, end in ends.items() if end <= first_step}
+    compute_loss = _make_loss(model, config, mean, std)
+    if ended:
+        compute_loss = _stop_gradients(compute_loss, config.optimizer, ended)
+    compute_gradient = jax.grad(compute_loss, has_aux=True)
     if config.optimizer.accumulation_steps > 1:
         compute_gradient = _accumulate(compute_gradient, config.optimizer.accumulation_steps)
     ema_decay, alternating_flip = config.ema_decay, config.augment.alternating_flip
@@ -62,7 +72,8 @@ def make_train_step(
         if ema_decay:
             new = {"params": params, "batch_stats": batch_stats}
             # Otherwise the average of a short run would be mostly its initial weights.
-            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            count = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
             ema = optax.incremental_update(new, ema, 1 - decay)
         state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
         return state, metrics
@@ -96,6 +107,23 @@ def _make_loss(
         return jnp.mean(losses), (updates.get("batch_stats", batch_stats), metrics)
 
     return compute_loss
+
+
+def _stop_gradients(
+    compute_loss: Callable[..., Any], optimizer: Any, ended: Collection[str]
+) -> Callable[..., Any]:
+    """Returns the same function with a gradient of zero for the parameters of these groups."""
+    patterns = {name: group.params for name, group in optimizer.groups.items()}
+
+    def compute(params, *rest):
+        params = jax.tree.map(
+            lambda leaf, name: jax.lax.stop_gradient(leaf) if name in ended else leaf,
+            params,
+            groups.label(params, patterns),
+        )
+        return compute_loss(params, *rest)
+
+    return compute
 
 
 def _accumulate(compute_gradient: Callable[..., Any], parts: int) -> Callable[..., Any]:

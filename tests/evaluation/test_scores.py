@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from cifar_jax.evaluation import logits as logits_lib
 from cifar_jax.evaluation import scores
+from cifar_jax.parallel import devices
 
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES = 10_007  # a prime: no batch size divides it
@@ -38,10 +41,11 @@ for num_devices in (1, 2, 8):
         predict = logits_lib.compile_predict(Reader(), mesh, (0.0,), (1.0,))
         for batch_size in (1, 7, 128, 10_000):
             part = images[:1000] if batch_size == 1 else images
-            logits = logits_lib.predict_logits(predict, {{}}, part, batch_size, mesh)
-            assert logits.shape == (len(part), 2)
-            read = (logits @ [256, 1]).astype(int)
-            np.testing.assert_array_equal(read, numbers[: len(part)])
+            for given in (part, jax.device_put(part)):
+                logits = logits_lib.predict_logits(predict, {{}}, given, batch_size, mesh)
+                assert logits.shape == (len(part), 2)
+                read = (logits @ [256, 1]).astype(int)
+                np.testing.assert_array_equal(read, numbers[: len(part)])
             print(num_devices, batch_size)
 """
 
@@ -57,6 +61,22 @@ def test_every_image_once_for_batch_sizes_and_devices():
     assert done.returncode == 0, done.stderr[-2000:]
     wanted = [f"{n} {batch_size}" for n in (1, 2, 8) for batch_size in (1, 7, 128, 10_000)]
     assert done.stdout.splitlines() == wanted
+
+
+def test_images_on_the_devices_are_not_brought_there_anew(monkeypatch):
+    laid, mesh = [], devices.make_mesh()
+    images = np.zeros((10, 2, 1, 1), np.uint8)
+
+    def put(mesh, chunk, spec):
+        laid.append(type(chunk))
+        return chunk
+
+    monkeypatch.setattr(logits_lib.devices, "put", put)
+    for given, kind in ((images, np.ndarray), (jax.device_put(images), jax.Array)):
+        # Batches that fit, and some that do not.
+        for batch_size in (10, 4):
+            logits_lib.predict_logits(lambda _, x: x[..., 0, 0], {}, given, batch_size, mesh)
+            assert issubclass(laid.pop(), kind)
 
 
 @pytest.mark.parametrize("seed", range(5))

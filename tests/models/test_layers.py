@@ -1,13 +1,16 @@
 """The models' blocks mean what Flax's do."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cifar_jax.models.layers import BatchNorm, Conv
+from cifar_jax.models.layers import BatchNorm, Conv, gelu, relu
 
 
 def draw(seed, shape, dtype=jnp.float32):
@@ -67,6 +70,58 @@ def test_batch_norm_is_flax_batch_norm(options):
     variables = {**variables, **expected[1]}
     evaluated = [m.apply(variables, inputs, use_running_average=True) for m in (ours, flax)]
     close(*evaluated, rounding)
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def platform_taken(request, monkeypatch):
+    """Takes what each platform would, here on the CPU."""
+    if request.param == "accelerator":
+        monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+
+
+@pytest.mark.usefixtures("platform_taken")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("has_shortcut", [True, False])
+@pytest.mark.parametrize(
+    ("activation", "plain"),
+    [(relu, nn.relu), (gelu, functools.partial(nn.gelu, approximate=False)), (nn.tanh, nn.tanh)],
+    ids=["relu", "gelu", "tanh"],
+)
+def test_batch_norm_with_what_follows_it(activation, plain, has_shortcut, dtype):
+    """Together as one after the other in float64: result, statistics, gradients, evaluation."""
+    inputs, shortcut = 2 * draw(0, (6, 5, 7, 12), dtype) + 1, draw(1, (6, 5, 7, 12), dtype)
+    weights, shortcut = draw(2, inputs.shape, dtype), shortcut if has_shortcut else None
+    options = {"scale_init": nn.initializers.normal(), "bias_init": nn.initializers.normal()}
+    ours = BatchNorm(activation=activation, dtype=dtype, **options)
+    flax = nn.BatchNorm(dtype=np.float64, param_dtype=np.float64, **options)
+    variables = ours.init(jax.random.key(0), inputs, use_running_average=False)
+
+    def together(variables, inputs, shortcut, **mode):
+        return ours.apply(variables, inputs, shortcut=shortcut, **mode)
+
+    def separate(variables, inputs, shortcut, **mode):
+        output, updates = flax.apply(variables, inputs, **mode)
+        return plain(output if shortcut is None else output + shortcut), updates
+
+    def run(function, variables, inputs, shortcut):
+        def train(params, inputs, shortcut):
+            mode = {"use_running_average": False, "mutable": ["batch_stats"]}
+            return function(variables | {"params": params}, inputs, shortcut, **mode)
+
+        arguments = variables["params"], inputs, shortcut
+        output, pull, updates = jax.vjp(train, *arguments, has_aux=True)
+        mode = {"use_running_average": True, "mutable": []}
+        evaluated, _ = function(variables | updates, inputs, shortcut, **mode)
+        return output, evaluated, updates, pull(weights.astype(output.dtype))
+
+    found = jax.jit(functools.partial(run, together))(variables, inputs, shortcut)
+    assert found[0].dtype == found[1].dtype == dtype
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (variables, inputs, shortcut))
+        expected = jax.jit(functools.partial(run, separate))(*wide)
+    rounding = 1e-2 if dtype == jnp.bfloat16 else 1e-5
+    found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
+    close(found, expected, rounding)
 
 
 def test_batch_norm_of_dense_layers_and_without_variance():

@@ -1,5 +1,7 @@
 """Muon against a plain version in float64."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,33 @@ def test_many_kernels_of_one_shape_take_one_iteration():
     params = {str(i): jnp.ones((3, 3, 4, 6)) for i in range(5)}
     text = jax.jit(muon.orthogonalize).lower(params).as_text()
     assert text.count("stablehlo.dot_general") == 3 * muon.NUM_STEPS
+
+
+def test_matrices_enlarged_by_zeros_come_out_the_same():
+    kernels = list(draw(0).values())
+    apart = muon._orthogonalize(kernels, jnp.float32, 0)
+    for most_more in (300, 10**9):
+        groups = muon._group([(6, 36), (4, 9), (6, 36), (5, 7)], most_more)
+        assert len(groups) == {300: 2, 10**9: 1}[most_more]
+        for one, other in zip(
+            muon._orthogonalize(kernels, jnp.float32, most_more), apart, strict=True
+        ):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_small_kernels_go_with_larger_ones_on_an_accelerator():
+    widths = (24, 64, 64, 256, 256, 256, 256)
+    shapes = [(3, 3, *pair) for pair in itertools.pairwise(widths)]
+    params = {str(i): jnp.ones(shape) for i, shape in enumerate(shapes)}
+    traced = jax.jit(muon.orthogonalize).trace(params)
+    for platform, num_groups in (("cuda", 1), ("cpu", 4)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.dot_general") == num_groups * 3 * muon.NUM_STEPS
+
+
+def test_kernels_that_would_become_much_larger_stay_apart():
+    groups = muon._group([(512, 4608), (64, 576), (256, 2304), (64, 27)], 10**9)
+    assert groups == [((256, 2304), [3, 1, 2]), ((512, 4608), [0])]
 
 
 def test_on_an_accelerator_the_products_are_in_bfloat16():
