@@ -9,7 +9,7 @@ does what is missing in results/bench_gpu.json and writes after each part; the s
 * profile: ten steps, kernel by kernel, with the operation that each comes from;
 * variants: other ways to compile the steps, in turns;
 * throughput: images per second in training, of six nets in bfloat16;
-* deterministic: whether two runs have the same bits, each compiled anew, and one that was resumed.
+* deterministic: whether two runs have the same bits, each compiled anew, and a resumed one.
 
 A part takes under a minute, besides tuning of convolutions that XLA has not seen. `--quick` tries
 all of it at a small scale, on any device.
@@ -34,9 +34,10 @@ import numpy as np
 from benchmarks import gpu_steps, speedrun
 from benchmarks.collectives import load_config
 from benchmarks.racer import Racer
-from benchmarks.workers import ROOT, WorkerError
+from benchmarks.workers import ROOT
 from cifar_jax import ops
 from cifar_jax.data import datasets
+from cifar_jax.errors import UserError
 from cifar_jax.evaluation import trained
 from cifar_jax.parallel import devices
 from cifar_jax.runs import workdir as workdir_lib
@@ -50,9 +51,7 @@ LIMITS = {
     "a step by SGD": 1e-3,
     "a step of the recipe": 5e-2,
 }
-# A small step is enough to compare; what is timed has the config's own batch.
-_COMPARED_BATCH = 64
-_KERNELS_KEPT = 60
+_COMPARED_BATCH, _KERNELS_KEPT = 64, 60
 
 
 def make_racer(options: Any, **fields: Any) -> Racer:
@@ -80,7 +79,7 @@ def gradients(options: Any, results: speedrun.Results, folder: Path) -> Iterator
         found[name] = distance(*(run_on(device, function, arguments) for device in (own, cpu)))
         yield f"{name}: {found[name]:.1e} from a CPU's, at most {LIMITS[name]:.0e}"
     if far := [name for name in found if not found[name] <= LIMITS[name]]:
-        raise WorkerError(f"too far from a CPU's: {', '.join(far)}")
+        raise UserError(f"too far from a CPU's: {', '.join(far)}")
     results.found.setdefault("gradients", {})[options.config] = found
 
 
@@ -118,7 +117,7 @@ def _cases(options: Any) -> Iterator[tuple[str, Callable[..., Any], Any]]:
 
 
 def run_on(device: Any, function: Callable[..., Any], arguments: Any) -> Any:
-    """Returns the function's value on a device, with whole float32 products and nothing tuned."""
+    """Returns the function's value on a device, computed in whole float32; XLA tunes nothing."""
     arguments = jax.device_put(arguments, device)
     options: Any = {"xla_gpu_autotune_level": 0} if device.platform == "gpu" else None
     with jax.default_matmul_precision("highest"):
@@ -130,8 +129,7 @@ def distance(found: Any, expected: Any) -> float:
     """Returns the largest difference of two trees' arrays, each over the size of its own."""
 
     def one(a: Any, b: Any) -> Any:
-        a, b = (np.asarray(x, np.float64) for x in (a, b))
-        return np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0)
+        return np.linalg.norm(np.float64(a) - b) / (np.linalg.norm(np.float64(b)) or 1.0)
 
     return float(np.max(jax.tree.leaves(jax.tree.map(one, found, expected))))  # NaN stays
 
@@ -148,10 +146,9 @@ def variants(options: Any, results: speedrun.Results, folder: Path) -> Iterator[
     """Times other ways to compile the steps; yields a line for each."""
     found = gpu_steps.time_variants(make_racer(options), turns=2 if options.quick else 5)
     results.found.setdefault("variants", {})[options.config] = found
-    first = statistics.median(next(iter(found.values())))
     for name, each in found.items():
-        middle, ends = statistics.median(each), f"{min(each):.3f} to {max(each):.3f}"
-        yield f"{middle:8.3f} ms a step ({ends}; {middle - first:+.3f}): {name}"
+        ends = f"{min(each):.3f} to {max(each):.3f}"
+        yield f"{statistics.median(each):8.3f} ms a step ({ends}): {name}"
 
 
 def throughput(options: Any, results: speedrun.Results, folder: Path) -> Iterator[str]:
@@ -165,8 +162,7 @@ def deterministic(options: Any, results: speedrun.Results, folder: Path) -> Iter
     """Makes a run twice, and its second half again; yields words."""
     num_steps = 8
     name = "digits" if options.quick else options.config
-    file, _, argument = name.partition(":")
-    config = f"configs/{file}.py" + (f":{argument}" if argument else "")
+    file, colon, argument = name.partition(":")
 
     def start(workdir: str) -> subprocess.Popen:
         fields = [
@@ -175,34 +171,33 @@ def deterministic(options: Any, results: speedrun.Results, folder: Path) -> Iter
             *("test_time.views=plain", "log.report=false", "log.tensorboard=false"),
             f"dtype={'float32' if options.quick else 'bfloat16'}",
         ]
-        command = [sys.executable, "main.py", f"--config={config}", f"--workdir={folder / workdir}"]
-        command += [f"--config.{field}" for field in fields]
+        command = [sys.executable, "main.py", f"--config=configs/{file}.py{colon}{argument}"]
+        command += [f"--workdir={folder / workdir}", *(f"--config.{field}" for field in fields)]
         # Compiled anew, which may not choose other kernels.
         env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=pipe, stderr=pipe)
 
-    def finish(process: subprocess.Popen) -> None:
-        words = process.communicate()[1]
-        if process.returncode:
-            raise WorkerError(words.strip().rpartition("\n")[2])
+    def finish(*processes: subprocess.Popen) -> None:
+        errors = [process.communicate()[1] for process in processes]
+        for process, words in zip(processes, errors, strict=True):
+            if process.returncode:
+                raise UserError(words.strip().rpartition("\n")[2])
 
     def params(workdir: str) -> list[bytes]:
         leaves = jax.tree.leaves(trained.load(folder / workdir).variables)
         return [np.asarray(leaf).tobytes() for leaf in leaves]
 
-    for process in [start("first"), start("second")]:
-        finish(process)
+    finish(start("first"), start("second"))
     shutil.copytree(folder / "first", folder / "resumed")
     shutil.rmtree(folder / "resumed" / "checkpoints" / str(num_steps))
     (folder / "resumed" / workdir_lib.RESULT).unlink()
     finish(start("resumed"))
     for workdir in ("second", "resumed"):
         if params(workdir) != params("first"):
-            raise WorkerError(f"the {workdir} run has other bits than the first")
+            raise UserError(f"the {workdir} run has other bits than the first")
         yield f"the {workdir} run has the same bits as the first"
-    row = {"config": name, "num_steps": num_steps, "same_bits": True}
-    results.found.setdefault("deterministic", {})[options.config] = row
+    results.found.setdefault("deterministic", {})[options.config] = {"num_steps": num_steps}
 
 
 PARTS = {part.__name__: part for part in (gradients, profile, variants, throughput, deterministic)}
@@ -225,8 +220,7 @@ def main(argv: list[str]) -> int:
         load_config(options.config)
     except (ImportError, TypeError, ValueError) as error:
         parser.error(f"--config: {options.config} is not one of configs/: {error}")
-    # For the commands that a part starts.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # parts start other processes
     devices.configure(_COMPARED_BATCH)
     if not options.quick and jax.default_backend() == "cpu":
         parser.error("there is no GPU here: --quick tries the parts on a CPU")
@@ -235,7 +229,7 @@ def main(argv: list[str]) -> int:
     results = speedrun.Results(path, options.fresh, options.quick)
     code = 0
     for part in options.parts.split(","):
-        # Throughput finds out by itself which nets are missing.
+        # Throughput looks for each net by itself.
         if part != "throughput" and options.config in results.found.get(part, {}):
             continue
         begun = time.monotonic()
