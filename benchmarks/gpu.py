@@ -1,18 +1,18 @@
 """What only a GPU can show: its numbers beside a CPU's, where its time goes, and its speed.
 
-    python -m benchmarks.gpu
+    python -m benchmarks.gpu --write
     python -m benchmarks.gpu --parts=profile,variants --config=resnet:18
 
-does what is missing in results/bench_gpu.json and writes after each part; the same command resumes.
+Each part is kept when it is done: in results/bench_gpu.json with `--write`, in another file with
+`--output`, else in a temporary one. The same command resumes.
 
 * gradients: pooling, BatchNorm and a whole step against the CPU's, in float32;
 * profile: ten steps, kernel by kernel, with the operation that each comes from;
 * variants: other ways to compile the steps, in turns;
 * throughput: images per second in training, of six nets in bfloat16;
-* deterministic: whether two runs have the same bits, each compiled anew, and a resumed one.
+* deterministic: whether two runs, each compiled anew, and a resumed one have the same bits.
 
-A part takes under a minute, besides tuning of convolutions that XLA has not seen. `--quick` tries
-all of it at a small scale, on any device.
+A part takes under a minute once XLA has tuned the convolutions. `--quick` is for trying it out.
 """
 
 import argparse
@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks import gpu_steps, speedrun
 from benchmarks.collectives import load_config
 from benchmarks.racer import Racer
-from benchmarks.workers import ROOT
+from benchmarks.workers import ROOT, add_output_flags
 from cifar_jax import ops
 from cifar_jax.data import datasets
 from cifar_jax.errors import UserError
@@ -63,7 +63,7 @@ def make_racer(options: Any, **fields: Any) -> Racer:
 
 
 def random_dataset(quick: bool) -> datasets.Dataset:
-    """Returns random images, as many for training as CIFAR-10 has or a few."""
+    """Returns random images, as many for training as CIFAR-10 has, or a few."""
     dataset = speedrun.random_dataset(640 if quick else 10_000)
     if not quick:
         repeated = (np.resize(x, (50_000, *x.shape[1:])) for x in dataset.splits["train"])
@@ -147,8 +147,7 @@ def variants(options: Any, results: speedrun.Results, folder: Path) -> Iterator[
     found = gpu_steps.time_variants(make_racer(options), turns=2 if options.quick else 5)
     results.found.setdefault("variants", {})[options.config] = found
     for name, each in found.items():
-        ends = f"{min(each):.3f} to {max(each):.3f}"
-        yield f"{statistics.median(each):8.3f} ms a step ({ends}): {name}"
+        yield f"{statistics.median(each):8.3f} ms a step ({min(each):.3f}-{max(each):.3f}): {name}"
 
 
 def throughput(options: Any, results: speedrun.Results, folder: Path) -> Iterator[str]:
@@ -161,8 +160,7 @@ def throughput(options: Any, results: speedrun.Results, folder: Path) -> Iterato
 def deterministic(options: Any, results: speedrun.Results, folder: Path) -> Iterator[str]:
     """Makes a run twice, and its second half again; yields words."""
     num_steps = 8
-    name = "digits" if options.quick else options.config
-    file, colon, argument = name.partition(":")
+    file, colon, argument = ("digits" if options.quick else options.config).partition(":")
 
     def start(workdir: str) -> subprocess.Popen:
         fields = [
@@ -210,32 +208,33 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--parts", default=",".join(PARTS), help="in this order: %(default)s")
     parser.add_argument("--config", default="speedrun", help="such as resnet:18 (%(default)s)")
-    parser.add_argument("--write", type=Path, help="default: results/bench_gpu.json")
-    parser.add_argument("--fresh", action="store_true", help="measure everything anew")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier results")
     parser.add_argument("--quick", action="store_true", help="try it at a small scale")
+    add_output_flags(parser, "bench_gpu")
     options = parser.parse_args(argv)
+    if options.quick and options.write:
+        parser.error("--quick measures nothing worth keeping: leave out --write")
     if unknown := set(options.parts.split(",")) - set(PARTS):
         parser.error(f"--parts: {min(unknown)} is not one of {', '.join(PARTS)}")
     try:
         load_config(options.config)
-    except (ImportError, TypeError, ValueError) as error:
-        parser.error(f"--config: {options.config} is not one of configs/: {error}")
+    except UserError as error:
+        parser.error(f"--config: {error}")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # parts start other processes
-    devices.configure(_COMPARED_BATCH)
+    devices.configure_jax(_COMPARED_BATCH)
     if not options.quick and jax.default_backend() == "cpu":
         parser.error("there is no GPU here: --quick tries the parts on a CPU")
-    trial = Path(tempfile.gettempdir()) / "bench_gpu_quick.json"
-    path = options.write or (trial if options.quick else ROOT / "results" / "bench_gpu.json")
+    folder = ROOT / "results" if options.write else Path(tempfile.gettempdir())
+    path = options.output or folder / f"bench_gpu{'_quick' if options.quick else ''}.json"
     results = speedrun.Results(path, options.fresh, options.quick)
     code = 0
-    for part in options.parts.split(","):
-        # Throughput looks for each net by itself.
+    for part in options.parts.split(","):  # throughput looks for each net by itself
         if part != "throughput" and options.config in results.found.get(part, {}):
             continue
         begun = time.monotonic()
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                for words in PARTS[part](options, results, Path(folder)):
+            with tempfile.TemporaryDirectory() as scratch:
+                for words in PARTS[part](options, results, Path(scratch)):
                     results.save()
                     print(words, flush=True)
         except Exception as error:  # the other parts are worth having
@@ -243,6 +242,7 @@ def main(argv: list[str]) -> int:
             code = 1
         results.save()
         print(f"{part}: {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"wrote {path}")
     return code
 
 

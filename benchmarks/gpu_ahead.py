@@ -26,6 +26,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from benchmarks import collectives
+from cifar_jax.errors import UserError
 
 # What XLA must know of a device that is not there: an H100 with 80 GB, cuDNN 9 and CUDA 13.
 H100 = """
@@ -178,8 +179,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         config = collectives.load_config(options.config, options.batch_size)
-    except (ImportError, TypeError, ValueError) as error:
-        parser.error(f"{options.config} is not one of configs/: {error}")
+    except UserError as error:
+        parser.error(str(error))
     if not has_plugin():
         parser.error("JAX's CUDA plugin is missing: pip install 'jax[cuda13]'")
     # The plugin otherwise refuses to load without a GPU.

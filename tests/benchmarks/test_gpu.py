@@ -70,7 +70,7 @@ def test_bytes_of_a_shape():
     ("arguments", "words"),
     [
         (["speedrun"], "JAX's CUDA plugin is missing: pip install 'jax[cuda13]'"),
-        (["fastrun"], "fastrun is not one of configs/"),
+        (["fastrun"], "no config 'fastrun' in configs/"),
     ],
 )
 def test_counting_ahead_refuses_in_one_line(arguments, words, monkeypatch, capsys):
@@ -124,7 +124,7 @@ def test_the_parts_work_at_a_small_scale_and_are_not_done_twice(tmp_path, monkey
     few = {name: gpu_steps.VARIANTS[name] for name in ("as it is", "XLA's max pooling")}
     monkeypatch.setattr(gpu_steps, "VARIANTS", few)
     path = tmp_path / "found.json"
-    command = ["--quick", f"--write={path}", "--config=simple_cnn"]
+    command = ["--quick", f"--output={path}", "--config=simple_cnn"]
     command += ["--parts=gradients,profile,variants,throughput"]
     assert gpu.main(command) == 0
     found = json.loads(path.read_text())
@@ -136,7 +136,8 @@ def test_the_parts_work_at_a_small_scale_and_are_not_done_twice(tmp_path, monkey
     assert found["throughput"]["simple_cnn"]["images_per_second"][0] > 0
     assert "XLA's max pooling" in capsys.readouterr().out
     assert gpu.main(command) == 0
-    assert capsys.readouterr().out == "throughput: 0 s\n"  # which looks for each net by itself
+    # Throughput looks for each net by itself.
+    assert capsys.readouterr().out == f"throughput: 0 s\nwrote {path}\n"
     assert json.loads(path.read_text()) == found
 
 
@@ -150,7 +151,7 @@ def test_a_gradient_that_is_far_from_the_cpus_fails_and_is_tried_again(
         return np.ones(4) + 5e-4 * (len(calls) % 2)
 
     monkeypatch.setattr(gpu, "run_on", run_on)
-    command = ["--quick", f"--write={tmp_path / 'found.json'}", "--parts=gradients"]
+    command = ["--quick", f"--output={tmp_path / 'found.json'}", "--parts=gradients"]
     assert gpu.main(command) == 1
     output = capsys.readouterr()
     assert "BatchNorm: 5.0e-04 from a CPU's, at most 1e-04" in output.out
@@ -185,7 +186,7 @@ def test_variants_are_other_programs_and_xlas_pooling_is_put_back():
 @pytest.mark.slow
 def test_deterministic_runs_have_the_same_bits(tmp_path, capsys):
     path = tmp_path / "found.json"
-    assert gpu.main(["--quick", f"--write={path}", "--parts=deterministic"]) == 0
+    assert gpu.main(["--quick", f"--output={path}", "--parts=deterministic"]) == 0
     assert json.loads(path.read_text())["deterministic"]["speedrun"] == {"num_steps": 8}
     assert "the resumed run has the same bits as the first" in capsys.readouterr().out
 
@@ -194,8 +195,9 @@ def test_deterministic_runs_have_the_same_bits(tmp_path, capsys):
     ("arguments", "words"),
     [
         ([], "there is no GPU here: --quick tries the parts on a CPU"),
+        (["--quick", "--write"], "--quick measures nothing worth keeping: leave out --write"),
         (["--parts=gradient"], "--parts: gradient is not one of gradients, profile, variants"),
-        (["--config=fastrun"], "--config: fastrun is not one of configs/"),
+        (["--config=fastrun"], "--config: no config 'fastrun' in configs/"),
     ],
 )
 def test_mistakes_are_named_in_one_line(arguments, words, capsys):
