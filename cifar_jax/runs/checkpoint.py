@@ -13,7 +13,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -116,7 +115,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, in ascending order."""
-        return list_steps(self.folder.parent)
+        return workdir_lib.list_steps(self.folder.parent)
 
     def find(self, which: str = "last") -> int | None:
         """Returns the step of an intact checkpoint, None if there is none.
@@ -215,11 +214,10 @@ class Checkpoints:
         folder = self.folder / str(step)
         if not (damage := self._find_damage(step)):
             return True
-        if not self._writable:
-            if folder.exists():  # else a run that is still training has deleted it
-                _log.warning("skipping the damaged checkpoint %s: %s", folder, damage)
-            return False
-        self.set_aside(step, damage)
+        if self._writable:
+            self.set_aside(step, damage)
+        elif folder.exists():  # else a run that is still training has deleted it
+            _log.warning("skipping the damaged checkpoint %s: %s", folder, damage)
         return False
 
     def set_aside(self, step: int, reason: str) -> None:
@@ -248,16 +246,3 @@ class Checkpoints:
         progress = self.meta(step).get("progress")
         held = progress.get("step", step) if isinstance(progress, dict) else step
         return "" if held == step else f"it is the checkpoint of step {held}"
-
-
-def list_steps(workdir: Path) -> list[int]:
-    """Returns the steps that have a checkpoint, in ascending order.
-
-    Raises:
-      OSError: the folder exists but cannot be read.
-    """
-    try:
-        names = os.listdir(workdir / "checkpoints")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))

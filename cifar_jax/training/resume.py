@@ -29,7 +29,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     for name in (workdir_lib.CONFIG, workdir_lib.METRICS, workdir_lib.RESULT, STARTS):
         if (workdir / name).is_dir():
             raise UserError(f"{workdir / name} is a folder, where the run writes a file: move it")
-    if checkpoint.list_steps(workdir):
+    if workdir_lib.list_steps(workdir):
         old = files.read_json(workdir / workdir_lib.CONFIG)
         if differences := stored.conflicts(old, stored.to_json(config)):
             raise UserError(
@@ -48,7 +48,7 @@ def find_result(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
       UserError: as for `check_workdir`.
     """
     check_workdir(config, workdir)
-    path, steps = workdir / workdir_lib.RESULT, checkpoint.list_steps(workdir)
+    path, steps = workdir / workdir_lib.RESULT, workdir_lib.list_steps(workdir)
     if not steps or not path.exists():
         return None
     result, new = files.read_json(path), stored.to_json(config)
