@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[io.BufferedRandom]:
 
     Another process finds the old file or all of the new one, even after a power failure.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".writing-{uuid.uuid4().hex}")
     try:
         with temporary.open("x+b") as stream:
             yield stream

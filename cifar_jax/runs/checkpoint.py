@@ -211,11 +211,10 @@ class Checkpoints:
         folder = self.folder / str(step)
         if not (damage := self._find_damage(step)):
             return True
-        if not self._writable:
-            if folder.exists():  # else a run that is still training has deleted it
-                _log.warning("skipping the damaged checkpoint %s: %s", folder, damage)
-            return False
-        self.set_aside(step, damage)
+        if self._writable:
+            self.set_aside(step, damage)
+        elif folder.exists():  # else a run that is still training has deleted it
+            _log.warning("skipping the damaged checkpoint %s: %s", folder, damage)
         return False
 
     def set_aside(self, step: int, reason: str) -> None:

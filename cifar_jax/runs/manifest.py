@@ -36,8 +36,8 @@ def find_damage(folder: Path) -> str:
     """Returns what is wrong with a folder's files, "" if nothing is.
 
     Raises:
-      UserError: the folder is intact but has a newer format than this version reads; or the system
-        cannot read it.
+      UserError: the folder is intact but has a newer format than this version reads, or it cannot
+        be read now.
     """
     try:
         if folder.is_symlink():
@@ -64,10 +64,10 @@ def find_damage(folder: Path) -> str:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected[name]:
                     return f"{name} has changed"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return f"{_MANIFEST} is missing"
     except OSError as error:
-        # A disk that does not answer now says nothing about the checkpoint.
+        # A disk that does not answer now says nothing about the files on it.
         raise UserError(
             f"{folder} cannot be read ({error.strerror}): nothing was changed; start the same "
             "command again when the disk answers",

@@ -1,9 +1,9 @@
 """A run's folder: the names of its files, and the lease that lets one process write there.
 
-The owner of the lease renews it while it runs. A lease that was not renewed for `STALE_SECONDS`
-has no living owner, on whichever host that was, and is taken over. An owner that was only paused,
-or cut off from the disk, finds that its lease has gone before it writes anything more. Imports no
-JAX.
+The owner of the lease renews it while it runs. If it has not been renewed for `STALE_SECONDS`, its
+owner is taken for dead, on whichever host it ran, and the lease is taken over. An owner that was
+only paused, or cut off from the disk, checks before each write whether it still holds the lease.
+Imports no JAX.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ RESULT = "result.json"
 ENVIRONMENT = "environment.json"
 _LEASE = "lock.json"
 
-# A lease is renewed this often, and is void when it was not renewed for so long, in seconds by the
-# clock of the file system: the clocks of the hosts do not matter.
+# How often a lease is renewed, and for how long it stays valid without that. The clock is that of
+# the file system: those of the hosts may differ.
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
 
@@ -39,18 +39,31 @@ _log = logging.getLogger(__name__)
 _held: dict[Path, str] = {}
 
 
+def list_steps(workdir: Path) -> list[int]:
+    """Returns the steps that have a checkpoint, in ascending order.
+
+    Raises:
+      OSError: the folder exists but cannot be read.
+    """
+    try:
+        names = os.listdir(workdir / "checkpoints")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+
 @contextlib.contextmanager
 def lock(workdir: Path, take_over: bool = False) -> Iterator[None]:
     """Creates the folder and holds its lease for this process.
 
-    The kernel reports a living owner on this host by a file lock, which ends with its process. An
-    owner on another host counts as alive while it renews the lease: if it was renewed lately, this
-    waits until it is renewed again or void. Folders created here are removed again if nothing was
-    put into them.
+    An owner on this host is recognized by a file lock, which the kernel releases when its process
+    ends. An owner on another host counts as running while it renews the lease; if it has done so
+    recently, this waits until the lease is renewed again or no longer valid. Folders created here
+    are removed again if nothing was put into them.
 
     Args:
       workdir: the run's folder.
-      take_over: whether to take the lease from its owner, alive or not, at once.
+      take_over: whether to take the lease from its owner at once, running or not.
 
     Raises:
       UserError: another process holds the lease, or the folder cannot be written.
@@ -85,9 +98,9 @@ def lock(workdir: Path, take_over: bool = False) -> Iterator[None]:
 
 
 def check_lease(workdir: Path) -> None:
-    """Raises UserError if this process has lost its lease on a folder; it comes before each write.
+    """Raises UserError if this process has lost its lease on a folder; to be called before writing.
 
-    A process that never held one, such as a program that calls the loop by itself, passes.
+    A process that never held one, such as a program that calls `train` itself, passes.
     """
     if workdir.resolve() in _held and not _is_held(workdir):
         raise UserError(
@@ -115,7 +128,7 @@ def _renew(workdir: Path, ended: threading.Event) -> None:
 
 
 def _claim(workdir: Path) -> BinaryIO | None:
-    """Returns the locked file; None where its owner removed it in the meantime."""
+    """Returns the locked file, or None if its owner removed it in the meantime."""
     path = workdir / _LEASE
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(path, "a+b", buffering=0, opener=_open_no_link))
@@ -140,20 +153,20 @@ def _claim(workdir: Path) -> BinaryIO | None:
 
 
 def _wait_until_stale(workdir: Path, file: BinaryIO, owner: dict[str, Any]) -> None:
-    """Returns when the lease of an owner on another host is void, or removed.
+    """Returns when the lease of an owner on another host is no longer valid, or removed.
 
     Raises:
       UserError: the owner renewed it in the meantime.
     """
-    renewed, told = os.fstat(file.fileno()).st_mtime, False
+    renewed, warned = os.fstat(file.fileno()).st_mtime, False
     while (left := STALE_SECONDS - (_now(workdir) - renewed)) > 0:
-        if not told:
+        if not warned:
             _log.warning(
                 "%s was in use on %s %.0f s ago: waiting up to %.0f s for a sign of that process "
                 "(--take_over does not wait)",
                 *(workdir, owner["host"], STALE_SECONDS - left, left),
             )
-            told = True
+            warned = True
         time.sleep(min(1.0, left))
         status = os.fstat(file.fileno())
         if not status.st_nlink:

@@ -157,16 +157,19 @@ def test_damage_is_reported_in_one_line_and_moved_away(sound, tmp_path, caplog):
         (tmp_path / "checkpoints" / "2" / "meta.json").unlink()
 
 
-def test_a_run_without_an_intact_checkpoint_says_that_it_starts_again(sound, tmp_path, caplog):
+def test_a_run_that_has_lost_all_its_checkpoints_does_not_start_over(sound, tmp_path, caplog):
     shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
     for step in ("1", "2"):
         (tmp_path / "checkpoints" / step / "meta.json").write_text("{}")
-    assert Checkpoints(tmp_path).find("last") is None
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.find("last") is None
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0].endswith(": meta.json has changed")
-    assert lines[1].endswith(
-        ": meta.json has changed; no other is left, so the run starts again from the beginning"
-    )
+    assert len(lines) == 2
+    assert all(line.endswith(": meta.json has changed") for line in lines)
+    with pytest.raises(UserError, match=r"can be used, all are in .*/damaged_checkpoints: choose"):
+        checkpoints.check_left()
+    (tmp_path / "new").mkdir()
+    Checkpoints(tmp_path / "new").check_left()
 
 
 def test_a_damaged_best_does_not_stop_a_start(tmp_path):

@@ -38,10 +38,10 @@ def test_lines_that_an_earlier_start_wrote_later_are_deleted(tmp_path):
     write(tmp_path, 0, LINES, tensorboard=False)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train')
-    write(tmp_path, 2, [{"step": 3, "train_loss": 0.5}], tensorboard=False)
+    write(tmp_path, 2, [{"step": 3, "epoch": 1.5, "train_loss": 0.5}], tensorboard=False)
     assert history.read_lines(tmp_path / "metrics.jsonl") == [
         *LINES[:2],
-        {"step": 3, "train_loss": 0.5},
+        {"step": 3, "epoch": 1.5, "train_loss": 0.5},
     ]
     assert not (tmp_path / "tensorboard").exists()
 
