@@ -125,10 +125,9 @@ def get_config() -> ConfigDict:
     config.schedule.milestones = ()
     config.schedule.factor = 0.1
 
-    # Decay per step of the exponential moving average of weights and batch statistics. With it,
-    # the averages are evaluated. 0: off. In the first steps the decay is at most
-    # (1 + step) / (10 + step). Polyak and Juditsky, "Acceleration of Stochastic Approximation by
-    # Averaging", 1992.
+    # Decay per step of the exponential moving average of weights and batch statistics; with it, the
+    # averages are evaluated. 0: off. In the first steps the decay is at most (1 + step) / (10 +
+    # step). Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
     config.ema_decay = 0.0
 
     # Workdir of another run with whose weights this one starts ("": none). The head gets new

@@ -72,8 +72,8 @@ def make_train_step(
         if ema_decay:
             new = {"params": params, "batch_stats": batch_stats}
             # Otherwise the average of a short run would be mostly its initial weights.
-            count = state.step.astype(jnp.float32)
-            decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
+            number = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1 + number) / (10 + number))
             ema = optax.incremental_update(new, ema, 1 - decay)
         state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
         return state, metrics

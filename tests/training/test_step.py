@@ -85,12 +85,12 @@ def test_accumulated_parts_equal_the_whole_batch():
     np.testing.assert_allclose(to_sums(metrics)["loss"], to_sums(more)["loss"], rtol=1e-6)
 
 
-def test_moving_averages():
-    # In the first step the decay is 1 / 10.
-    state, new, _ = take_step(small_bn_net(), ema_decay=0.75)
+@pytest.mark.parametrize(("number", "decay"), [(0, 0.1), (5, 6 / 15), (26, 0.75), (90, 0.75)])
+def test_moving_averages(number, decay):
+    state, new, _ = take_step(small_bn_net(), number=number, ema_decay=0.75)
     for name in ("params", "batch_stats"):
         old, fresh = getattr(state, name), getattr(new, name)
-        expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, old, fresh)
+        expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, fresh)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, new.ema[name]
         )
