@@ -14,11 +14,13 @@ from configs import default
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted(ROOT.glob("docs/*.md"))
+PACKAGE = ROOT / "cifar_jax"
 MOST_README_LINES = 200
 FOLDERS = ("cifar_jax", "configs", "tests", "benchmarks", "results", "docs")
 # What a run writes, and what the reader of an example writes.
 NOT_HERE = {
-    *("config.json", "environment.json", "result.json", "lock.json", "meta.json"),
+    *("config_file.py", "starts.json", "config.json", "environment.json"),
+    *("result.json", "lock.json", "meta.json"),
     *(
         "predictions.json",
         "report.html",
@@ -89,3 +91,13 @@ def test_names_in_the_architecture_exist():
             found |= set(re.findall(r"[A-Za-z_]\w+", code))
     assert len(found) > 60
     assert not found - read_names("cifar_jax", "configs")
+    # "`name` in `file`", and the rows of tables: | `name` | `file` |.
+    pairs = re.findall(r"`(\w+)`(?: in |\n *in | \| )`([\w/]+\.py)`", text)
+    assert len(pairs) > 20
+    for name, file in pairs:
+        assert re.search(
+            rf"\b(def|class) {name}\b|^{name}\b", (PACKAGE / file).read_text(), re.M
+        ), (
+            name,
+            file,
+        )
