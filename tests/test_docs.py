@@ -19,15 +19,9 @@ MOST_README_LINES = 200
 FOLDERS = ("cifar_jax", "configs", "tests", "benchmarks", "results", "docs")
 # What a run writes, and what the reader of an example writes.
 NOT_HERE = {
-    *("config_file.py", "starts.json", "config.json", "environment.json"),
-    *("result.json", "lock.json", "meta.json"),
-    *(
-        "predictions.json",
-        "report.html",
-        "report/report.html",
-        "stripes.py",
-        "configs/two_layers.py",
-    ),
+    *("config.json", "config_file.py", "environment.json", "starts.json", "result.json"),
+    *("lock.json", "meta.json", "predictions.json", "report.html", "report/report.html"),
+    *("stripes.py", "configs/two_layers.py"),
 }
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
