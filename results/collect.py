@@ -163,7 +163,8 @@ def main(argv: Sequence[str]) -> int:
     path = options.folder / f"{options.name}.json"
     files.write_json(path, result)
     words = scores.format_summary([seed["test_accuracy"] for seed in result["seeds"]])
-    print(f"{path}: {result['num_seeds']} seeds, {words}")
+    count = result["num_seeds"]
+    print(f"{path}: {count} seed{'s' if count > 1 else ''}, {words}")
     return 0
 
 

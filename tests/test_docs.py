@@ -14,18 +14,14 @@ from configs import default
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted(ROOT.glob("docs/*.md"))
+PACKAGE = ROOT / "cifar_jax"
 MOST_README_LINES = 200
 FOLDERS = ("cifar_jax", "configs", "tests", "benchmarks", "results", "docs")
 # What a run writes, and what the reader of an example writes.
 NOT_HERE = {
-    *("config.json", "environment.json", "result.json", "lock.json", "meta.json"),
-    *(
-        "predictions.json",
-        "report.html",
-        "report/report.html",
-        "stripes.py",
-        "configs/two_layers.py",
-    ),
+    *("config.json", "config_file.py", "environment.json", "starts.json", "result.json"),
+    *("lock.json", "meta.json", "predictions.json", "report.html", "report/report.html"),
+    *("stripes.py", "configs/two_layers.py"),
 }
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -89,3 +85,13 @@ def test_names_in_the_architecture_exist():
             found |= set(re.findall(r"[A-Za-z_]\w+", code))
     assert len(found) > 60
     assert not found - read_names("cifar_jax", "configs")
+    # "`name` in `file`", and the rows of tables: | `name` | `file` |.
+    pairs = re.findall(r"`(\w+)`(?: in |\n *in | \| )`([\w/]+\.py)`", text)
+    assert len(pairs) > 20
+    for name, file in pairs:
+        assert re.search(
+            rf"\b(def|class) {name}\b|^{name}\b", (PACKAGE / file).read_text(), re.M
+        ), (
+            name,
+            file,
+        )
