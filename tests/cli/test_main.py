@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -199,14 +198,14 @@ def test_wrong_config_file_is_answered_by_one_line(here, text, part):
 
 
 def test_wrong_command_in_a_process_of_its_own_has_no_traceback(here):
-    started = time.monotonic()
-    code, out, err = program.run_apart(DIGITS, "--config.batch_size=0", "--config.dtype=int8")
+    # A backend that does not exist, so that starting JAX's devices would fail with another error.
+    wrong = ("--config.batch_size=0", "--config.dtype=int8")
+    code, out, err = program.run_apart(DIGITS, *wrong, environment={"JAX_PLATFORMS": "none"})
     assert (code, out) == (2, "")
     assert [line.split(" ")[:2] for line in err.splitlines()] == [
         ["error:", "batch_size"],
         ["error:", "dtype"],
     ]
-    assert time.monotonic() - started < 10 + 10  # 10 s, and as much again for a busy machine
     assert not (here / "runs").exists()
 
 
@@ -224,21 +223,18 @@ def test_help_and_a_refused_lock_import_no_jax(tmp_path):
             cwd=program.ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=program.SECONDS,
         )
 
     text = run("--help").stdout
     assert text.splitlines()[-1] == "0 []"
     assert "configs/simple_cnn.py" in text
     with workdir_lib.lock(tmp_path):
-        started = time.monotonic()
         refused = run(DIGITS, f"--workdir={tmp_path}")
-        seconds = time.monotonic() - started
     assert refused.stdout.splitlines() == ["2 []"]
     assert refused.stderr == (
         f"error: {tmp_path} is in use by process {os.getpid()} on {socket.gethostname()}\n"
     )
-    assert seconds < 2 + 2  # 2 s, and as much again for a busy machine
 
 
 def test_the_runs_folder_is_named_after_the_config(here):

@@ -16,7 +16,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.parallel import processes
 from tests import job, program
 from tests.loopback import unanswered_port
-from tests.test_checkpoint import rewrite
+from tests.runs.test_checkpoint import rewrite
 
 # With what depends on the whole batch (BatchNorm, mixup) and on each image's place (dropout, flip).
 FIELDS = {
@@ -47,9 +47,7 @@ def newest(workdir):
 
 
 def wait_for_step(workdir, step, processes):
-    until = time.monotonic() + job.SECONDS
     while newest(workdir) < step:
-        assert time.monotonic() < until
         assert all(process.poll() is None for process in processes)
         time.sleep(0.05)
 
@@ -126,8 +124,8 @@ def test_a_signal_to_one_process_saves_all_at_one_step(tmp_path, number):
     workdir, other = tmp_path / "two", tmp_path / "undisturbed"
     run_alone(4, flag, f"--workdir={other}")
     with job.started(2, 2, flag, f"--workdir={workdir}") as processes:
-        until = time.monotonic() + job.SECONDS
-        while not (workdir / "metrics.jsonl").exists() and time.monotonic() < until:
+        while not (workdir / "metrics.jsonl").exists():
+            assert all(process.poll() is None for process in processes)
             time.sleep(0.05)
         processes[number].send_signal(signal.SIGTERM)
         found = job.ends(processes)
@@ -150,9 +148,7 @@ def test_a_killed_process_ends_the_others_and_the_job_goes_on(tmp_path, number):
     with job.started(2, 2, flag, f"--workdir={workdir}") as processes:
         wait_for_step(workdir, 8, processes)
         os.kill(processes[number].pid, signal.SIGKILL)
-        begin = time.monotonic()
         found = job.ends(processes)
-        assert time.monotonic() - begin < processes.HEARTBEAT_TIMEOUT + 30
     code, _, err = found[1 - number]
     assert code != 0
     assert "error: another process of the job has ended" in err or "another task died" in err
@@ -217,12 +213,11 @@ def test_ctrl_c_ends_a_process_that_waits_for_the_others(tmp_path):
     arguments = (flag, f"--workdir={tmp_path / 'run'}", f"--coordinator={address}", *waiting)
     with program.start(*arguments) as process:
         host, port = address.split(":")
-        until = time.monotonic() + job.SECONDS
-        while time.monotonic() < until:
+        while process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection((host, int(port))):
                 break
             time.sleep(0.1)
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=program.SECONDS)
     assert (process.returncode, err) == (-signal.SIGINT, "")

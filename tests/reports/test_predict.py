@@ -114,7 +114,6 @@ def make_odd_files():
     return good, bad
 
 
-@pytest.mark.timeout(60)
 def test_odd_files_are_predicted_or_named_in_a_line(run, here):
     good, bad = make_odd_files()
     code, out, err = start(run, "--images", *good, *bad)
@@ -227,7 +226,11 @@ def test_missing_pictures_are_told_before_jax_is_imported(run):
         "print(code, sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", text], cwd=program.ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", text],
+        cwd=program.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=program.SECONDS,
     )
     assert done.stdout == "2 []\n"
 
