@@ -1,24 +1,81 @@
-"""Two virtual CPU devices and caches of the tests' own, before JAX starts."""
+"""The surroundings of the tests: two CPU devices, and caches apart from the user's.
+
+What XLA compiles is kept in the user's cache folder, for all workers, for the programs that tests
+start, and for the next run. Everything else that a run caches is in a folder that is deleted.
+"""
 
 import atexit
+import contextlib
+import hashlib
+import importlib.metadata
 import logging
 import os
 import shutil
 import signal
 import tempfile
+import time
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from cifar_jax import files
+from cifar_jax.parallel import cpu
+
+MOST_DAYS = 30
+
+
+def make_folder_of_programs(temporary):
+    """Returns the folder of compiled programs for this version of JAX and kind of processor."""
+    kind = hashlib.sha256(cpu.describe_processor().encode()).hexdigest()[:8]
+    name = f"tests-jax-{importlib.metadata.version('jaxlib')}-{kind}"
+    with contextlib.suppress(OSError):
+        folder = (files.cache_folder() or Path(temporary)) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():  # programs that are still in use are compiled again
+            if path.stat().st_mtime < time.time() - MOST_DAYS * 86_400:
+                path.unlink(missing_ok=True)
+        return str(folder)
+    return temporary
+
+
 _cache = tempfile.mkdtemp(prefix="cifar_jax-tests-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = make_folder_of_programs(_cache)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["XDG_CACHE_HOME"] = _cache
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+# Those of `devices.configure_jax`, so that a program is the same whether a test has called it or not.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_multi_thread_eigen=false "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=1000000",
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _programs_are_kept_whole():
+    """Keeps every compiled program; none is seen by another worker before it is written."""
+    import jax
+    from jax._src import lru_cache
+
+    def put(cache, key, value):
+        path = Path(cache.path) / f"{key}-cache"
+        if not path.exists():
+            temporary = path.with_name(f".{os.getpid()}-{hashlib.sha256(key.encode()).hexdigest()}")
+            temporary.write_bytes(value)
+            temporary.replace(path)
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    with mock.patch.object(lru_cache.LRUCache, "put", put):
+        yield
 
 
 @pytest.fixture(autouse=True)
-def _the_log_as_it_was():
-    """Takes back what `main.main` does to the package's logger."""
+def _the_log_is_restored():
+    """Undoes what `main.main` does to the package's logger."""
     log = logging.getLogger("cifar_jax")
     before = (log.handlers, log.propagate, log.level)
     yield
@@ -27,8 +84,8 @@ def _the_log_as_it_was():
 
 
 @pytest.fixture(autouse=True)
-def _the_signals_as_they_were():
-    """Takes back what a run that a signal has ended leaves."""
+def _the_signal_handlers_are_restored():
+    """Undoes what a run leaves that was ended by a signal."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.getsignal(number) for number in numbers}
     yield

@@ -8,15 +8,19 @@ from pathlib import Path
 from tests import program
 from tests.loopback import unanswered_port
 
-# The most that a job may take, on a busy machine.
-SECONDS = 240
-
 
 @contextlib.contextmanager
 def started(
     num_processes: int, devices_each: int, *arguments: str, folder: Path | None = None
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Starts `python main.py --distributed ARGUMENTS` that many times; yields the processes."""
+    """Starts `python main.py --distributed ARGUMENTS` in some processes and yields them.
+
+    Args:
+      num_processes: how many.
+      devices_each: CPU devices per process.
+      *arguments: of main.py.
+      folder: the current directory of the processes.
+    """
     port = unanswered_port()
     environment = {"JAX_NUM_CPU_DEVICES": str(devices_each), "XLA_FLAGS": ""}
     processes = [
@@ -40,10 +44,10 @@ def started(
 
 
 def ends(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Returns (exit code, stdout, stderr) of each, without what Gloo prints."""
+    """Returns (exit code, stdout, stderr) of each process, without the lines that Gloo prints."""
     found = []
     for process in processes:
-        out, err = process.communicate(timeout=SECONDS)
+        out, err = process.communicate(timeout=program.SECONDS)
         lines = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
         found.append((process.returncode, "\n".join(lines), err))
     return found

@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from cifar_jax.cli import flags, main
 
 ROOT = Path(__file__).parent.parent
+# The most that any process may take, on a machine that is busy with other work too.
+SECONDS = 300
 # A column of metrics.jsonl that the same run gives again, to the bit.
 EXACT = ("step", "epoch", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
 
@@ -47,7 +49,7 @@ def run_here(*arguments: str) -> tuple[int, str, str]:
 def start(
     *arguments: str, environment: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[str]:
-    """Starts `python main.py ARGUMENTS`; its output is to be had by `communicate`."""
+    """Starts `python main.py ARGUMENTS`; `communicate` returns its output."""
     return subprocess.Popen(
         [sys.executable, ROOT / "main.py", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
@@ -62,7 +64,7 @@ def start(
 def run_apart(*arguments: str, **options: Any) -> tuple[int, str, str]:
     """Returns (exit code, stdout, stderr) of `python main.py ARGUMENTS` in a process of its own."""
     with start(*arguments, **options) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=SECONDS)
     return process.returncode, out, err
 
 

@@ -79,7 +79,7 @@ class Command:
         self.pid: int | None = self._process.pid
 
     def wait(self) -> int:
-        return self._process.wait(timeout=120)
+        return self._process.wait(timeout=program.SECONDS)
 
     def err(self) -> str:
         return self._log.read_text()
@@ -108,10 +108,10 @@ class Forked:
         self.pid = self._process.pid
 
     def wait(self) -> int:
-        self._process.join(120)
+        self._process.join(program.SECONDS)
         if self._process.exitcode is None:
             self._process.kill()
-            raise TimeoutError("the program did not end within 120 s")
+            raise TimeoutError("the program did not end in time")
         return self._process.exitcode
 
     def code(self) -> int | None:

@@ -141,6 +141,10 @@ def test_exploring_and_comparing_import_no_jax(here):
     )
     environment = {**os.environ, "PYTHONPATH": str(program.ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", text], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", text],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=program.SECONDS,
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

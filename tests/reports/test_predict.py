@@ -227,7 +227,11 @@ def test_missing_pictures_are_reported_before_jax_is_imported(run):
         "print(code, sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", text], cwd=program.ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", text],
+        cwd=program.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=program.SECONDS,
     )
     assert done.stdout == "2 []\n"
 

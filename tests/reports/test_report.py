@@ -296,7 +296,7 @@ def look(page: Path, profile: Path, dark: bool) -> tuple[dict, list[str]]:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, **quiet) as browser:
         try:
-            return answers.get(timeout=60), asked
+            return answers.get(timeout=program.SECONDS), asked
         finally:
             browser.terminate()
             server.shutdown()

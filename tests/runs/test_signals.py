@@ -27,7 +27,6 @@ def run(program):
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=120,
     )
     return done.returncode, done.stdout
 
