@@ -207,16 +207,3 @@ def _owner(file: BinaryIO) -> dict[str, Any] | None:
         if isinstance(owner, dict) and {"host", "pid"} <= owner.keys():
             return owner
     return None
-
-
-def list_steps(workdir: Path) -> list[int]:
-    """Returns the steps that have a checkpoint, in ascending order.
-
-    Raises:
-      OSError: the folder exists but cannot be read.
-    """
-    try:
-        names = os.listdir(workdir / "checkpoints")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))

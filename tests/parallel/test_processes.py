@@ -128,8 +128,8 @@ def test_a_signal_to_one_process_saves_all_at_one_step(tmp_path, number):
         while not (workdir / "metrics.jsonl").exists():
             assert all(process.poll() is None for process in processes)
             time.sleep(0.05)
-        members[number].send_signal(signal.SIGTERM)
-        found = job.ends(members)
+        processes[number].send_signal(signal.SIGTERM)
+        found = job.ends(processes)
     assert [code for code, _, _ in found] == [143, 143]
     assert "SIGTERM: saving, then stopping" in found[number][2]
     step = newest(workdir)
