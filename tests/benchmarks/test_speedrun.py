@@ -3,7 +3,9 @@
 import json
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
+import numpy as np
 import pytest
 
 from benchmarks import collectives, racer, scaling, speedrun, workers
@@ -153,6 +155,26 @@ def test_wrong_flags_are_named_at_once(capsys, flags, words):
         speedrun.main([flags])
     assert stop.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_first_run_compiles_all_that_a_whole_run_needs_before_its_clock_starts(monkeypatch):
+    config = tiny.speedrun_config(data__validation_examples=0, num_steps=2)
+    config.optimizer.groups.stem_bias.num_epochs = 0.05  # one step
+    own = racer.Racer(config, datasets.load_dataset("digits"))
+    compiled = []
+
+    def compile_call(first_step, arguments):
+        compiled.append((first_step, clock.called))
+        return lambda *arguments: arguments[:2]
+
+    clock = mock.Mock(side_effect=[1.0, 3.0, 5.0, 6.0])
+    monkeypatch.setattr(own.programs, "compile", compile_call)
+    monkeypatch.setattr(own, "predict", lambda *_: np.zeros((360, 10)))
+    monkeypatch.setattr(racer.time, "perf_counter", clock)
+    assert own.run(0, 1)["seconds"] == 2.0
+    assert compiled == [(0, False), (1, False), (0, True)]
+    assert own.run(0)["seconds"] == 1.0
+    assert compiled[3:] == [(0, True), (1, True)]
 
 
 @pytest.mark.slow
