@@ -19,11 +19,13 @@ from flax import linen as nn
 
 from benchmarks.gpu_ahead import Instruction, read_computations
 from benchmarks.racer import Racer
+from cifar_jax.optim import build
 from cifar_jax.training import program as program_lib
+from cifar_jax.training import step as step_lib
 
 MOST_PROFILED = 10
 TURNS = 5
-# Of XLA: what is put into CUDA graphs, which the device starts at once. Loops would come on top.
+# Of XLA: what is put into CUDA graphs, which the device starts at once.
 _BUFFER = "xla_gpu_enable_command_buffer"
 _ALL_BUT_LOOPS = (
     "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONVOLUTION,DYNAMIC_SLICE_FUSION,CONDITIONAL"
@@ -33,31 +35,35 @@ _NO_BUFFERS: Any = {_BUFFER: ""}
 
 
 class Variant(NamedTuple):
-    """A way to compile the steps: with options of XLA, a length that it knows, its max pooling."""
+    """A way to compile the steps.
+
+    Attributes:
+      options: of XLA, for this program alone.
+      static: whether XLA knows the number of steps, as in a run on an accelerator.
+      last: whether parameters that are not trained to the end have no gradient any more.
+      pooling: whether max pooling's gradient is XLA's own.
+    """
 
     options: dict[str, Any] = {}  # noqa: RUF012  (never changed)
-    static: bool = False
+    static: bool = True
+    last: bool = True
     pooling: bool = False
 
 
 VARIANTS = {
-    "as it is": Variant(),
+    "as at the end of a run": Variant(),
+    "as at its beginning": Variant(last=False),
     "XLA's max pooling": Variant(pooling=True),
-    "static length": Variant(static=True),
+    "length not known": Variant(static=False),
     "no command buffers": Variant(_NO_BUFFERS),
     "command buffers with convolutions": Variant({_BUFFER: _ALL_BUT_LOOPS}),
     "the same, with loops": Variant({_BUFFER: f"{_ALL_BUT_LOOPS},WHILE"}),
-    "the same, static length": Variant({_BUFFER: f"{_ALL_BUT_LOOPS},WHILE"}, static=True),
     "latency hiding": Variant({"xla_gpu_enable_latency_hiding_scheduler": True}),
 }
 
 
 class Steps:
-    """The steps of a run from its start, ready to be compiled and called.
-
-    Attributes:
-      number: steps of one call.
-    """
+    """The steps of a run, ready to be compiled and called, `number` of them at once."""
 
     def __init__(self, racer: Racer):
         """Lays state and images on the devices; compiles what makes the state."""
@@ -70,21 +76,16 @@ class Steps:
 
     def lower(self, variant: Variant) -> jax.stages.Lowered:
         """Returns the program of a variant, not compiled yet."""
-        racer, number = self._racer, self.number
+        racer, dataset, durations = self._racer, self._racer.dataset, self._racer.durations
+        optimizer = build.create_optimizer(racer.config, durations)
+        parts = (racer.model, optimizer, racer.config, dataset.mean, dataset.std)
+        first_step = durations.total - 1 if variant.last else 0
         # A new function each time: of an equal one JAX would find the trace, with other pooling.
-        program: Any = program_lib.compile_train(
-            lambda *batch: racer.step(*batch), racer.mesh, resident=True
-        )
-        if variant.static:
-            run = program.__wrapped__
-            program = jax.jit(
-                lambda state, sums, data, indices, _, key: run(
-                    state, sums, data, indices, number, key
-                ),
-                donate_argnums=0,
-            )
+        step = step_lib.make_train_step(*parts, durations.steps_per_epoch, first_step)
+        length = self.number if variant.static else None
+        program = program_lib.compile_train(step, racer.mesh, resident=True, length=length)
         with jax.set_mesh(racer.mesh), _pooling(racer) if variant.pooling else nullcontext():
-            return program.lower(*self._start, *self._inputs, number, self._key)
+            return program.lower(*self._start, *self._inputs, self.number, self._key)
 
     def start(self, compiled: jax.stages.Compiled) -> Callable[[int], float]:
         """Returns the function from a number of steps to the seconds that they take.
@@ -115,18 +116,17 @@ def _pooling(racer: Racer) -> Iterator[None]:
 
 
 def profile(racer: Racer, folder: Path) -> dict[str, Any]:
-    """Returns what ten steps spend their time in, kernel by kernel, and their time unprofiled.
+    """Returns what ten steps at the end of a run spend their time in, kernel by kernel.
 
-    The trace stays in the folder, for other programs to show.
+    "ms_a_step" is without profiling. The trace stays in the folder, for other programs to show.
     """
     steps = Steps(racer)
     number = min(MOST_PROFILED, steps.number)
-    lowered = steps.lower(Variant())
-    plain = steps.start(lowered.compile())
+    plain = steps.start(steps.lower(Variant()).compile())
     plain(steps.number)
     seconds = [plain(steps.number) / steps.number for _ in range(TURNS)]
-    on_gpu = jax.default_backend() == "gpu"
-    compiled = lowered.compile(compiler_options=_NO_BUFFERS if on_gpu else None)
+    unbuffered = _NO_BUFFERS if jax.default_backend() == "gpu" else None
+    compiled = steps.lower(Variant(static=False)).compile(compiler_options=unbuffered)
     traced = steps.start(compiled)
     traced(number)
     options = jax.profiler.ProfileOptions()
@@ -137,8 +137,8 @@ def profile(racer: Racer, folder: Path) -> dict[str, Any]:
     finally:
         jax.profiler.stop_trace()
     path = max(folder.glob("**/*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
-    events = read_trace(json.loads(gzip.decompress(path.read_bytes())))
-    row = summarize(events, compiled.as_text() or "", number)
+    trace = json.loads(gzip.decompress(path.read_bytes()))
+    row = summarize(read_trace(trace), compiled.as_text() or "", number)
     return {"ms_a_step": 1e3 * statistics.median(seconds), "num_steps": number} | row
 
 

@@ -121,7 +121,7 @@ def test_a_profile_names_the_operation_of_each_kernel():
 
 
 def test_the_parts_work_at_a_small_scale_and_are_not_done_twice(tmp_path, monkeypatch, capsys):
-    few = {name: gpu_steps.VARIANTS[name] for name in ("as it is", "XLA's max pooling")}
+    few = {name: gpu_steps.VARIANTS[name] for name in ("length not known", "XLA's max pooling")}
     monkeypatch.setattr(gpu_steps, "VARIANTS", few)
     path = tmp_path / "found.json"
     command = ["--quick", f"--output={path}", "--config=simple_cnn"]
@@ -175,12 +175,24 @@ def test_variants_are_other_programs_and_xlas_pooling_is_put_back():
             gpu_steps.Variant(),
             gpu_steps.Variant(pooling=True),
             gpu_steps.Variant(),
-            gpu_steps.Variant(static=True),
+            gpu_steps.Variant(static=False),
         )
     ]
     assert texts[0] == texts[2]
-    assert "select_and_scatter" in texts[1]
     assert len(set(texts)) == 3
+    assert "select_and_scatter" in texts[1]
+    assert "select_and_scatter" not in texts[0]
+
+
+def test_the_variants_of_the_speedrun_leave_out_the_gradient_that_has_ended():
+    steps = gpu_steps.Steps(
+        gpu.Racer(speedrun.shrink(gpu.load_config("speedrun")), gpu.random_dataset(quick=True))
+    )
+    first, last = (
+        steps.lower(gpu_steps.Variant(last=last)).as_text().count("convolution(")
+        for last in (False, True)
+    )
+    assert last < first
 
 
 @pytest.mark.slow
