@@ -119,7 +119,7 @@ def seeds(result: dict[str, Any]) -> str:
 
 def speedrun(result: dict[str, Any]) -> str:
     """Accuracy and time of runs by the rules of the speed records; images per second."""
-    rows = []
+    rows, matrix_rate = [], result.get("matrix_rate")
     for name, row in result["runs"].items():
         for words, each in ((f"`{name}`", row["seeds"]), ("the record in PyTorch", row["rival"])):
             if not each:
@@ -131,8 +131,9 @@ def speedrun(result: dict[str, Any]) -> str:
                 accuracy += f" ± {std:.2%} ({interval[0]:.2%} to {interval[1]:.2%})"
             cells = [words, f"{row['epochs']:g}", str(len(each)), accuracy, f"{seconds:.2f} s"]
             own = each is row["seeds"]
-            share = row["flops"] / seconds / result["matrix_rate"]
-            cells += [f"{row['flops'] / 1e15:.2f}", f"{share:.0%}"] if own else ["", ""]
+            share = row["flops"] / seconds / matrix_rate if matrix_rate else None
+            share_text = "" if share is None else f"{share:.0%}"
+            cells += [f"{row['flops'] / 1e15:.2f}", share_text] if own else ["", ""]
             compiled = row.get("compile_seconds") if own else None
             cells.append("" if compiled is None else f"{compiled:.1f} s")
             rows.append(cells)
@@ -141,9 +142,12 @@ def speedrun(result: dict[str, Any]) -> str:
     text += (
         "\nAccuracy: mean, standard deviation and 95 % interval of the mean, with test-time "
         "augmentation. Seconds: the median run, evaluation included, without reading the data and "
-        "compiling. The matrix rate is that of large matrix products on this device, "
-        f"{result['matrix_rate'] / 1e12:.3g} TFLOP/s.\n"
+        "compiling."
     )
+    if matrix_rate:
+        rate_text = f"{matrix_rate / 1e12:.3g} TFLOP/s"
+        text += f" The matrix rate is that of large matrix products on this device, {rate_text}."
+    text += "\n"
     for name, row in result.get("commands", {}).items():
         text += (
             f"\nThe whole command with `{name}`, nothing compiled before: "
