@@ -193,7 +193,7 @@ def test_the_result_has_every_seed_and_their_spread(together, capsys):
     pooled = evaluate.evaluate_model(together)
     out = capsys.readouterr().out
     for row in result["seeds"]:
-        assert f"{row['test_accuracy']:.2%}  {row['num_correct']:>5}" in out
+        assert f"{row['test_accuracy']:.2%}  {row['num_correct']:>7}" in out
         one = evaluate.evaluate_model(together, seed=row["seed"])
         assert (one.accuracy, one.loss) == (row["test_accuracy"], row["test_loss"])
     assert pooled.accuracy == pytest.approx(mean)

@@ -105,7 +105,7 @@ def test_unfinished_runs(here):
     write_run(here / "b", finished=False)
     (here / "b" / "metrics.jsonl").unlink()
     code, out, err = start("--workdirs=a,b")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "line 4 of a/metrics.jsonl is incomplete and skipped\n")
     cells = {row.split("  ")[0]: row.split()[-2:] for row in out.splitlines()}
     assert cells["epochs"] == ["3", "-"]
     assert cells["eval loss"] == ["1.0000", "-"]
@@ -130,7 +130,6 @@ def test_each_workdir_that_cannot_be_used_is_named(here):
         ("empty", "", "", "empty/config.json does not exist"),
         ("config", "config.json", "{", "config/config.json is damaged"),
         ("result", "result.json", "[]", "result/result.json is damaged"),
-        ("metrics", "metrics.jsonl", '{"step": 1}\n{"step": 2}\n', "metrics.jsonl is damaged"),
     ):
         if file:
             write_run(here / name)

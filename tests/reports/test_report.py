@@ -21,7 +21,6 @@ from PIL import Image
 
 from cifar_jax import files
 from cifar_jax.config import stored
-from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate, trained
 from cifar_jax.models import registry
 from cifar_jax.reports import page, plots, report
@@ -206,10 +205,12 @@ def test_the_most_confident_mistakes_come_first(tmp_path, monkeypatch):
     assert titles[-1] == ["a #3", "a #0", "a #5", "a #2"]
 
 
-def test_a_log_without_epochs_is_named(tmp_path, monkeypatch):
+def test_a_line_of_the_log_without_an_epoch_is_reported_and_skipped(tmp_path, monkeypatch, caplog):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: a line has no epoch"):
-        made_up(tmp_path, monkeypatch, ("a", "b"), np.eye(2, dtype=np.float32), np.array([0, 1]))
+    made_up(tmp_path, monkeypatch, ("a", "b"), np.eye(2, dtype=np.float32), np.array([0, 1]))
+    (message,) = caplog.messages
+    assert message == f"line 1 of {tmp_path / 'metrics.jsonl'} is incomplete and skipped"
+    assert not CURVES & {path.stem for path in (tmp_path / "report").glob("*.png")}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"command": 5}'])
