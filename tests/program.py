@@ -47,12 +47,23 @@ def run_here(*arguments: str) -> tuple[int, str, str]:
 
 
 def start(
-    *arguments: str, environment: Mapping[str, str] | None = None, **options: Any
+    *arguments: str, environment: Mapping[str, str | None] | None = None, **options: Any
 ) -> subprocess.Popen[str]:
-    """Starts `python main.py ARGUMENTS`; `communicate` returns its output."""
+    """Starts `python main.py ARGUMENTS`; `communicate` returns its output.
+
+    Args:
+      *arguments: of main.py.
+      environment: changes of the environment; None removes a variable.
+      **options: of `subprocess.Popen`.
+    """
+    variables: dict[str, str | None] = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        **(environment or {}),
+    }
     return subprocess.Popen(
         [sys.executable, ROOT / "main.py", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        env={name: value for name, value in variables.items() if value is not None},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -185,6 +185,7 @@ def make_mesh(*_):
 
     print("before the backend:", os.environ["XLA_FLAGS"])
     print(jax.jit(lambda x: x + 1)(1))
+    print(jax.config.jax_compilation_cache_dir)
     sys.exit(0)
 
 with mock.patch.object(devices, "make_mesh", make_mesh):
@@ -195,15 +196,18 @@ with mock.patch.object(devices, "make_mesh", make_mesh):
 def test_the_deterministic_setting_reaches_xla_which_knows_it(tmp_path):
     """A flag that XLA does not know would end the process when the backend starts."""
     flag = program.write_config(tmp_path / "short.py", num_steps=1, deterministic=True)
+    variables = {**os.environ, "XLA_FLAGS": "--xla_dump_max_hlo_modules=1"}
+    variables |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_COMPILATION_CACHE_DIR": None}
     done = subprocess.run(
         [sys.executable, "-c", DETERMINISTIC, flag, f"--workdir={tmp_path / 'run'}"],
-        env=os.environ | {"XLA_FLAGS": "--xla_dump_max_hlo_modules=1"},
+        env={name: value for name, value in variables.items() if value is not None},
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    words, result = done.stdout.splitlines()
+    words, result, cache = done.stdout.splitlines()
+    assert cache.startswith(f"{tmp_path / 'cache' / 'cifar_jax' / 'xla-'}")
     assert result == "2"
     assert words.startswith("before the backend: --xla_dump_max_hlo_modules=1 ")
     assert " --xla_cpu_collective_call_terminate_timeout_seconds=" in words

@@ -221,7 +221,7 @@ def test_a_save_that_fails_for_another_reason_asks_to_fix_it(undisturbed, monkey
 @pytest.mark.slow
 def test_a_truncated_cache_of_compiled_programs(undisturbed, tmp_path):
     workdir, flag = undisturbed
-    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_COMPILATION_CACHE_DIR": None}
     arguments = (flag, "--config.num_steps=12")
     program.run_apart(*arguments, f"--workdir={tmp_path / 'a'}", environment=cache)
     entries = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
