@@ -265,7 +265,7 @@ def test_another_number_of_classes_gets_a_new_head(finished):
     lengths = durations.resolve_durations(config, 320)
     create = loop.start.make_init(config, lengths, model, run.image_shape)
     fresh = jax.jit(create)(jax.random.key(5))
-    state = loop.start.transplant(finished, fresh)
+    state = loop.start.transplant(finished, fresh, (*"abcdefg",))
     # What evaluation used, averages and batch statistics, is both the start and its averages.
     expected = run.variables["params"] | {"head": fresh.params["head"]}
     expected = {"params": expected, "batch_stats": run.variables["batch_stats"]}
@@ -274,7 +274,8 @@ def test_another_number_of_classes_gets_a_new_head(finished):
     jax.tree.map(np.testing.assert_array_equal, started, expected)
     assert np.abs(state.batch_stats["BatchNorm_0"]["mean"]).max() > 0
     with pytest.raises(UserError, match="another model"):
-        loop.start.transplant(finished, dataclasses.replace(fresh, params={"head": {}}))
+        other = dataclasses.replace(fresh, params={"head": {}})
+        loop.start.transplant(finished, other, (*"abcdefg",))
 
 
 def test_a_loaded_model_averages_the_views_of_its_config(finished):
