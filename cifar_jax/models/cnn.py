@@ -18,11 +18,6 @@ def halve(x):
     return max_pool(x, (2, 2), strides=(2, 2))
 
 
-def halve_relu(x):
-    """ReLU and max pooling, in the cheaper order: ReLU then has a quarter of the elements."""
-    return relu(halve(x))
-
-
 def flatten_features(x):
     """Reshapes [batch, ...] to [batch, features]."""
     return x.reshape(len(x), -1)
@@ -45,7 +40,7 @@ class SimpleCNN(nn.Module):
     def __call__(self, images, train: bool = False):
         """Returns logits [batch, num_classes] of images [batch, height, width, channels]."""
         x = relu(Conv3x3(32, dtype=self.dtype)(images))
-        x = halve_relu(Conv3x3(32, dtype=self.dtype)(x))
+        x = halve(relu(Conv3x3(32, dtype=self.dtype)(x)))
         x = flatten_features(x)
         x = relu(HeDense(512, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
@@ -87,7 +82,7 @@ class BNCNN(nn.Module):
         dropout = functools.partial(nn.Dropout, deterministic=not train)
         x = images
         for features in self.conv_features:
-            x = halve_relu(Conv3x3(features, dtype=self.dtype)(x))
+            x = halve(relu(Conv3x3(features, dtype=self.dtype)(x)))
             x = norm()(dropout(self.dropout_rate)(x))
         x = flatten_features(x)
         for features in self.dense_features:
@@ -151,7 +146,7 @@ class LeNet(nn.Module):
         x = images
         for features in (6, 16):
             conv = Conv(features, (5, 5), padding="VALID", kernel_init=he_normal, dtype=self.dtype)
-            x = halve_relu(conv(x))
+            x = halve(relu(conv(x)))
         x = flatten_features(x)
         for features in (120, 84):
             x = relu(HeDense(features, dtype=self.dtype)(x))

@@ -273,8 +273,8 @@ def test_another_number_of_classes_gets_a_new_head(finished):
     started = {"params": state.params, "batch_stats": state.batch_stats}
     jax.tree.map(np.testing.assert_array_equal, started, expected)
     assert np.abs(state.batch_stats["BatchNorm_0"]["mean"]).max() > 0
+    other = dataclasses.replace(fresh, params={"head": {}})
     with pytest.raises(UserError, match="another model"):
-        other = dataclasses.replace(fresh, params={"head": {}})
         loop.start.transplant(finished, other, (*"abcdefg",))
 
 
