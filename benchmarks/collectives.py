@@ -157,7 +157,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
     parser.add_argument("--devices", type=int, default=8, help="virtual CPU devices (8)")
-    parser.add_argument("--topology", help="of a TPU, such as v5e:2x4, in place of CPU devices")
+    parser.add_argument("--topology", help="of a TPU, such as v5e:2x4, instead of CPU devices")
     parser.add_argument("--batch-size", type=int, default=64, help="images per step (64)")
     options = parser.parse_args(argv)
     try:

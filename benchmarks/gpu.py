@@ -10,7 +10,7 @@ Each part is kept when it is done: in results/bench_gpu.json with `--write`, in 
 * profile: ten steps, kernel by kernel, with the operation that each comes from;
 * variants: other ways to compile the steps, in turns;
 * throughput: images per second in training, of six nets in bfloat16;
-* deterministic: whether two runs, each compiled anew, and a resumed one have the same bits.
+* deterministic: whether two runs, each compiled separately, and a resumed one have the same bits.
 
 A part takes under a minute once XLA has tuned the convolutions. `--quick` is for trying it out.
 """
@@ -171,7 +171,7 @@ def deterministic(options: Any, results: speedrun.Results, folder: Path) -> Iter
         ]
         command = [sys.executable, "main.py", f"--config=configs/{file}.py{colon}{argument}"]
         command += [f"--workdir={folder / workdir}", *(f"--config.{field}" for field in fields)]
-        # Compiled anew, which may not choose other kernels.
+        # Compiled again, which must not choose other kernels.
         env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=pipe, stderr=pipe)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.operations --torch-python=TORCH/bin/python [--write]
 
-On one core, with 64 float32 images: this project and PyTorch take turns. Beside their times stands
-the time that the multiplications of the direct method would take at the core's rate for matrix
-products (the faster of the two). Winograd's method needs fewer multiplications.
+On one core, with 64 float32 images: this project and PyTorch take turns. The table also has the
+time that the multiplications of the direct method would take at the core's rate for matrix products
+(the faster of the two). Winograd's method needs fewer multiplications.
 """
 
 import argparse

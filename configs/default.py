@@ -130,8 +130,8 @@ def get_config() -> ConfigDict:
     # step). Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
     config.ema_decay = 0.0
 
-    # Workdir of another run with whose weights this one starts ("": none). The head gets new
-    # weights if the number of classes differs.
+    # Workdir of another run with whose weights this one starts ("": none). The layer "head" gets
+    # new weights unless the classes are the same, by name and order.
     config.init_from = ""
 
     # Evaluation during training, in addition to the one at the end. 0: only at the end.

@@ -153,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("name", help="the result goes to results/NAME.json")
     parser.add_argument("workdirs", nargs="+", type=Path)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="in place of results/")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="instead of results/")
     options = parser.parse_args(argv)
     try:
         result = collect(options.name, options.workdirs)

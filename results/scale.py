@@ -49,8 +49,9 @@ def scaling(result: dict[str, Any]) -> str:
         )
         text += (
             "\nStrong: one batch, shared by the devices; weak: one batch per device. This is the "
-            "speed of the tests' small network, whose steps take milliseconds: with so little to "
-            "compute on two cores, an exchange costs more time than a second device saves.\n"
+            "speed of a small network (`benchmarks/small.py`), whose steps take milliseconds: with "
+            "so little to compute on two cores, an exchange costs more time than a second device "
+            "saves.\n"
         )
     if rows := result.get("model"):
         header = ["model of", "machine", "computation", "exchange", "efficiency", "least batch"]

@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--check", action="store_true", help="only compare, write nothing")
     parser.add_argument("--root", type=Path, default=FOLDER.parent, help="the pages' checkout")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="in place of results")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="instead of results")
     options = parser.parse_args(argv)
     outdated = 0
     for page in find_pages(options.root):

@@ -3,7 +3,7 @@
     git clone https://github.com/KellerJordan/cifar10-airbench
 
 Its arguments are the script and the folder with the images (`benchmarks.speedrun` writes them).
-The script is run as it stands: its own net, compilation, loop and clock.
+The script is run unchanged: its own net, compilation, loop and clock.
 """
 
 import os

@@ -34,8 +34,8 @@ def prepare(name: str, model: str, num_seeds: int = 1, at_once: bool = False) ->
 def prepare_calls(model: str, steps_per_call: int) -> None:
     """Compiles three runs of the same seed, which have made no step yet.
 
-    "scan" makes as many steps a call as it is told, "calls" some at most, "steps" has no loop on
-    the device: a compiled step is called for each.
+    "scan" makes all requested steps in one call, "calls" at most `steps_per_call` in each, "steps"
+    has no loop on the device: a compiled step is called for each.
     """
     for name in ("scan", "calls", "steps"):
         config = ours.make_config(model, BATCH_SIZE)
@@ -43,7 +43,7 @@ def prepare_calls(model: str, steps_per_call: int) -> None:
     STEPS["scan"] = RUNS["scan"].train
     STEPS["calls"] = lambda number: RUNS["calls"].train(number, steps_per_call)
     STEPS["steps"] = step_by_step(RUNS["steps"])
-    # Compiles; then all begin anew.
+    # Compiles; then all start again.
     for name in ("scan", "calls", "steps"):
         before = jax.tree.map(np.array, RUNS[name].state)
         STEPS[name](1)

@@ -1,7 +1,7 @@
 """The worker of this project: its own models, state, feed and programs, as `main.py` trains.
 
-As many CPU devices as it is told, else as `devices.configure_jax` chooses; the images resident as
-uint8, the steps in one compiled loop; no augmentation.
+It uses the requested number of CPU devices, or the number that `devices.configure_jax` chooses. The
+images are resident as uint8, the steps in one compiled loop; no augmentation.
 """
 
 import sys

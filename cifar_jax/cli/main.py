@@ -119,7 +119,7 @@ def _explore() -> int:
     if FLAGS["config"].present:
         for name in ("dataset", "seed"):
             if FLAGS[name].present:
-                raise UserError(f"--{name} beside --config: leave one of them out")
+                raise UserError(f"--{name} cannot be combined with --config: leave one out")
         _check_config()
         data, seed = FLAGS.config.data, FLAGS.config.seed
         place = FLAGS.data_dir or data.data_dir

@@ -95,7 +95,8 @@ def predict_split(
     images, labels = dataset.splits[split]
     if images.shape[1:] != first.image_shape:
         raise UserError(
-            f"{name} has images of {images.shape[1:]}, the model takes {first.image_shape}"
+            f"{name} has images of {images.shape[1:]}, the model takes {first.image_shape}: choose "
+            "a set with images of that shape"
         )
     for model in models:
         logits = model.predict_logits(images, batch_size or settings["eval_batch_size"])

@@ -138,7 +138,10 @@ def load_seeds(
                     raise
                 # A run that is still training deleted the checkpoint while it was being read.
         else:
-            raise UserError(f"{workdir} deletes its checkpoints faster than they can be read")
+            raise UserError(
+                f"{workdir} deletes its checkpoints faster than they can be read: try again, or "
+                "save less often (checkpoint.every_epochs)"
+            )
     finally:
         checkpoints.close()
     known = [trained.seed for trained in every]

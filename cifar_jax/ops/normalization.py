@@ -26,7 +26,7 @@ def normalize_batch(
     """Normalises each channel over all other axes (Ioffe and Szegedy, 2015).
 
     Everything is computed in float32 at least. The gradient (reverse mode only) keeps `x` and
-    `shortcut`, or the result in place of the latter, and computes the rest anew.
+    `shortcut`, or the result instead of it, and computes the rest again.
 
     Args:
       x: [..., channels].
@@ -50,7 +50,7 @@ def _normalize(activation, dtype, x, scale, bias, epsilon, shortcut):
 
 
 def _forward(activation, dtype, x, scale, bias, epsilon, shortcut):
-    shortcut = _anew(shortcut)
+    shortcut = _recompute(shortcut)
     count = x.size // x.shape[-1]
     wide = x.astype(_wide(x))
     total, squares = _sum_both(wide, wide * wide)
@@ -76,9 +76,9 @@ def _scale(x, statistics, shortcut=None):
 
 def _backward(activation, dtype, saved, gradients):
     del dtype
-    gradient, (x, statistics, clue, kind) = gradients[0], _anew(saved)
+    gradient, (x, statistics, clue, kind) = gradients[0], _recompute(saved)
     if activation is relu and kind is not None:
-        # The masked gradient is that of the shortcut: it is written down once.
+        # The masked gradient is that of the shortcut: it is stored once.
         gradient, activation = jnp.where(clue > 0, gradient, 0), None
 
     def enter(gradient, x):
@@ -96,9 +96,9 @@ def _backward(activation, dtype, saved, gradients):
     factor = scale * inverse
     slope = -factor * inverse * for_scale / count
     offset = -factor * for_bias / count - slope * mean
-    # Anew once more: to read the input and the gradient twice costs less than to write what was
-    # computed of them, and to read that.
-    gradient, x, slope, offset = _anew((gradient, x, slope, offset))
+    # Recomputed once more: reading the input and the gradient twice costs less than writing and
+    # reading what was computed from them.
+    gradient, x, slope, offset = _recompute((gradient, x, slope, offset))
     inner = enter(gradient, x)
     for_x = inner * factor + (x.astype(inner.dtype) * slope + offset)
     for_shortcut = None if kind is None else inner.astype(kind.dtype)
@@ -111,7 +111,7 @@ _normalize.defvjp(_forward, _backward)
 def _sum_both(one, other):
     """The sums of each channel of two arrays; on an accelerator they are one reduction.
 
-    As two, XLA writes down what both are computed of, unless that is very cheap.
+    With two reductions, XLA stores what both are computed from, unless that is very cheap.
     """
     axes, zero = tuple(range(one.ndim - 1)), jnp.zeros((), one.dtype)
 
@@ -127,10 +127,10 @@ def _sum_both(one, other):
     return lax.platform_dependent(one, other, cpu=separate, default=reduce)
 
 
-def _anew(tree: Any) -> Any:
-    """Returns the arrays unchanged; what an accelerator computes of them it computes anew.
+def _recompute(tree: Any) -> Any:
+    """Returns the arrays unchanged, but makes an accelerator recompute what depends on them.
 
-    Else XLA finds that it has computed it before, and keeps it in memory.
+    Otherwise XLA finds that it has computed it before, and keeps it in memory.
     """
     return lax.platform_dependent(tree, cpu=lambda tree: tree, default=lax.optimization_barrier)
 

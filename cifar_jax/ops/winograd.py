@@ -2,7 +2,7 @@
 
 Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks": the image is cut into
 overlapping tiles, tiles and kernel are transformed, and the convolution becomes one matrix product
-for each place of a transformed tile. F(4x4, 3x3) needs 2.25 products per pixel in place of 9.
+for each place of a transformed tile. F(4x4, 3x3) needs 2.25 products per pixel instead of 9.
 """
 
 import functools

@@ -71,7 +71,7 @@ def host_memory() -> int:
 
 
 def describe_processor() -> str:
-    """Returns the processor's model and instruction sets, by which kinds are told apart."""
+    """Returns the processor's model and instruction sets, which distinguish kinds of processors."""
     fields = ("model name", "flags", "Features", "CPU ")  # the last two are ARM's
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -2,7 +2,7 @@
 
 The owner of the lease renews it while it runs. If it has not been renewed for `STALE_SECONDS`, its
 owner is taken for dead, on whichever host it ran, and the lease is taken over. An owner that was
-only paused, or cut off from the disk, checks before each write whether it still holds the lease.
+paused, or cut off from the disk, checks before each write whether it still holds the lease.
 Imports no JAX.
 """
 
@@ -104,8 +104,7 @@ def check_lease(workdir: Path) -> None:
     """
     if workdir.resolve() in _held and not _is_held(workdir):
         raise UserError(
-            f"{workdir} was taken over by another process while this one was paused: this one "
-            "stops without writing",
+            f"{workdir} was taken over by another process: this one stops without writing",
             exit_code=1,
         )
 

@@ -1,4 +1,4 @@
-"""The training loop: restore, step, log, evaluate, save."""
+"""The training loop: restore, step, evaluate, log, save."""
 
 import contextlib
 import time

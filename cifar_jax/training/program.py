@@ -46,7 +46,7 @@ def compile_train(
       num_seeds: the number of seeds that the program trains.
       at_once: whether a device trains its seeds at once, as in `seeds.map_seeds`.
       length: if given, every call makes this many steps, whatever `num_steps` says: a GPU then gets
-        all of them at once, where otherwise the host asks after each step whether to go on.
+        all of them at once, where otherwise the host decides after each step whether to continue.
     """
 
     def run(state, metrics, data, indices, num_steps, key):

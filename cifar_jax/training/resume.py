@@ -88,7 +88,7 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
 
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:
-    """Returns what a run's data are told from others by, as JSON values."""
+    """Returns what identifies a run's data, as JSON values."""
     train = dataset.splits["train"]
     labels = np.ascontiguousarray(train.labels, np.int32)
     return {
@@ -116,7 +116,9 @@ def find_saved(
         foreign = stored.conflicts(theirs, stored.to_json(config)) if theirs else ["no config"]
         if not foreign and _is_progress(meta.get("progress"), step):
             break
-        words = f"it is of another run: {foreign[0]}" if foreign else "its progress cannot be read"
+        words = "its progress cannot be read"
+        if foreign:
+            words = f"it belongs to another run: {foreign[0]}"
         checkpoints.set_aside(step, words)
     else:
         checkpoints.check_left()

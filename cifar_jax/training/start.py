@@ -85,7 +85,9 @@ def transplant(workdir: Path, state: TrainState, class_names: Sequence[str]) -> 
         if tuple(class_names) != other.class_names:
             source["params"]["head"] = head
     if shapes(new) != shapes(source):
-        raise UserError(f"init_from {workdir} holds another model than this run's")
+        raise UserError(
+            f"init_from {workdir} holds another model than this run's: choose a run of this model"
+        )
     # Copies, so that donating this state does not delete the other model's arrays.
     source = jax.tree.map(jax.numpy.copy, source)
     ema = jax.tree.map(jax.numpy.copy, source) if state.ema else {}

@@ -209,7 +209,7 @@ def main(run, model):
 """
 
 
-def test_the_records_script_runs_as_it_stands(tmp_path):
+def test_the_records_script_runs_unchanged(tmp_path):
     pytest.importorskip("torch")
     (tmp_path / "record.py").write_text(RECORD)
     speedrun.write_images(tmp_path, speedrun.random_dataset(64))

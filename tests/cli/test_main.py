@@ -92,7 +92,7 @@ WRONG = [
     (("--mode=predict", "--workdir=x", "--output="), ("--output is empty",)),
     (("--mode=explore", "--dataset=cifar11"), ("unknown dataset 'cifar11'",)),
     (("--mode=explore", "--workdir=x"), ("does not take --workdir, which",)),
-    (("--mode=explore", DIGITS, "--dataset=mnist"), ("--dataset beside --config",)),
+    (("--mode=explore", DIGITS, "--dataset=mnist"), ("--dataset cannot be combined",)),
     (("--mode=explore", DIGITS, "--config.seed=-1"), ("seed is -1",)),
     (("--mode=explore", "--dataset=digits", "--seed=-1"), ("seed",)),
     (("--mode=compare",), ("--workdirs is missing",)),

@@ -192,7 +192,7 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = {
         "empty.png": b"",
-        "text.png": b"Dear reader, this is no picture.",
+        "text.png": b"Dear reader, this is not a picture.",
         "magic.png": b"\x89PNG\r\n\x1a\n",
         "script.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         "svg.jpg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",

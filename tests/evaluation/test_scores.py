@@ -63,7 +63,7 @@ def test_every_image_once_for_batch_sizes_and_devices():
     assert done.stdout.splitlines() == wanted
 
 
-def test_images_on_the_devices_are_not_brought_there_anew(monkeypatch):
+def test_images_on_the_devices_are_not_copied_again(monkeypatch):
     laid, mesh = [], devices.make_mesh()
     images = np.zeros((10, 2, 1, 1), np.uint8)
 

@@ -106,7 +106,7 @@ def test_a_checkpoint_of_another_run_is_not_continued(run, tmp_path, caplog):
     (tmp_path / "other" / "checkpoints" / "10").rename(run / "checkpoints" / "10")
     assert train(run, num_epochs=2.0) == 0
     (line,) = [line for line in caplog.messages if "moved" in line]
-    assert line.endswith("it is of another run: seed was 3 and is now 0")
+    assert line.endswith("it belongs to another run: seed was 3 and is now 0")
     assert cifar_jax.load(run).step == 10
     train(tmp_path / "whole", num_epochs=2.0)
     assert program.difference(run, tmp_path / "whole") == ""
