@@ -33,11 +33,13 @@ class Racer:
 
     def __init__(self, config: Any, dataset: datasets.Dataset):
         """Prepares the parts; compiles nothing yet."""
+        config = config.copy_and_resolve_references()
+        config.num_seeds = 1
         check.check_config(config)
         self.config, self.dataset = config, dataset
         train = dataset.splits["train"]
         self.durations = durations_lib.resolve_durations(config, len(train.labels))
-        self.mesh = devices.make_mesh(config.batch_size)
+        self.mesh = devices.make_mesh(config.batch_size // config.optimizer.accumulation_steps)
         self.model = registry.create_model(config, len(dataset.class_names))
         optimizer = build.create_optimizer(config, self.durations)
         mean, std = dataset.mean, dataset.std

@@ -85,9 +85,11 @@ def _the_log_is_restored():
 
 @pytest.fixture(autouse=True)
 def _the_signal_handlers_are_restored():
-    """Undoes what a run leaves that was ended by a signal."""
+    """Undoes what a run leaves that was ended by a signal; SIGINT is not ignored."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.getsignal(number) for number in numbers}
+    if before[signal.SIGINT] == signal.SIG_IGN:  # as in the background of a shell script
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

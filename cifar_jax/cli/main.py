@@ -8,8 +8,9 @@
   python main.py --mode=predict --workdir=runs/simple_cnn --images photos/*.jpg
   python main.py --mode=compare --workdirs=runs/simple_cnn,runs/resnet_20
 
-Exit codes: 0 done, 1 the run had to stop or a picture could not be read, 2 wrong input, 130 saved
-after Ctrl-C, 143 saved after SIGTERM (the same command resumes).
+Exit codes: 0 done, 1 the run had to stop or a picture could not be read, 2 wrong input; saved, and
+the same command resumes: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 138 after SIGUSR1,
+140 after SIGUSR2.
 """
 
 import contextlib
@@ -65,7 +66,8 @@ def _train_and_report(config: ConfigDict, workdir: Path, signals: Signals) -> in
     result = processes.run_on_first(lambda: resume.find_result(config, workdir))
     if result:
         accuracy = f"test accuracy {result['test_accuracy']:.2%}"
-        print(f"{workdir} is finished: step {result['step']}, {accuracy}; nothing was changed")
+        if processes.is_first():
+            print(f"{workdir} is finished: step {result['step']}, {accuracy}; nothing was changed")
     else:
         code = loop.train_model(config, workdir, signals, _read_config_file())
         if code:

@@ -52,10 +52,12 @@ def combine_rules(
     if not optimizer.groups:
         return optax.chain(*([clipping] if clipping else []), *rule)
     rules = {groups.REST: optax.chain(*rule)}
-    for name, group in groups.resolve_groups(optimizer).items():
+    resolved = groups.resolve_groups(optimizer)
+    for name, group in resolved.items():
         rules[name] = optax.chain(*_create_rule(group, (group_schedules or {})[name]))
     patterns = {name: group.params for name, group in optimizer.groups.items()}
-    frozen_groups = {name for name, group in optimizer.groups.items() if group.name == "frozen"}
+    resolved[groups.REST] = optimizer
+    frozen_groups = {name for name, group in resolved.items() if group.name == "frozen"}
 
     def label(tree: Any) -> Any:
         return groups.label(tree, patterns)
@@ -63,9 +65,14 @@ def combine_rules(
     def is_trained(tree: Any) -> Any:
         return jax.tree.map(lambda name: name not in frozen_groups, label(tree))
 
-    # The gradients of frozen parameters do not count: they would shrink the others' updates.
-    clip = [optax.masked(clipping, is_trained)] if clipping else []
-    return optax.chain(*clip, optax.partition(rules, label))
+    if clipping and frozen_groups:
+        # The gradients of frozen parameters do not count: they would shrink the others' updates.
+        masked = optax.masked(clipping, is_trained)
+        # Without a state, as in earlier versions, whose checkpoints are read.
+        clipping = optax.stateless(
+            lambda updates, params: masked.update(updates, masked.init(updates), params)[0]
+        )
+    return optax.chain(*([clipping] if clipping else []), optax.partition(rules, label))
 
 
 def _create_rule(options: ConfigDict, schedule: Schedule) -> list[optax.GradientTransformation]:

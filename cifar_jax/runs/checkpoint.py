@@ -64,6 +64,7 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         storage.quiet_orbax()
         if writable:
+            workdir_lib.check_lease(self.folder.parent)
             self.folder.mkdir(exist_ok=True)
             self._clear()
             for step in self.steps():
@@ -178,7 +179,10 @@ class Checkpoints:
             # Not `_clear`: another process may have taken the folder over and be saving.
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        steps = self.steps()
+        with contextlib.suppress(OSError, UserError):  # not deleted now, then after the next save
+            self._delete_old(self.steps())
+
+    def _delete_old(self, steps: list[int]) -> None:
         for old in set(steps[:-2]) - {self._best(steps)}:
             # Renamed first: if the process ends here, no half of a checkpoint is left.
             doomed = (self.folder / str(old)).rename(self.folder / f"{_DELETING}{old}")
@@ -193,18 +197,16 @@ class Checkpoints:
     def is_best(self, accuracy: float) -> bool:
         """Whether an accuracy on the validation split is higher than that of every checkpoint."""
         self.wait()
-        return all(accuracy > scored for scored, _ in self._scored(self.steps()))
+        try:
+            return all(accuracy > scored for scored, _ in self._scored(self.steps()))
+        except UserError:  # they cannot be read now: rather one checkpoint too many
+            return True
 
     def _best(self, steps: list[int]) -> int | None:
         return max(self._scored(steps), default=(0, None))[1]
 
     def _scored(self, steps: list[int]) -> list[tuple[float, int]]:
-        scored = []
-        for step in steps:
-            # It may have no metrics, or have been damaged since.
-            with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
-                scored.append((float(self.meta(step)["metrics"]["eval_accuracy"]), step))
-        return scored
+        return manifest.read_scores({step: self.folder / str(step) / _META for step in steps})
 
     def _is_intact(self, step: int) -> bool:
         """Checks a checkpoint; warns of a damaged one, and moves it away if writable."""
@@ -219,6 +221,7 @@ class Checkpoints:
 
     def set_aside(self, step: int, reason: str) -> None:
         """Moves a checkpoint that cannot be used to WORKDIR/damaged_checkpoints, with a warning."""
+        workdir_lib.check_lease(self.folder.parent)
         folder = self.folder / str(step)
         (aside := self.folder.with_name(_ASIDE)).mkdir(exist_ok=True)
         target = next(p for n in range(10**6) if not (p := aside / f"{step}-{n}").exists())

@@ -54,6 +54,7 @@ class Logs:
         self._curves: Curves | None = None
         self._step = step
         if active:
+            workdir_lib.check_lease(workdir)
             history.rewind(self._path, step)
 
     def say(self, text: str) -> None:

@@ -7,6 +7,8 @@ damage. Imports no JAX.
 import hashlib
 import json
 import os
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from cifar_jax import files
@@ -78,18 +80,43 @@ def find_damage(folder: Path) -> str:
     return ""
 
 
+def read_scores(paths: Mapping[int, Path]) -> list[tuple[float, int]]:
+    """Returns the accuracies on the validation split, and their steps, from meta files by step.
+
+    A file without one, or that is damaged or was deleted, is passed over.
+
+    Raises:
+      UserError: a file is there, but cannot be read now.
+    """
+    scores = []
+    for step, path in paths.items():
+        try:
+            scores.append((float(json.loads(path.read_bytes())["metrics"]["eval_accuracy"]), step))
+        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
+            continue
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})", 1) from error
+    return scores
+
+
 def _paths(folder: Path) -> tuple[dict[str, Path], list[Path]]:
     """Returns everything except the manifest, by name; and the folders, `folder` first."""
     found: dict[str, Path] = {}
     folders = [folder]
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir() and not path.is_symlink():
-            folders.append(path)
-        elif path != folder / _MANIFEST or not _is_plain(path):
-            found[path.relative_to(folder).as_posix()] = path
+
+    def fail(error: OSError) -> None:
+        # Without this, `os.walk` passes over a folder that cannot be read now.
+        raise error
+
+    for root, inner, names in os.walk(folder, onerror=fail):
+        for path in (Path(root, name) for name in sorted([*inner, *names])):
+            if stat.S_ISDIR(path.lstat().st_mode):
+                folders.append(path)
+            elif path != folder / _MANIFEST or not _is_plain(path):
+                found[path.relative_to(folder).as_posix()] = path
     return found, folders
 
 
 def _is_plain(path: Path) -> bool:
     """Whether it is a plain file, not a link nor a pipe, which could block its reader forever."""
-    return path.is_file() and not path.is_symlink()
+    return stat.S_ISREG(path.lstat().st_mode)

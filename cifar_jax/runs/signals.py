@@ -51,7 +51,8 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             # Python's own handler would print a traceback while the interpreter shuts down.
-            signal.signal(number, handler if self.received is None else signal.SIG_DFL)
+            keep = self.received is None and handler is not None  # None: it was not set by Python
+            signal.signal(number, handler if keep else signal.SIG_DFL)
         signal.set_wakeup_fd(self._old_writing)
         os.close(self._writing)
         self._thread.join()

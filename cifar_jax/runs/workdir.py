@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -112,9 +113,9 @@ def check_lease(workdir: Path) -> None:
 def _is_held(workdir: Path) -> bool:
     try:
         owner = json.loads((workdir / _LEASE).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # another process is about to write it
         return False
-    except (OSError, ValueError):  # a disk that does not answer now; a file about to be written
+    except OSError:  # a disk that does not answer now
         return True
     return isinstance(owner, dict) and owner.get("token") == _held[workdir.resolve()]
 
@@ -137,16 +138,23 @@ def _claim(workdir: Path) -> BinaryIO | None:
         except BlockingIOError:
             held = True
         owner = _owner(file)
-        if held:
+        elsewhere = owner is not None and owner["host"] != here
+        if held and not elsewhere:
             _refuse(workdir, owner or {"host": here, "pid": "(just starting)"})
-        if owner and owner["host"] != here:
+        if owner is not None and elsewhere:
             _wait_until_stale(workdir, file, owner)
-        if os.fstat(file.fileno()).st_nlink == 0:
+            if held and os.fstat(file.fileno()).st_nlink:
+                # A network file system keeps the lock of a host that has gone.
+                path.unlink(missing_ok=True)
+        if os.fstat(file.fileno()).st_nlink == 0 or held:
             return None
         token = uuid.uuid4().hex
         file.truncate(0)
         file.write(json.dumps({"host": here, "pid": os.getpid(), "token": token}).encode())
         _held[workdir.resolve()] = token
+        if not _is_held(workdir):  # another host was faster, where locks do not reach hosts
+            del _held[workdir.resolve()]
+            return None
         stack.pop_all()
         return file
 
@@ -157,8 +165,9 @@ def _wait_until_stale(workdir: Path, file: BinaryIO, owner: dict[str, Any]) -> N
     Raises:
       UserError: the owner renewed it in the meantime.
     """
-    renewed, warned = os.fstat(file.fileno()).st_mtime, False
-    while (left := STALE_SECONDS - (_now(workdir) - renewed)) > 0:
+    renewed, warned, begun = os.fstat(file.fileno()).st_mtime, False, time.monotonic()
+    # Not longer than this, even if the lease is from the future: a clock may have been set back.
+    while (left := STALE_SECONDS - max(_now(workdir) - renewed, time.monotonic() - begun)) > 0:
         if not warned:
             _log.warning(
                 "%s was in use on %s %.0f s ago: waiting up to %.0f s for a sign of that process "
@@ -187,12 +196,9 @@ def _refuse(workdir: Path, owner: dict[str, Any]) -> NoReturn:
 
 def _now(folder: Path) -> float:
     """Returns the time by the clock of the file system that a folder is on, in seconds."""
-    probe = folder / f".clock-{os.getpid()}"
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        os.utime(probe.fileno())
+        return os.fstat(probe.fileno()).st_mtime
 
 
 def _open_no_link(path: str, flags: int) -> int:

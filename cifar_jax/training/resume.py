@@ -1,6 +1,7 @@
 """What a workdir says of the run so far: whether it may be resumed, and from where."""
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from cifar_jax.config.durations import Durations
 from cifar_jax.data.datasets import Dataset
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import trained
+from cifar_jax.parallel import devices
 from cifar_jax.runs import provenance
 from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
 
 STARTS, CONFIG_FILE = "starts.json", "config_file.py"
+
+_log = logging.getLogger(__name__)
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -27,7 +31,8 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
       UserError: a field differs that may not, there is no run in `init_from`, or a folder is where
         a file is to be written.
     """
-    for name in (workdir_lib.CONFIG, workdir_lib.METRICS, workdir_lib.RESULT, STARTS):
+    names = (workdir_lib.CONFIG, workdir_lib.METRICS, workdir_lib.RESULT, workdir_lib.ENVIRONMENT)
+    for name in (*names, STARTS, CONFIG_FILE):
         if (workdir / name).is_dir():
             raise UserError(f"{workdir / name} is a folder, where the run writes a file: move it")
     if workdir_lib.list_steps(workdir):
@@ -53,10 +58,12 @@ def find_result(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     if not steps or not path.exists():
         return None
     result, new = files.read_json(path), stored.to_json(config)
-    old = files.read_json(workdir / workdir_lib.CONFIG)
-    lengths = ("num_epochs", "num_steps")
-    same = [old.get(name) for name in lengths] == [new[name] for name in lengths]
-    return result if same and result.get("step") == steps[-1] else None
+    old = result.get("config")
+    if not isinstance(old, dict):  # of an earlier version
+        old = files.read_json(workdir / workdir_lib.CONFIG)
+    same = all(old.get(name) == new[name] for name in ("num_epochs", "num_steps"))
+    known = isinstance(result.get("test_accuracy"), (int, float))
+    return result if same and known and result.get("step") == steps[-1] else None
 
 
 def record_start(config: ConfigDict, workdir: Path, step: int, config_text: str | None) -> None:
@@ -73,18 +80,29 @@ def record_start(config: ConfigDict, workdir: Path, step: int, config_text: str 
     if config_text is not None:
         files.write_text(workdir / CONFIG_FILE, config_text)
     environment = provenance.environment()
-    starts = [*read_starts(workdir), {"step": step, **environment}]
+    start = {"step": step, "devices": devices.describe_devices(), **environment}
+    starts = [*read_starts(workdir), start]
     files.write_json(workdir / STARTS, {"starts": starts})
     files.write_json(workdir / workdir_lib.ENVIRONMENT, environment)
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """Returns every start of a run so far: its first step, commit, command, hardware, versions."""
+    """Returns every start of a run so far: its first step, commit, command, hardware, versions.
+
+    A damaged list is passed over with a warning: it does not decide whether a run goes on.
+    """
     path = workdir / STARTS
-    starts = files.read_json(path).get("starts") if path.exists() else []
-    if not isinstance(starts, list):
-        raise UserError(f"{path} is damaged: it holds no list of starts")
-    return starts
+    if not path.exists():
+        return []
+    try:
+        starts = files.read_json(path)["starts"]
+        if isinstance(starts, list) and all(isinstance(start, dict) for start in starts):
+            return starts
+        words = "it holds no list of starts"
+    except (UserError, KeyError) as error:
+        words = str(error)
+    _log.warning("%s is damaged (%s): the list of starts begins anew", path, words)
+    return []
 
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:

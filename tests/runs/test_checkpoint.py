@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what counts as damage, how other models and formats are reported."""
 
+import errno
 import gc
 import json
 import os
@@ -56,6 +57,30 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     checkpoints.close()
     assert checkpoints.steps() == [7, 8]
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["7", "8"]
+
+
+def test_a_disk_that_does_not_answer_does_not_cost_the_best(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    for step, accuracy in ((1, 0.9), (2, 0.1), (3, 0.2)):
+        checkpoints.save(step, damages.small_state(step), {}, {"eval_accuracy": accuracy})
+    checkpoints.wait()
+    original = Path.read_bytes
+
+    def read_bytes(path):
+        if path.match("checkpoints/1/meta.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_bytes)
+        assert checkpoints.is_best(0.5)
+        checkpoints.save(4, damages.small_state(4), {}, {"eval_accuracy": 0.3})
+        checkpoints.wait()
+        assert (checkpoints.failure, checkpoints.steps()) == ("", [1, 2, 3, 4])
+    assert not checkpoints.is_best(0.5)
+    checkpoints.save(5, damages.small_state(5), {}, {"eval_accuracy": 0.3})
+    checkpoints.close()
+    assert (checkpoints.find("best"), checkpoints.steps()) == (1, [1, 4, 5])
 
 
 def test_nothing_saved_nothing_found(tmp_path):

@@ -1,5 +1,6 @@
 """The lease on a workdir: an owner that has gone, on any host, and one that was only paused."""
 
+import fcntl
 import json
 import os
 import signal
@@ -40,6 +41,29 @@ def test_an_old_lease_of_a_dead_host_is_taken_over_at_once(tmp_path, caplog):
     (line,) = caplog.messages
     assert all(x in line for x in ("taking over", "process 7 on elsewhere", "for 3 s"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_outlives_its_host_is_no_obstacle(tmp_path):
+    path = write_lease(tmp_path)
+    with path.open("a+b") as file:  # as a server of network files keeps it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with workdir_lib.lock(tmp_path):
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_from_the_future_is_not_waited_for_longer(tmp_path):
+    write_lease(tmp_path, age=-3600.0)
+    begun = time.monotonic()
+    with workdir_lib.lock(tmp_path):
+        assert time.monotonic() - begun < 30
+
+
+def test_a_lease_that_holds_something_else_is_lost(tmp_path):
+    with workdir_lib.lock(tmp_path):
+        (tmp_path / "lock.json").write_text("{}{}")  # two hosts wrote at once
+        with pytest.raises(UserError, match="was taken over"):
+            workdir_lib.check_lease(tmp_path)
 
 
 def test_a_young_lease_is_waited_for(tmp_path, caplog):

@@ -172,12 +172,37 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, monkeypatch):
     assert left == files
 
 
+def test_a_longer_run_that_died_at_its_start_is_not_finished(tmp_path):
+    config = tiny.config(num_epochs=1.0, schedule__name="constant")
+    assert train(tmp_path / "run", num_epochs=1.0, schedule__name="constant") == 0
+    result = resume.find_result(config, tmp_path / "run")
+    assert result is not None
+    config.num_epochs = 2.0
+    resume.record_start(config, tmp_path / "run", 5, None)
+    assert resume.find_result(config, tmp_path / "run") is None
+    config.num_epochs = 1.0
+    del result["test_accuracy"]
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    assert resume.find_result(config, tmp_path / "run") is None
+
+
+def test_a_damaged_list_of_starts_does_not_stop_a_run(run, caplog):
+    for content in ("{", '{"starts": 3}', '{"starts": [3]}', "{}"):
+        (run / "starts.json").write_text(content)
+        caplog.clear()
+        assert resume.read_starts(run) == []
+        (line,) = caplog.messages
+        assert "starts.json is damaged" in line
+    assert train(run, num_epochs=2.0) == 0
+    assert [one["step"] for one in resume.read_starts(run)] == [5]
+
+
 def test_every_start_is_listed_with_its_steps(run):
     train(run, num_epochs=2.0)
     starts = json.loads((run / "result.json").read_text())["starts"]
     assert [one["step"] for one in starts] == [0, 5]
     assert starts == resume.read_starts(run)
-    assert {"commit", "command", "processor", "versions"} <= starts[0].keys()
+    assert {"commit", "command", "processor", "devices", "versions"} <= starts[0].keys()
 
 
 def test_the_text_of_the_config_file_is_kept(tmp_path):
@@ -261,17 +286,22 @@ def test_the_average_of_a_short_run_follows_the_weights():
     np.testing.assert_allclose(state.ema["params"]["head"]["bias"], expected, rtol=1e-5)
 
 
-def test_frozen_parameters_do_not_shrink_the_others_updates():
-    config = tiny.config(optimizer__name="sgd", optimizer__clip_norm=1.0)
+@pytest.mark.parametrize(
+    ("name", "group", "pattern"), [("sgd", "frozen", "a"), ("frozen", "sgd", "b")]
+)
+def test_frozen_parameters_do_not_shrink_the_others_updates(name, group, pattern):
+    config = tiny.config(optimizer__name=name, optimizer__clip_norm=1.0)
     from configs import default
 
     with config.unlocked():
-        config.optimizer.groups.still = default.get_group("a")
-    config.optimizer.groups.still.name = "frozen"
-    optimizer = build.combine_rules(config.optimizer, lambda step: 1.0, {"still": lambda step: 1.0})
+        config.optimizer.groups.one = default.get_group(pattern)
+    config.optimizer.groups.one.name = group
+    optimizer = build.combine_rules(config.optimizer, lambda step: 1.0, {"one": lambda step: 1.0})
     params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
     gradient = {"a": jnp.array([300.0, 400.0]), "b": jnp.array([0.6, 0.0])}
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(gradient, state, params)
+    assert state[0] == optax.EmptyState()  # as in the checkpoints of earlier versions
     np.testing.assert_allclose(updates["b"], [-0.6, 0.0], rtol=1e-6)
     np.testing.assert_allclose(updates["a"], [0.0, 0.0])
 
