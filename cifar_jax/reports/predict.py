@@ -131,6 +131,7 @@ def _write(
 ) -> None:
     """Writes predictions.csv, predictions.json and predictions.png."""
     from cifar_jax.reports import plots  # imported late, because it imports matplotlib
+    from cifar_jax.reports.style import save_figure
 
     rows: list[list[object]] = [["picture", "prediction", "probability", *names]]
     entries = []
@@ -149,4 +150,4 @@ def _write(
     files.write_json(output / "predictions.json", {**facts, "pictures": entries})
     titles = short_names(paths)[: len(drawn)]
     figure = plots.plot_predictions(drawn, probabilities, names, titles=titles)
-    plots.save_figure(figure, output / "predictions.png")
+    save_figure(figure, output / "predictions.png")
