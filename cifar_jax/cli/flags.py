@@ -13,7 +13,10 @@ MODE_FLAGS = {
     "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size", "seed"),
     "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size", "seed"),
     "explore": ("config", "dataset", "data_dir", "seed", "output"),
-    "predict": ("workdir", "images", "checkpoint", "resize", "batch_size", "seed", "output"),
+    "predict": (
+        *("workdir", "images", "checkpoint", "resize", "batch_size", "seed", "output"),
+        *("background", "invert"),
+    ),
     "compare": ("workdirs", "output"),
 }
 # Modes that take arguments without a flag: a shell expands `--images photos/*` to one value of the
@@ -82,4 +85,8 @@ flags.DEFINE_integer(
     "with --distributed: the number of this process, from 0, if JAX cannot find it",
     lower_bound=0,
 )
+flags.DEFINE_string(
+    "background", "white", "predict: the colour behind transparent parts, a name or #RRGGBB"
+)
+flags.DEFINE_bool("invert", False, "predict: swap dark and light")
 flags.DEFINE_string("output", None, "explore, predict, compare: the folder to write to")

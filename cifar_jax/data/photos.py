@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 from cifar_jax.errors import UserError
 from cifar_jax.text import printable
@@ -72,23 +72,47 @@ def _formats() -> list[str]:
     return [name for name in Image.OPEN if name not in _NOT_READ]
 
 
-def read_picture(path: str) -> Image.Image:
-    """Returns a picture, upright, in Pillow's 8-bit mode "L" (if it is grey) or "RGB".
+def read_picture(
+    path: str, channels: int = 3, background: str = "white", invert: bool = False
+) -> Image.Image:
+    """Returns a picture, upright, in Pillow's 8-bit mode "L" (if it is grey), "RGB" or "RGBA".
 
-    Of an animation it is the first frame. Transparent parts become white. 16-bit values are scaled
-    to 8 bits. Real numbers are scaled from 0 to 1, 255 or 65535: the smallest of these that is not
-    below the largest value.
+    Of an animation it is the first frame. Numbers of more than 8 bits are scaled from the range
+    that they were stored for: the smallest of 255, 4095 and 65535 that is not below the largest of
+    them; real numbers also from 1.
+
+    Args:
+      path: the file.
+      channels: with 4, transparency is kept, as a fourth channel.
+      background: the colour behind transparent parts, in any of Pillow's forms.
+      invert: whether to swap dark and light.
 
     Raises:
       UserError: the file cannot be read, is not a picture, is damaged, or has too many pixels.
     """
     try:
-        return _load(path)
+        image = _load(path, channels, background)
+        return _invert(image) if invert else image
     except UserError as error:
         raise UserError(f"{printable(path)} {error}", error.exit_code) from error
 
 
-def _load(path: str) -> Image.Image:
+def check_background(background: str) -> None:
+    """Raises UserError if a text is not a colour."""
+    try:
+        ImageColor.getrgb(background)
+    except ValueError as error:
+        raise UserError(f"--background: {error}; give a name or #RRGGBB") from error
+
+
+def _invert(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return ImageOps.invert(image)
+    *colours, alpha = image.split()
+    return Image.merge("RGBA", [*map(ImageOps.invert, colours), alpha])
+
+
+def _load(path: str, channels: int, background: str) -> Image.Image:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -97,13 +121,13 @@ def _load(path: str) -> Image.Image:
             raise UserError("is empty")
         with Path(path).open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of faults that it can work around
-            return _decode(file)
+            return _decode(file, channels, background)
     except OSError as error:
         words = "is a broken link" if os.path.islink(path) else "cannot be read"
         raise UserError(f"{words} ({error.strerror})") from error
 
 
-def _decode(file: BinaryIO) -> Image.Image:
+def _decode(file: BinaryIO, channels: int, background: str) -> Image.Image:
     try:
         image = Image.open(file, formats=_formats())
         pixels = image.width * image.height
@@ -119,7 +143,7 @@ def _decode(file: BinaryIO) -> Image.Image:
         raise UserError("has no pixels")
     try:
         image.load()
-        return _to_8_bits(_turn_upright(image))
+        return _to_8_bits(_turn_upright(image), channels, background)
     except Exception as error:  # or for damaged pixels
         raise UserError(f"is damaged ({_reason(error)})") from error
 
@@ -137,18 +161,20 @@ def _turn_upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image, channels: int, background: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         # In place: each copy of the largest pictures takes half a gigabyte.
         values = np.array(image, np.float32)
         np.nan_to_num(values, copy=False, posinf=0, neginf=0)
         largest = values.max()
-        whites = (1, 255, 65535) if image.mode == "F" else (65535,)
+        whites = (1, 255, 4095, 65535)[0 if image.mode == "F" else 1 :]
         white = next((white for white in whites if largest <= white), largest)
         np.clip(np.divide(values, white, out=values), 0, 1, out=values)
         return Image.fromarray(np.rint(np.multiply(values, 255, out=values)).astype(np.uint8))
     if image.has_transparency_data:
-        ground = Image.new("RGBA", image.size, "white")
+        if channels == 4:
+            return image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, background)
         return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 

@@ -89,12 +89,13 @@ def compare_runs(workdirs: Sequence[Path], output: Path) -> None:
     with files.output_folder(output):
         files.write_csv(output / "comparison.csv", rows)
         from cifar_jax.reports import plots  # imported late, because it imports matplotlib
+        from cifar_jax.reports.style import save_figure
 
         labels = [shorten_middle(name, 30) for name in names]
         if len(set(labels)) < len(labels):
             labels = names
         histories = dict(zip(labels, (record.history for record in records), strict=True))
-        plots.save_figure(plots.plot_curves(histories), output / "comparison.png")
+        save_figure(plots.plot_curves(histories), output / "comparison.png")
     print(format_table(rows, right=range(1, len(rows[0]))))
     print(f"comparison.csv and comparison.png are in {printable(str(output))}")
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from sklearn import metrics
 
-from cifar_jax.reports.plots import colour_of, new_figure, styled
+from cifar_jax.reports.style import colour_of, new_figure, styled
 from cifar_jax.text import shorten_middle
 
 _HEIGHT = 4.7  # inches, of every picture here: they appear side by side

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from cifar_jax import files
 from cifar_jax.data import datasets
 from cifar_jax.data.sampling import random_order
-from cifar_jax.reports import plots
+from cifar_jax.reports.style import colour_of, new_canvas, new_figure, save_figure, styled
 from cifar_jax.text import format_table, printable, shorten_middle
 
 IMAGES_PER_CLASS = 10
@@ -61,7 +61,7 @@ def explore_dataset(
             "counts": {split: count.tolist() for split, count in counts.items()},
         }
         files.write_json(output / "data.json", described)
-        plots.save_figure(plot_counts(dataset.class_names, counts), output / "counts.png")
+        save_figure(plot_counts(dataset.class_names, counts), output / "counts.png")
         pictures = _draw_classes(dataset, output, seed)
     print(f"{', '.join(pictures)}, counts.png and data.json are in {printable(str(output))}")
 
@@ -100,7 +100,7 @@ def _draw_classes(dataset: datasets.Dataset, output: Path, seed: int) -> list[st
         part = slice(start, start + CLASSES_PER_PICTURE)
         images = [split.images[indices] for indices in chosen[part]]
         names.append(f"images_{number}.png" if len(starts) > 1 else "images.png")
-        plots.save_figure(plot_classes(images, dataset.class_names[part]), output / names[-1])
+        save_figure(plot_classes(images, dataset.class_names[part]), output / names[-1])
     return names
 
 
@@ -111,7 +111,7 @@ def choose(labels: np.ndarray, num_classes: int, seed: int) -> list[np.ndarray]:
     return [order[shuffled == c][:IMAGES_PER_CLASS] for c in range(num_classes)]
 
 
-@plots.styled
+@styled
 def plot_classes(images: Sequence[np.ndarray], class_names: Sequence[str]) -> Figure:
     """Draws a row of images for each class, with its name to the left.
 
@@ -124,7 +124,7 @@ def plot_classes(images: Sequence[np.ndarray], class_names: Sequence[str]) -> Fi
     row, side = height / width, 0.42  # an image's height in units of its width; its width in inches
     label = 0.2 + 0.075 * max(len(shorten_middle(name, 20)) for name in class_names)
     size = (label + count * side * (1 + gap), 0.1 + len(images) * side * (row + gap))
-    figure, axes = plots.new_canvas(*size)
+    figure, axes = new_canvas(*size)
     for number, (name, shown) in enumerate(zip(class_names, images, strict=True)):
         top = number * (row + gap)
         axes.text(-0.15, top + row / 2, shorten_middle(name, 20), ha="right", va="center")
@@ -137,15 +137,15 @@ def plot_classes(images: Sequence[np.ndarray], class_names: Sequence[str]) -> Fi
     return figure
 
 
-@plots.styled
+@styled
 def plot_counts(class_names: Sequence[str], counts: Mapping[str, np.ndarray]) -> Figure:
     """Draws for each class a bar of its number of images, divided into splits."""
-    figure = plots.new_figure(0.9 + 0.19 * len(class_names))
+    figure = new_figure(0.9 + 0.19 * len(class_names))
     axes = figure.add_subplot()
     left = np.zeros(len(class_names))
     places = np.arange(len(class_names))
     for number, (split, count) in enumerate(counts.items()):
-        colour = plots.colour_of(number)
+        colour = colour_of(number)
         axes.barh(places, count, left=left, height=0.7, label=f"{split} {count.sum():,}", fc=colour)
         left = left + count
     axes.set_yticks(places, [shorten_middle(name, 20) for name in class_names])

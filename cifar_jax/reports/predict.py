@@ -1,11 +1,13 @@
 """`--mode=predict`: classifies pictures from files with a trained model."""
 
+import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from cifar_jax import files
 from cifar_jax.data import photos
@@ -16,6 +18,8 @@ from cifar_jax.text import format_table, printable, short_names, shorten_middle
 # The grid shows the first pictures only, up to this number.
 MOST_DRAWN = 60
 _DRAWN_SIDE = 192  # pixels of a picture's longer side in the grid
+# How many standard deviations of the training pixels a picture's mean must be off for a hint.
+_FAR = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +32,8 @@ def predict_pictures(
     resize: str = "crop",
     batch_size: int | None = None,
     seed: int | None = None,
+    background: str = "white",
+    invert: bool = False,
 ) -> int:
     """Classifies pictures; prints a table and writes predictions.csv, .json and .png.
 
@@ -42,6 +48,8 @@ def predict_pictures(
       resize: "crop" or "squeeze", as for `photos.fit`.
       batch_size: pictures per step; None: the run's own.
       seed: one of several seeds that were trained together; None: the first.
+      background: the colour behind transparent parts, as for `photos.read_picture`.
+      invert: whether to swap dark and light.
 
     Returns:
       The exit code: 0, or 1 if some of the files could not be read.
@@ -49,6 +57,7 @@ def predict_pictures(
     Raises:
       UserError: there is no picture or no model, or the folder cannot be written.
     """
+    photos.check_background(background)
     files.read_json(workdir / CONFIG)
     paths, failures = photos.find_pictures(given)
     if not paths:
@@ -62,7 +71,10 @@ def predict_pictures(
 
         own_size = trained.configure_for_run(workdir)["eval_batch_size"]
         model = trained.load(workdir, checkpoint, seed)
-        pictures, drawn = _read(paths, model.image_shape, resize, failures)
+        read = functools.partial(
+            photos.read_picture, channels=model.image_shape[2], background=background, invert=invert
+        )
+        pictures, drawn = _read(paths, read, model.image_shape, resize, failures)
         if not pictures:
             raise UserError("no picture could be read", exit_code=1)
         images = np.stack(list(pictures.values()))
@@ -76,11 +88,17 @@ def predict_pictures(
     print(f"{words}; predictions.csv, .json and .png are in {printable(str(output))}")
     if len(paths) > MOST_DRAWN:
         print(f"predictions.png shows the first {MOST_DRAWN}")
+    if hint := _compare_brightness(images, model.mean, model.std):
+        print(hint)
     return 1 if failures else 0
 
 
 def _read(
-    paths: Sequence[str], shape: Sequence[int], resize: str, failures: list[str]
+    paths: Sequence[str],
+    read: Callable[[str], Image.Image],
+    shape: Sequence[int],
+    resize: str,
+    failures: list[str],
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Returns the images for the model by path, and those to draw; adds to the failures."""
     height, width, _ = shape
@@ -90,7 +108,7 @@ def _read(
     drawn: list[np.ndarray] = []
     for path in paths:
         try:
-            picture = photos.read_picture(path)
+            picture = read(path)
         except UserError as error:
             failures.append(str(error))
             _log.warning("%s", error)
@@ -99,6 +117,21 @@ def _read(
         if len(drawn) < MOST_DRAWN:
             drawn.append(photos.fit(picture, view, resize))
     return pictures, drawn
+
+
+def _compare_brightness(
+    images: np.ndarray, mean: Sequence[float], std: Sequence[float]
+) -> str | None:
+    """Returns a hint if most images are much brighter or darker than those of the training."""
+    brightness = images.mean(axis=(1, 2)) / 255  # [images, channels]
+    distance = float(np.median(np.mean((brightness - mean) / std, axis=1)))
+    if abs(distance) < _FAR:
+        return None
+    words = "brighter" if distance > 0 else "darker"
+    return (
+        f"hint: most of these pictures are much {words} than the training images; if they are dark "
+        "where those are light, try --invert (and --background for transparent ones)"
+    )
 
 
 def top_classes(
@@ -131,6 +164,7 @@ def _write(
 ) -> None:
     """Writes predictions.csv, predictions.json and predictions.png."""
     from cifar_jax.reports import plots  # imported late, because it imports matplotlib
+    from cifar_jax.reports.style import save_figure
 
     rows: list[list[object]] = [["picture", "prediction", "probability", *names]]
     entries = []
@@ -149,4 +183,4 @@ def _write(
     files.write_json(output / "predictions.json", {**facts, "pictures": entries})
     titles = short_names(paths)[: len(drawn)]
     figure = plots.plot_predictions(drawn, probabilities, names, titles=titles)
-    plots.save_figure(figure, output / "predictions.png")
+    save_figure(figure, output / "predictions.png")

@@ -20,6 +20,7 @@ from cifar_jax.models import layer_table
 from cifar_jax.reports import diagnostics, page, plots
 from cifar_jax.reports.diagnostics import plot_calibration, plot_class_scores, plot_confusion
 from cifar_jax.reports.page import Picture
+from cifar_jax.reports.style import render
 from cifar_jax.runs import history
 from cifar_jax.runs.workdir import CONFIG, ENVIRONMENT, RESULT
 from cifar_jax.text import format_duration, printable, shorten_middle
@@ -116,7 +117,7 @@ def _find(predictions: Predictions) -> Findings:
 def _picture(
     name: str, title: str, caption: str, draw: Callable[..., Figure], *arguments: Any
 ) -> Picture:
-    light, dark = (plots.render(draw(*arguments, dark=dark)) for dark in (False, True))
+    light, dark = (render(draw(*arguments, dark=dark)) for dark in (False, True))
     return Picture(name, title, caption, light, dark)
 
 

@@ -108,6 +108,10 @@ def test_depths_and_colour_models(tmp_path):
     assert photos.read_picture(str(tmp_path / "x.tiff")).size == (6, 1)
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "x.tiff")
     assert (np.asarray(photos.read_picture(str(tmp_path / "x.tiff"))) == 0).all()
+    for dtype, white in ((np.int32, 255), (np.int32, 4095), (np.uint16, 255), (np.uint16, 4095)):
+        Image.fromarray(np.array([[0, white // 5, white]], dtype)).save(tmp_path / "x.tiff")
+        found = np.asarray(photos.read_picture(str(tmp_path / "x.tiff")))
+        np.testing.assert_allclose(found, [[0, 51, 255]], atol=0 if white == 255 else 1)
     Image.fromarray(np.array([[0, 70000]], np.int32)).save(tmp_path / "x.tiff")
     assert np.asarray(photos.read_picture(str(tmp_path / "x.tiff"))).tolist() == [[0, 255]]
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "x.jpg")
@@ -271,3 +275,29 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch):
         "*.bmp holds no pictures",
         r"z\n does not exist",
     ]
+
+
+def test_transparency_is_kept_for_a_model_with_four_channels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 4), dtype=np.uint8)
+    for name in ("x.png", "x.tiff", "x.webp"):
+        more = {"lossless": True, "exact": True} if name == "x.webp" else {}
+        Image.fromarray(pixels).save(tmp_path / name, **more)
+        picture = photos.read_picture(str(tmp_path / name), channels=4)
+        np.testing.assert_array_equal(photos.fit(picture, (4, 5, 4)), pixels)
+    Image.new("LA", (1, 1), (30, 0)).save(tmp_path / "x.png")
+    picture = photos.read_picture(str(tmp_path / "x.png"), channels=4)
+    assert picture.getpixel((0, 0)) == (30, 30, 30, 0)
+
+
+def test_the_background_and_the_inversion_can_be_chosen(tmp_path):
+    path = str(tmp_path / "x.png")
+    Image.new("RGBA", (1, 1), (9, 9, 9, 0)).save(path)
+    assert photos.read_picture(path).getpixel((0, 0)) == (255, 255, 255)
+    assert photos.read_picture(path, background="#102030").getpixel((0, 0)) == (16, 32, 48)
+    assert photos.read_picture(path, background="black", invert=True).getpixel((0, 0)) == (255,) * 3
+    found = photos.read_picture(path, channels=4, invert=True).getpixel((0, 0))
+    assert found == (246, 246, 246, 0)
+    Image.new("L", (1, 1), 10).save(path)
+    assert photos.read_picture(path, invert=True).getpixel((0, 0)) == 245
+    with pytest.raises(UserError, match="--background: unknown color specifier: 'whit'"):
+        photos.check_background("whit")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from cifar_jax.reports import diagnostics, plots
+from cifar_jax.reports import diagnostics
+from cifar_jax.reports.style import render
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 0, 1, 1, 0, 1])  # class 2 is never predicted, class 3 does not occur
@@ -85,9 +86,9 @@ def test_a_hundred_classes_have_no_numbers_in_the_cells():
 
 def test_pictures_of_undefined_scores_and_of_a_perfect_model():
     scores = diagnostics.score_classes(LABELS, PREDICTED, 4)
-    plots.render(diagnostics.plot_class_scores(scores, "abcd"))
+    render(diagnostics.plot_class_scores(scores, "abcd"))
     perfect = np.eye(4)[LABELS]
-    plots.render(diagnostics.plot_calibration(diagnostics.calibrate(perfect, LABELS), dark=True))
+    render(diagnostics.plot_calibration(diagnostics.calibrate(perfect, LABELS), dark=True))
     scores = diagnostics.score_classes(LABELS, LABELS, 3)
     low, high = diagnostics.plot_class_scores(scores, "abc").axes[0].get_xlim()
     assert (low, high) == (0.9, 1)

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from cifar_jax.data import datasets
-from cifar_jax.reports import explore, plots
+from cifar_jax.reports import explore
+from cifar_jax.reports.style import render
 from cifar_jax.text import shorten_middle
 from tests import program
 
@@ -122,7 +123,7 @@ def test_each_image_is_in_the_row_of_its_class(monkeypatch):
         _, _, bottom, top = image.get_extent()
         row = list(names.values()).index(pytest.approx((bottom + top) / 2))
         assert np.asarray(image.get_array())[0, 0, 0] == row
-    plots.render(figure)
+    render(figure)
 
 
 def test_an_output_that_cannot_be_written(here):

@@ -1,12 +1,19 @@
 """What the pictures show: the numbers drawn, odd names, few points."""
 
 import io
+import os
+import subprocess
+import sys
+import types
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_jax.reports import plots
+from cifar_jax.reports import plots, style
+from cifar_jax.reports.style import render, save_figure
+from tests import program
 
 ROWS = [
     {"epoch": 0.5, "step": 5, "train_loss": 2.0, "train_accuracy": 0.2, "learning_rate": 1e-3},
@@ -38,7 +45,7 @@ def test_curves_of_several_runs_have_a_colour_each():
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["a$b", "<c>"]
     assert [list(line.get_ydata()) for line in figure.axes[1].get_lines()] == [[1e-3, 5e-4], [1e-3]]
-    plots.render(figure)
+    render(figure)
 
 
 def test_many_runs_can_be_told_apart():
@@ -50,7 +57,7 @@ def test_many_runs_can_be_told_apart():
     assert len(looks) == 2 * len(histories)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(histories)
-    plots.render(figure)
+    render(figure)
     assert not legend.get_window_extent().overlaps(axes.get_window_extent())
     assert axes.get_window_extent().height > 1.5 * figure.dpi
 
@@ -64,7 +71,7 @@ def test_predictions_mark_right_and_wrong_and_show_the_top_three():
     assert texts[:7] == ["✓ <i>", "<i>", "70%", "日本", "20%", "a$b$c", "10%"]
     assert texts[7:10] == ["✗ 日本", "a$b$c", "50%"]
     assert figure.axes[0].texts[0].get_color() != figure.axes[0].texts[7].get_color()
-    plots.render(figure)
+    render(figure)
     titles = [f"photo_{number}_with_a_long_name.jpg" for number in range(3)]
     texts = plots.plot_predictions(images, probabilities, names, titles=titles).axes[0].texts
     assert texts[0].get_text() == "photo_0_…_name.jpg"
@@ -72,6 +79,42 @@ def test_predictions_mark_right_and_wrong_and_show_the_top_three():
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_saved_picture_has_the_chosen_background(tmp_path, dark):
-    plots.save_figure(plots.plot_curves({"x": ROWS}, ("loss",), dark=dark), tmp_path / "x.png")
+    save_figure(plots.plot_curves({"x": ROWS}, ("loss",), dark=dark), tmp_path / "x.png")
     pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "x.png").read_bytes())).convert("L"))
     assert (np.median(pixels) < 64) == dark
+
+
+def test_the_users_settings_of_matplotlib_change_no_picture(monkeypatch):
+    """An image would be upside down, a text set by LaTeX, a size another one."""
+    images = np.zeros((1, 4, 4, 1), np.uint8)
+    images[:, 0] = 255
+
+    def draw():
+        return render(plots.plot_predictions(images, np.full((1, 3), 1 / 3), "abc"))
+
+    expected = draw()
+    for name, value in (
+        *(("image.origin", "lower"), ("text.usetex", True), ("font.size", 20.0)),
+        *(("figure.figsize", (1, 1)), ("savefig.bbox", "tight"), ("savefig.facecolor", "red")),
+    ):
+        monkeypatch.setitem(matplotlib.rcParams, name, value)
+    assert draw() == expected
+    assert matplotlib.rcParams["image.origin"] == "lower"
+
+
+def test_a_backend_that_cannot_be_imported_does_not_matter():
+    code = "from cifar_jax.reports import plots; import matplotlib; print(matplotlib.get_backend())"
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, cwd=program.ROOT
+    )
+    assert done.stdout.strip().lower() == "agg"
+
+
+def test_fonts_for_other_scripts_are_taken_where_they_are_installed(monkeypatch):
+    fonts = [types.SimpleNamespace(name=name) for name in ("DejaVu Sans", "Noto Sans CJK SC")]
+    monkeypatch.setattr(style.font_manager, "fontManager", types.SimpleNamespace(ttflist=fonts))
+    style._find_fonts.cache_clear()
+    assert style._find_fonts() == ("DejaVu Sans", "Noto Sans CJK SC")
+    style._find_fonts.cache_clear()

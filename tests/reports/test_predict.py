@@ -243,3 +243,20 @@ def test_top_classes_of_two_and_of_equal_ones():
     assert predict.format_top(["x"], np.array([[0.2, 0.8]]), ("a", "b")).splitlines()[0] == (
         "picture  first     %  second     %"
     )
+
+
+def test_pictures_of_another_brightness_get_a_hint(run, here, digits):
+    for number, image in enumerate(digits[:5]):
+        Image.fromarray(255 - image[..., 0]).save(f"{number}.png")
+    code, out, _ = start(run, "--images=.")
+    assert code == 0
+    assert "much brighter than the training images" in out.splitlines()[-1]
+    assert "--invert" in out.splitlines()[-1]
+    code, out, _ = start(run, "--images=.", "--invert")
+    assert "hint" not in out
+    rows, _ = outputs()
+    found = np.array([[float(row[str(digit)]) for digit in range(10)] for row in rows])
+    np.testing.assert_allclose(found, cifar_jax.load(run).predict(digits[:5]), rtol=1e-5)
+    code, _, err = start(run, "--images=.", "--background=nocolour")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: --background: unknown color")
