@@ -59,12 +59,7 @@ def predict_pictures(
     """
     photos.check_background(background)
     files.read_json(workdir / CONFIG)
-    paths, failures = photos.find_pictures(given)
-    if not paths:
-        reasons = failures[:3] or ["name some with --images"]
-        raise UserError(f"no picture to predict: {'; '.join(reasons)}")
-    for failure in failures:
-        _log.warning("%s", failure)
+    paths, failures = _find_pictures(given)
     output = output or workdir / "predictions"
     with files.output_folder(output):
         from cifar_jax.evaluation import trained  # imported late, because it imports JAX
@@ -81,16 +76,24 @@ def predict_pictures(
         probabilities = model.predict(images, batch_size or own_size)
         paths, names = list(pictures), model.class_names
         facts = {"workdir": str(workdir), "step": model.step, "seed": model.seed, "resize": resize}
+        facts |= {"background": background, "invert": invert}
         _write(output, paths, drawn, probabilities, names, facts | {"failures": failures})
     print(format_top(paths, probabilities, names))
     words = f"{len(paths)} picture{'s' if len(paths) > 1 else ''} predicted by the checkpoint of "
     words += f"step {model.step}" + (f", {len(failures)} could not be read" if failures else "")
     print(f"{words}; predictions.csv, .json and .png are in {printable(str(output))}")
-    if len(paths) > MOST_DRAWN:
-        print(f"predictions.png shows the first {MOST_DRAWN}")
-    if hint := _compare_brightness(images, model.mean, model.std):
-        print(hint)
+    _print_hints(images, model.mean, model.std)
     return 1 if failures else 0
+
+
+def _find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
+    paths, failures = photos.find_pictures(given)
+    if not paths:
+        reasons = failures[:3] or ["name some with --images"]
+        raise UserError(f"no picture to predict: {'; '.join(reasons)}")
+    for failure in failures:
+        _log.warning("%s", failure)
+    return paths, failures
 
 
 def _read(
@@ -119,19 +122,18 @@ def _read(
     return pictures, drawn
 
 
-def _compare_brightness(
-    images: np.ndarray, mean: Sequence[float], std: Sequence[float]
-) -> str | None:
-    """Returns a hint if most images are much brighter or darker than those of the training."""
+def _print_hints(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Says which pictures are drawn, and if most are of another brightness than in training."""
+    if len(images) > MOST_DRAWN:
+        print(f"predictions.png shows the first {MOST_DRAWN}")
     brightness = images.mean(axis=(1, 2)) / 255  # [images, channels]
     distance = float(np.median(np.mean((brightness - mean) / std, axis=1)))
-    if abs(distance) < _FAR:
-        return None
-    words = "brighter" if distance > 0 else "darker"
-    return (
-        f"hint: most of these pictures are much {words} than the training images; if they are dark "
-        "where those are light, try --invert (and --background for transparent ones)"
-    )
+    if abs(distance) >= _FAR:
+        words = "brighter" if distance > 0 else "darker"
+        print(
+            f"hint: most of these pictures are much {words} than the training images; if they are "
+            "dark where those are light, try --invert (and --background for transparent ones)"
+        )
 
 
 def top_classes(

@@ -245,8 +245,9 @@ def test_top_classes_of_two_and_of_equal_ones():
     )
 
 
-def test_pictures_of_another_brightness_get_a_hint(run, here, digits):
-    for number, image in enumerate(digits[:5]):
+def test_pictures_of_another_brightness_get_a_hint(run, here):
+    digits = datasets.load_dataset("digits").splits["test"].images[:5]
+    for number, image in enumerate(digits):
         Image.fromarray(255 - image[..., 0]).save(f"{number}.png")
     code, out, _ = start(run, "--images=.")
     assert code == 0
@@ -256,7 +257,7 @@ def test_pictures_of_another_brightness_get_a_hint(run, here, digits):
     assert "hint" not in out
     rows, _ = outputs()
     found = np.array([[float(row[str(digit)]) for digit in range(10)] for row in rows])
-    np.testing.assert_allclose(found, cifar_jax.load(run).predict(digits[:5]), rtol=1e-5)
+    np.testing.assert_allclose(found, cifar_jax.load(run).predict(digits), rtol=1e-5)
     code, _, err = start(run, "--images=.", "--background=nocolour")
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: --background: unknown color")

@@ -23,7 +23,7 @@ from cifar_jax import files
 from cifar_jax.config import stored
 from cifar_jax.evaluation import evaluate, trained
 from cifar_jax.models import registry
-from cifar_jax.reports import page, plots, report
+from cifar_jax.reports import page, plots, report, style
 from tests import program, tiny
 
 CURVES = {"loss", "accuracy", "learning_rate"}
@@ -33,7 +33,7 @@ PREDICTIONS = {"confusion_matrix", "class_scores", "calibration", "predictions",
 @pytest.fixture(scope="module", autouse=True)
 def _coarse_pictures():
     """Drawing takes most of the time here; no test depends on the resolution."""
-    with mock.patch.object(plots, "_DPI", 40):
+    with mock.patch.object(style, "_DPI", 40):
         yield
 
 
