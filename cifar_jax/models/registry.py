@@ -6,6 +6,7 @@ in the collections "params" and "batch_stats"; in training it draws from the str
 last layer of every model is called "head".
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -79,14 +80,15 @@ def make_variables(
     """
 
     def init(key: jax.Array) -> dict[str, Any]:
-        try:
-            return dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
-        except ZeroDivisionError as error:  # a kernel without inputs
-            size = " x ".join(map(str, image_shape[:2]))
-            raise UserError(
-                f"{type(model).__name__} reduces images of {size} pixels to nothing: choose "
-                "another model.name, or larger images"
-            ) from error
+        with contextlib.suppress(ZeroDivisionError):  # of older JAX, for a kernel without inputs
+            variables = dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
+            if all(leaf.size for leaf in jax.tree.leaves(variables)):
+                return variables
+        size = " x ".join(map(str, image_shape[:2]))
+        raise UserError(
+            f"{type(model).__name__} reduces images of {size} pixels to nothing: choose another "
+            "model.name, or larger images"
+        )
 
     return init
 
