@@ -114,3 +114,12 @@ def _strict_types():
 
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def platform_taken(request, monkeypatch):
+    """Takes what each platform would, here on the CPU."""
+    from jax import lax
+
+    if request.param == "accelerator":
+        monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: default(*args))

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cifar_jax.models.layers import BatchNorm, Conv, gelu, relu
@@ -70,13 +69,6 @@ def test_batch_norm_is_flax_batch_norm(options):
     variables = {**variables, **expected[1]}
     evaluated = [m.apply(variables, inputs, use_running_average=True) for m in (ours, flax)]
     close(*evaluated, rounding)
-
-
-@pytest.fixture(params=["cpu", "accelerator"])
-def platform_taken(request, monkeypatch):
-    """Takes what each platform would, here on the CPU."""
-    if request.param == "accelerator":
-        monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: default(*args))
 
 
 @pytest.mark.usefixtures("platform_taken")

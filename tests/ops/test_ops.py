@@ -285,13 +285,6 @@ def test_accelerators_get_no_loops_and_no_scatter(tiny, platform):
         assert slow not in text
 
 
-@pytest.fixture(params=["cpu", "accelerator"])
-def platform_taken(request, monkeypatch):
-    """Takes what each platform would, here on the CPU."""
-    if request.param == "accelerator":
-        monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: default(*args))
-
-
 @pytest.mark.usefixtures("platform_taken")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("window", [(2, 2), (3, 3), (3, 2)])
