@@ -128,7 +128,7 @@ def _renew(workdir: Path, ended: threading.Event) -> None:
 
 
 def _claim(workdir: Path) -> BinaryIO | None:
-    """Returns the locked file, or None if its owner removed it in the meantime."""
+    """Returns the locked file; None if it was removed or replaced, and is to be claimed again."""
     path = workdir / _LEASE
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(path, "a+b", buffering=0, opener=_open_no_link))

@@ -101,7 +101,7 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
         words = "it holds no list of starts"
     except (UserError, KeyError) as error:
         words = str(error)
-    _log.warning("%s is damaged (%s): the list of starts begins anew", path, words)
+    _log.warning("%s is damaged (%s): a new list is begun", path, words)
     return []
 
 
