@@ -13,7 +13,7 @@ from sklearn import metrics
 from cifar_jax.reports.style import colour_of, new_figure, styled
 from cifar_jax.text import shorten_middle
 
-_HEIGHT = 4.7  # inches, of every picture here: they appear side by side
+_HEIGHT = 4.2  # inches, of every picture here: they appear side by side
 _MOST_NAMED = 20  # classes for whose names, and numbers in the matrix, there is room
 _PERCENT = PercentFormatter(1.0, symbol="", decimals=0)
 
@@ -184,13 +184,22 @@ def plot_calibration(calibration: Calibration) -> Figure:
     figure = new_figure(_HEIGHT)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     bars: dict[str, Any] = {"width": 0.92 / bins, "align": "edge"}
-    top.bar(edges[some], calibration.accuracy[some], color=colour_of(0), label="accuracy", **bars)
+    # The edge shows a bin of accuracy 0, whose bar has no height.
+    looks: dict[str, Any] = {
+        "color": colour_of(0),
+        "edgecolor": colour_of(0),
+        "label": "accuracy",
+        **bars,
+    }
+    top.bar(edges[some], calibration.accuracy[some], **looks)
     top.plot([0, 1], [0, 1], "--", color=colour_of(6), linewidth=1, label="perfectly calibrated")
     mean = (calibration.confidence[some], calibration.confidence[some])
     top.plot(*mean, "D", color=colour_of(1), ms=4.5, label="mean confidence")
     top.set(ylabel="accuracy (%)", xlim=(0, 1), ylim=(0, 1.03))
     top.yaxis.set_major_formatter(_PERCENT)
-    figure.legend(loc="outside upper center", ncols=3, fontsize=8, columnspacing=1)
+    figure.legend(
+        loc="outside upper center", ncols=3, fontsize=7.5, columnspacing=0.8, handlelength=1.4
+    )
     top.set_title(f"expected calibration error {calibration.error:.2%}, {bins} bins")
     share = calibration.num_predictions / calibration.num_predictions.sum()
     bottom.bar(edges, share, color=colour_of(6), **bars)

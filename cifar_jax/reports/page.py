@@ -1,6 +1,7 @@
 """Builds a self-contained HTML page: no scripts, nothing loaded from the network."""
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
@@ -22,12 +23,14 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .75rem; }
 h3 { font-size: 1rem; margin: 0 0 .5rem; }
 p { margin: .25rem 0; max-width: 46rem; }
 .soft, figcaption { color: var(--soft); font-size: .875rem; }
-.grid { display: grid; gap: 1rem; align-items: start; margin: 1rem 0;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
-.tiles { grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .75rem; }
+.tiles { display: grid; gap: .75rem; margin: 1rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); }
+.pictures { columns: 22rem; column-gap: 1rem; }
+.pictures .card { break-inside: avoid; margin: 0 0 1rem; }
 .card, .tile, details { background: var(--card); border: 1px solid var(--line);
   border-radius: .5rem; padding: .75rem 1rem; margin: 0; min-width: 0; }
 .tile b { display: block; font-size: 1.35rem; font-weight: 600; }
+a { color: inherit; }
 img { display: block; width: 100%; max-width: 30rem; height: auto; margin: 0 auto .5rem; }
 details { margin: .75rem 0; } summary { cursor: pointer; font-weight: 600; }
 .scroll { overflow-x: auto; }
@@ -36,8 +39,10 @@ th, td { text-align: left; padding: .2rem 1.25rem .2rem 0; border-bottom: 1px so
   vertical-align: top; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-pre { overflow-x: auto; font-size: .875rem; margin: .5rem 0; }
-@media (max-width: 30rem) { body, .card { padding: .5rem; } }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .875rem; margin: .5rem 0; }
+pre span { display: inline-block; max-width: 100%; }
+@media (max-width: 30rem) { body, .card, details { padding: .5rem; }
+  table { font-size: .8125rem; } th, td { padding-right: .6rem; } }
 """
 
 
@@ -67,7 +72,7 @@ def page(title: str, lead: str, parts: Iterable[str]) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
-            f'<h1>{escape(title)}</h1>\n<p class="soft">{escape(lead)}</p>',
+            f"<h1>{escape(title)}</h1>\n{paragraph(lead)}",
             *parts,
             "</body>\n</html>\n",
         ]
@@ -80,11 +85,11 @@ def tiles(values: Sequence[tuple[str, str]]) -> str:
         f'<div class="tile"><span class="soft">{escape(name)}</span><b>{escape(value)}</b></div>'
         for name, value in values
     )
-    return f'<div class="grid tiles">{"".join(cells)}</div>'
+    return f'<div class="tiles">{"".join(cells)}</div>'
 
 
 def pictures(title: str, shown: Sequence[Picture]) -> str:
-    """Returns a section with pictures, as many in a row as there is room for."""
+    """Returns a section with pictures, in as many columns as there is room for."""
     cards = []
     for picture in shown:
         light, dark = (
@@ -97,7 +102,17 @@ def pictures(title: str, shown: Sequence[Picture]) -> str:
             f'<img src="{light}" alt="{escape(picture.title)}"></picture>'
             f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
         )
-    return f'<h2>{escape(title)}</h2>\n<div class="grid">{"".join(cards)}</div>'
+    return f'<h2>{escape(title)}</h2>\n<div class="pictures">{"".join(cards)}</div>'
+
+
+def paragraph(text: str) -> str:
+    """Returns a line of text."""
+    return f'<p class="soft">{escape(text)}</p>'
+
+
+def link(path: str, text: str) -> str:
+    """Returns a paragraph that links to a file beside the page."""
+    return f'<p><a href="{escape(path)}">{escape(text)}</a></p>'
 
 
 def fold(title: str, content: str, opened: bool = False) -> str:
@@ -124,5 +139,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: int = 
 
 
 def code(text: str) -> str:
-    """Returns lines of code as they are."""
-    return f"<pre>{escape(text)}</pre>"
+    """Returns lines of code, which a narrow page breaks only between words."""
+    words = re.sub(r"\S+", r"<span>\g<0></span>", escape(text))
+    return f"<pre>{words}</pre>"

@@ -3,30 +3,30 @@
 import itertools
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from scipy import special
 
 from cifar_jax import files
 from cifar_jax.config.fields import flatten
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate, scores
-from cifar_jax.evaluation.evaluate import Predictions
 from cifar_jax.models import layer_table
-from cifar_jax.reports import diagnostics, page, plots
-from cifar_jax.reports.diagnostics import plot_calibration, plot_class_scores, plot_confusion
-from cifar_jax.reports.page import Picture
-from cifar_jax.reports.style import render
+from cifar_jax.reports import diagnostics, page
+from cifar_jax.reports.findings import (
+    Findings,
+    draw_curves,
+    draw_errors,
+    draw_images,
+    score_predictions,
+)
 from cifar_jax.runs import history
 from cifar_jax.runs.workdir import CONFIG, ENVIRONMENT, RESULT
-from cifar_jax.text import format_duration, printable, shorten_middle
+from cifar_jax.text import format_duration, printable
 
 FOLDER, PAGE = "report", "report.html"
-_NUM_SHOWN = 12  # images in a grid
 
 _log = logging.getLogger(__name__)
 
@@ -38,17 +38,6 @@ def try_report(workdir: Path) -> None:
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
         _log.warning("the report could not be made: %s", words)
-
-
-class Findings(NamedTuple):
-    """A model's predictions on a split, and how good they are."""
-
-    predictions: Predictions
-    predicted: np.ndarray
-    probabilities: np.ndarray
-    result: scores.Scores
-    by_class: diagnostics.ClassScores
-    calibration: diagnostics.Calibration
 
 
 def make_report(
@@ -69,12 +58,12 @@ def make_report(
     folder = workdir / FOLDER
     if not files.may_write(folder):
         raise UserError(f"{folder} cannot be written: report on a copy of the run")
-    found = _find(next(evaluate.predict_split(workdir, split, checkpoint, **options)))
+    found = score_predictions(next(evaluate.predict_split(workdir, split, checkpoint, **options)))
     rows = history.read_history(workdir)
     sections = {
-        "Training": list(_draw_curves(rows)),
-        f"Predictions on the {split} split": list(_draw_errors(found)),
-        "Images": list(_draw_images(found)),
+        "Training": list(draw_curves(rows)),
+        f"Predictions on the {split} split": list(draw_errors(found)),
+        "Images": list(draw_images(found)),
     }
     trained = found.predictions.trained
     config = trained.config
@@ -102,72 +91,6 @@ def make_report(
     words = scores.format_scores(split, found.result)
     print(f"{printable(str(folder / PAGE))}: checkpoint of step {trained.step}, {words}")
     return folder / PAGE
-
-
-def _find(predictions: Predictions) -> Findings:
-    labels, logits = predictions.labels, predictions.logits
-    probabilities = special.softmax(logits.astype(np.float64), axis=1)
-    predicted = logits.argmax(axis=1)
-    by_class = diagnostics.score_classes(labels, predicted, logits.shape[1])
-    calibration = diagnostics.calibrate(probabilities, labels)
-    result = scores.score(logits, labels)
-    return Findings(predictions, predicted, probabilities, result, by_class, calibration)
-
-
-def _picture(
-    name: str, title: str, caption: str, draw: Callable[..., Figure], *arguments: Any
-) -> Picture:
-    light, dark = (render(draw(*arguments, dark=dark)) for dark in (False, True))
-    return Picture(name, title, caption, light, dark)
-
-
-def _draw_curves(rows: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
-    if not rows:
-        return
-    several = any("train_loss_low" in row for row in rows)
-    band = " The line is the mean of the seeds; the band spans all of them." if several else ""
-    noise = f"Training values include dropout and augmentation, if the run uses them.{band}"
-    for name, title, caption in (
-        ("loss", "Loss", f"Mean cross-entropy. {noise}"),
-        ("accuracy", "Accuracy", noise),
-        ("learning_rate", "Learning rate", "At the last step before each line of the log."),
-    ):
-        yield _picture(name, title, caption, plots.plot_curves, {"run": rows}, (name,))
-
-
-def _draw_errors(found: Findings) -> Iterator[Picture]:
-    names = found.predictions.trained.class_names
-    matrix = (found.predictions.labels, found.predicted, names)
-    words = "Rows: true class. Columns: predicted class. Cells: images, and their share of the row."
-    yield _picture("confusion_matrix", "Confusion matrix", words, plot_confusion, *matrix)
-    words = "Precision: correct share of a class's predictions. Recall: share of its images found."
-    title = "Precision, recall, F1"
-    yield _picture("class_scores", title, words, plot_class_scores, found.by_class, names)
-    words = "Above: how often predictions of a confidence are correct. Below: how many there are."
-    yield _picture("calibration", "Reliability", words, plot_calibration, found.calibration)
-
-
-def _draw_images(found: Findings) -> Iterator[Picture]:
-    (trained, images, labels, _), probabilities = found.predictions, found.probabilities
-    names = trained.class_names
-    wrong = np.flatnonzero(found.predicted != labels)
-    surest = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
-    size = min(_NUM_SHOWN, len(labels))
-    chosen = np.sort(np.random.default_rng(0).choice(len(labels), size, replace=False))
-    words = "Above each image: its class and number. Below: the three most probable classes."
-    for name, title, caption, shown in (
-        ("predictions", "Images and predictions", f"{words} Chosen at random.", chosen),
-        ("mistakes", "Most confident mistakes", words, wrong[surest][:_NUM_SHOWN]),
-    ):
-        if len(shown):
-            titles = [f"{shorten_middle(names[labels[index]], 11)} #{index}" for index in shown]
-            arguments = (images[shown], probabilities[shown], names, labels[shown], titles)
-            yield _picture(name, title, caption, plots.plot_predictions, *arguments)
-    kernel = layer_table.first_kernel(trained.model, trained.variables, trained.image_shape)
-    if kernel is not None:
-        height, width, _, count = kernel.shape
-        words = f"{count} filters of {height} x {width} pixels, each scaled to its own contrast."
-        yield _picture("filters", "Filters of the first layer", words, plots.plot_filters, kernel)
 
 
 def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -23,8 +23,8 @@ _MORE_FONTS = (
     *("PingFang SC", "Hiragino Sans GB", "Arial Unicode MS", "Microsoft YaHei"),
 )
 # Narrow, so that the text is still readable on a phone.
-WIDTH = 4.6  # inches
-_DPI = 200
+WIDTH = 3.7  # inches
+_DPI = 240
 _LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6B6B6B")
 _DARK = ("#56B4E9", "#E69F00", "#2DBE95", "#E39AC3", "#9BD1F5", "#F0E442", "#A8A8A8")
 NUM_COLOURS = len(_LIGHT)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import queue
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -71,7 +72,7 @@ class Links(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.links, self.texts = [], [], []
-        self.feed(text)
+        self.feed(re.sub("</?span>", "", text))  # around the words of a command
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
