@@ -11,7 +11,10 @@ JOB = ("coordinator", "num_processes", "process_id")
 MODE_FLAGS = {
     "train": ("config", "workdir", "take_over", "distributed", *JOB),
     "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size", "seed"),
-    "report": ("workdir", "checkpoint", "split", "data_dir", "batch_size", "seed"),
+    "report": (
+        *("workdir", "checkpoint", "split", "data_dir", "batch_size", "seed", "output"),
+        "num_mistakes",
+    ),
     "explore": ("config", "dataset", "data_dir", "seed", "output"),
     "predict": (
         *("workdir", "images", "checkpoint", "resize", "batch_size", "seed", "output"),
@@ -89,4 +92,7 @@ flags.DEFINE_string(
     "background", "white", "predict: the colour behind transparent parts, a name or #RRGGBB"
 )
 flags.DEFINE_bool("invert", False, "predict: swap dark and light")
-flags.DEFINE_string("output", None, "explore, predict, compare: the folder to write to")
+flags.DEFINE_string("output", None, "report, explore, predict, compare: the folder to write to")
+flags.DEFINE_integer(
+    "num_mistakes", 12, "report: how many of the most confident mistakes to draw", lower_bound=0
+)

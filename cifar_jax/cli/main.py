@@ -100,7 +100,9 @@ def _report() -> int:
     workdir = _finished_workdir()
     from cifar_jax.reports import report
 
-    report.make_report(workdir, **_split_options())
+    report.make_report(
+        workdir, output=_output(), num_mistakes=FLAGS.num_mistakes, **_split_options()
+    )
     return 0
 
 

@@ -39,14 +39,14 @@ def evaluate_model(workdir: Path, split: str = "test", **options: Any) -> scores
       split: as for `predict_split`.
       **options: as for `predict_split`.
     """
-    seeds, every, step = [], [], 0
+    seeds, every, which = [], [], ""
     for found in predict_split(workdir, split, **options):
         seeds.append(found.trained.seed)
         every.append(scores.score(found.logits, found.labels))
-        step = found.trained.step
+        which = f"step {found.trained.step}{scores.format_views(found.trained.config.test_time)}"
     gap = "\n" if len(seeds) > 1 else " "
     words = scores.format_seed_scores(split, seeds, every)
-    print(f"{workdir}, checkpoint of step {step}:{gap}{words}")
+    print(f"{workdir}, checkpoint of {which}:{gap}{words}")
     return scores.pool(every)
 
 

@@ -111,6 +111,11 @@ def format_summary(shares: Sequence[float]) -> str:
     return f"{mean:.2%} +- {std:.2%} (95% interval of the mean {low:.2%} to {high:.2%})"
 
 
+def format_views(test_time: Any) -> str:
+    """Returns ", test-time views NAME" for the config's `test_time`, or "" if it has none."""
+    return "" if test_time.views == "plain" else f", test-time views {test_time.views}"
+
+
 def format_scores(split: str, scores: Scores) -> str:
     """Returns the scores on a split in one line."""
     return (

@@ -19,8 +19,8 @@ _ROWS = {
     "epochs": ("epoch", "{:g}".format),
     "test accuracy": ("test_accuracy", "{:.2%}".format),
     "test loss": ("test_loss", "{:.4f}".format),
-    "eval accuracy": ("eval_accuracy", "{:.2%}".format),
-    "eval loss": ("eval_loss", "{:.4f}".format),
+    "validation accuracy": ("validation_accuracy", "{:.2%}".format),
+    "validation loss": ("validation_loss", "{:.4f}".format),
     "train accuracy": ("train_accuracy", "{:.2%}".format),
     "train loss": ("train_loss", "{:.4f}".format),
     "time": ("seconds", format_duration),
@@ -95,7 +95,9 @@ def compare_runs(workdirs: Sequence[Path], output: Path) -> None:
         if len(set(labels)) < len(labels):
             labels = names
         histories = dict(zip(labels, (record.history for record in records), strict=True))
-        save_figure(plots.plot_curves(histories), output / "comparison.png")
+        splits = sorted({fields.evaluated_split(record.config) for record in records})
+        figure = plots.plot_curves(histories, split=" or ".join(splits))
+        save_figure(figure, output / "comparison.png")
     print(format_table(rows, right=range(1, len(rows[0]))))
     print(f"comparison.csv and comparison.png are in {printable(str(output))}")
 
@@ -110,7 +112,10 @@ def read(workdir: Path) -> Record:
     path = workdir / RESULT
     result = history.numbers(files.read_json(path)) if path.exists() else {}
     rows = history.read_history(workdir)
-    values = {name: value for row in rows for name, value in row.items()} | result
+    split = fields.evaluated_split(config)
+    values = {
+        name.replace("eval_", f"{split}_", 1): value for row in rows for name, value in row.items()
+    } | result
     values["seconds"] = values.get("wall_seconds", values.get("seconds", math.nan))
     return Record(config, rows, bool(result), values)
 
@@ -120,7 +125,9 @@ def tabulate_runs(names: Sequence[str], records: Sequence[Record]) -> list[list[
     rows = [["", *names]]
     rows.append(["state", *["finished" if r.finished else "not finished" for r in records]])
     for label, (name, write) in _ROWS.items():
-        rows.append([label, *[write(r.values[name]) if name in r.values else "-" for r in records]])
+        if any(name in record.values for record in records):
+            cells = [write(r.values[name]) if name in r.values else "-" for r in records]
+            rows.append([label, *cells])
     for field in sorted(set().union(*(record.config for record in records))):
         values = [record.config.get(field, "-") for record in records]
         cells = ["unset" if value is None else printable(str(value)) for value in values]

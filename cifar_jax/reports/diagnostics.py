@@ -96,12 +96,13 @@ def prediction_rows(
       class_names: the names of the classes.
     """
     columns = (f"probability of {name}" for name in class_names)
-    yield ("index", "truth", "predicted", "correct", *columns)
+    yield ("index", "truth", "predicted", "correct", "loss", *columns)
     for index, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
         predicted = row.argmax()
+        loss = -np.log(max(row[label], np.finfo(row.dtype).tiny))
         shares = (f"{share:.6g}" for share in row)
         names = (class_names[label], class_names[predicted])
-        yield (index, *names, int(label == predicted), *shares)
+        yield (index, *names, int(label == predicted), f"{loss:.6g}", *shares)
 
 
 @styled

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 from scipy import special
 
+from cifar_jax.config.fields import evaluated_split, flatten
 from cifar_jax.evaluation import scores
 from cifar_jax.evaluation.evaluate import Predictions
 from cifar_jax.models import layer_table
@@ -16,7 +18,7 @@ from cifar_jax.reports.page import Picture
 from cifar_jax.reports.style import render
 from cifar_jax.text import shorten_middle
 
-_NUM_SHOWN = 12  # images in a grid
+_NUM_SHOWN = 12  # random images in a grid
 
 
 class Findings(NamedTuple):
@@ -48,19 +50,22 @@ def _picture(
     return Picture(name, title, caption, light, dark)
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
+def draw_curves(rows: Sequence[Mapping[str, Any]], config: ConfigDict) -> Iterator[Picture]:
     """Draws the curves of the training; nothing without a log."""
     if not rows:
         return
     several = any("train_loss_low" in row for row in rows)
     band = " The line is the mean of the seeds; the band spans all of them." if several else ""
     noise = f"Training values include dropout and augmentation, if the run uses them.{band}"
+    smoothing = config.loss.label_smoothing
+    smooth = f" The training loss includes label smoothing of {smoothing:g}." if smoothing else ""
+    split = evaluated_split(dict(flatten(config)))
     for name, title, caption in (
-        ("loss", "Loss", f"Mean cross-entropy. {noise}"),
+        ("loss", "Loss", f"Mean cross-entropy. {noise}{smooth}"),
         ("accuracy", "Accuracy", noise),
         ("learning_rate", "Learning rate", "At the last step before each line of the log."),
     ):
-        yield _picture(name, title, caption, plots.plot_curves, {"run": rows}, (name,))
+        yield _picture(name, title, caption, plots.plot_curves, {"run": rows}, (name,), split)
 
 
 def draw_errors(found: Findings) -> Iterator[Picture]:
@@ -76,9 +81,14 @@ def draw_errors(found: Findings) -> Iterator[Picture]:
     yield _picture("calibration", "Reliability", words, plot_calibration, found.calibration)
 
 
-def draw_images(found: Findings) -> Iterator[Picture]:
-    """Draws images with their predictions, the most confident mistakes, and the first filters."""
+def draw_images(found: Findings, num_mistakes: int = 12) -> Iterator[Picture]:
+    """Draws random images with their predictions, confident mistakes, and the first filters."""
     (trained, images, labels, _), probabilities = found.predictions, found.probabilities
+    kernel = layer_table.first_kernel(trained.model, trained.variables, trained.image_shape)
+    if kernel is not None:
+        height, width, _, count = kernel.shape
+        words = f"{count} filters of {height} x {width} pixels, each scaled to its own contrast."
+        yield _picture("filters", "Filters of the first layer", words, plots.plot_filters, kernel)
     names = trained.class_names
     wrong = np.flatnonzero(found.predicted != labels)
     surest = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
@@ -87,14 +97,9 @@ def draw_images(found: Findings) -> Iterator[Picture]:
     words = "Above each image: its class and number. Below: the three most probable classes."
     for name, title, caption, shown in (
         ("predictions", "Images and predictions", f"{words} Chosen at random.", chosen),
-        ("mistakes", "Most confident mistakes", words, wrong[surest][:_NUM_SHOWN]),
+        ("mistakes", "Most confident mistakes", words, wrong[surest][:num_mistakes]),
     ):
         if len(shown):
             titles = [f"{shorten_middle(names[labels[index]], 11)} #{index}" for index in shown]
             arguments = (images[shown], probabilities[shown], names, labels[shown], titles)
             yield _picture(name, title, caption, plots.plot_predictions, *arguments)
-    kernel = layer_table.first_kernel(trained.model, trained.variables, trained.image_shape)
-    if kernel is not None:
-        height, width, _, count = kernel.shape
-        words = f"{count} filters of {height} x {width} pixels, each scaled to its own contrast."
-        yield _picture("filters", "Filters of the first layer", words, plots.plot_filters, kernel)

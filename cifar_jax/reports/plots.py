@@ -29,6 +29,7 @@ _AXES = {
 def plot_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     quantities: Sequence[str] = ("loss", "accuracy"),
+    split: str = "test",
 ) -> Figure:
     """Draws the curves of one or several runs over the epochs, with axes for each quantity.
 
@@ -38,6 +39,7 @@ def plot_curves(
     Args:
       histories: the rows of each run's metrics.jsonl, by the name to show; a row may lack a metric.
       quantities: some of "loss", "accuracy" and "learning_rate".
+      split: what the runs were evaluated on, for the legend.
     """
     several = len(histories) > 1
     legend_height = 0.3 + 0.09 * len(histories) if several else 0
@@ -54,7 +56,7 @@ def plot_curves(
                 if several:
                     options |= {"label": name, "linestyle": ":" if kind == "train" else "-"}
                 else:
-                    options |= {"label": kind, "color": colour_of(part)}
+                    options |= {"label": split if part else kind, "color": colour_of(part)}
                 _draw_curve(axes, rows, f"{kind}_{quantity}", **options)
         axes.set(xlabel="epoch", ylabel=_AXES[quantity], xlim=(0, None))
         if quantity == "accuracy":
@@ -67,7 +69,7 @@ def plot_curves(
     if several:
         # Outside the axes, so that many names hide no curve.
         lines = [x for x in figure.axes[0].get_lines() if x.get_linestyle() == "-"]
-        words = "solid: evaluation, dotted: training"
+        words = f"solid: {split}, dotted: train"
         options = {"title": words, "title_fontsize": 7, "fontsize": 7, "ncols": 2}
         figure.legend(lines, list(histories), loc="outside lower center", **options)
     return figure
@@ -96,7 +98,6 @@ def plot_predictions(
     class_names: Sequence[str],
     truth: Sequence[int] | np.ndarray | None = None,
     titles: Sequence[str] | None = None,
-    columns: int = 3,
 ) -> Figure:
     """Draws images in a grid, each with bars for its three most probable classes.
 
@@ -106,11 +107,12 @@ def plot_predictions(
       class_names: the names of the classes.
       truth: int [images], the true classes; if given, correct and wrong predictions are marked.
       titles: a text for each image, such as the name of its file; None: its true class, if given.
-      columns: images per row.
     """
+    columns = max(3, round(len(images) ** 0.5))
     rows = -(-len(images) // columns)
-    width, height, side = WIDTH / columns, WIDTH / columns + 0.38, WIDTH / columns - 0.42
-    figure, axes = new_canvas(WIDTH, rows * height)
+    width = WIDTH / 3
+    height, side = width + 0.38, width - 0.42
+    figure, axes = new_canvas(columns * width, rows * height)
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
         left, top = column * width + 0.08, row * height + 0.08
@@ -124,7 +126,7 @@ def plot_predictions(
         _draw_image(axes, image, middle, top + side / 2, side, colour)
         bars = (left, top + side + 0.06, width - 0.16)
         _draw_top(axes, probabilities[number], class_names, bars, colour)
-    axes.set(xlim=(0, WIDTH), ylim=(rows * height, 0), aspect="equal")
+    axes.set(xlim=(0, columns * width), ylim=(rows * height, 0), aspect="equal")
     return figure
 
 

@@ -1,9 +1,11 @@
 """`--mode=report`: draws what a run has learned, and shows it on a page."""
 
+import contextlib
 import itertools
 import logging
+import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from cifar_jax import files
 from cifar_jax.config.fields import flatten
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate, scores
+from cifar_jax.evaluation.evaluate import Predictions
 from cifar_jax.models import layer_table
 from cifar_jax.reports import diagnostics, page
 from cifar_jax.reports.findings import (
@@ -22,8 +25,9 @@ from cifar_jax.reports.findings import (
     draw_images,
     score_predictions,
 )
+from cifar_jax.reports.page import Picture
 from cifar_jax.runs import history
-from cifar_jax.runs.workdir import CONFIG, ENVIRONMENT, RESULT
+from cifar_jax.runs.workdir import CONFIG, ENVIRONMENT
 from cifar_jax.text import format_duration, printable
 
 FOLDER, PAGE = "report", "report.html"
@@ -41,62 +45,103 @@ def try_report(workdir: Path) -> None:
 
 
 def make_report(
-    workdir: Path, split: str = "test", checkpoint: str = "last", **options: Any
+    workdir: Path,
+    split: str = "test",
+    checkpoint: str = "last",
+    output: Path | None = None,
+    num_mistakes: int = 12,
+    **options: Any,
 ) -> Path:
-    """Writes WORKDIR/report: PNGs, predictions.csv and report.html; returns the page's path.
+    """Writes PNGs, predictions.csv and report.html; returns the page's path.
+
+    The pictures are of the first seed, if several were trained together.
 
     Args:
       workdir: the run's folder.
       split: as for `evaluate.predict_split`.
       checkpoint: as for `evaluate.predict_split`.
+      output: the folder to write to; None: WORKDIR/report, or a folder beside it that names
+        another split, checkpoint or seed.
+      num_mistakes: how many of the most confident mistakes to draw.
       **options: as for `evaluate.predict_split`.
 
     Raises:
       UserError: the folder cannot be written, or as for `evaluate.predict_split`.
     """
     files.read_json(workdir / CONFIG)
-    folder = workdir / FOLDER
+    folder = output or workdir / _folder_name(split, checkpoint, options.get("seed"))
     if not files.may_write(folder):
         raise UserError(f"{folder} cannot be written: report on a copy of the run")
-    found = score_predictions(next(evaluate.predict_split(workdir, split, checkpoint, **options)))
+    every = list(evaluate.predict_split(workdir, split, checkpoint, **options))
+    found = score_predictions(every[0])
     rows = history.read_history(workdir)
-    sections = {
-        "Training": list(draw_curves(rows)),
-        f"Predictions on the {split} split": list(draw_errors(found)),
-        "Images": list(draw_images(found)),
-    }
     trained = found.predictions.trained
-    config = trained.config
-    several = config.num_seeds > 1
-    which = f", seed {trained.seed} of {config.num_seeds} seeds" if several else ""
+    pictures = [*draw_errors(found), *draw_images(found, num_mistakes)]
+    sections = {
+        "Training": list(draw_curves(rows, trained.config)),
+        f"Predictions for the {split} split": pictures,
+    }
+    given = {"split": split, "checkpoint": checkpoint, "output": output, **options}
     text = page.page(
         workdir.absolute().name,
-        f"{config.model.name} on {config.data.name}, checkpoint of step {trained.step}{which}",
+        _describe(found, split, checkpoint, workdir),
         [
+            *(_seeds(split, every) if len(every) > 1 else ()),
             _headline(found, rows),
             *(page.pictures(title, drawn) for title, drawn in sections.items() if drawn),
-            *(_seeds(workdir) if several else ()),
             *_tables(found),
-            *_origin(workdir, {"split": split, "checkpoint": checkpoint, **options}),
+            *_origin(workdir, given | {"num_mistakes": num_mistakes}),
         ],
     )
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink(missing_ok=True)
-    for picture in itertools.chain(*sections.values()):
-        (folder / f"{picture.name}.png").write_bytes(picture.light)
-    every = (found.predictions.labels, found.probabilities, trained.class_names)
-    files.write_csv(folder / "predictions.csv", diagnostics.prediction_rows(*every))
-    files.write_text(folder / PAGE, text)
+    _write(folder, found, itertools.chain(*sections.values()), text)
     words = scores.format_scores(split, found.result)
+    if len(every) > 1:
+        words = f"seed {trained.seed}: {words}"
     print(f"{printable(str(folder / PAGE))}: checkpoint of step {trained.step}, {words}")
     return folder / PAGE
 
 
+def _write(folder: Path, found: Findings, pictures: Iterable[Picture], text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink(missing_ok=True)
+    for picture in pictures:
+        (folder / f"{picture.name}.png").write_bytes(picture.light)
+    names = found.predictions.trained.class_names
+    rows = diagnostics.prediction_rows(found.predictions.labels, found.probabilities, names)
+    files.write_csv(folder / "predictions.csv", rows)
+    files.write_text(folder / PAGE, text)
+
+
+def _folder_name(split: str, checkpoint: str, seed: int | None) -> str:
+    words = [FOLDER]
+    words += [split] if split != "test" else []
+    words += [checkpoint] if checkpoint != "last" else []
+    words += [f"seed_{seed}"] if seed is not None else []
+    return re.sub(r"[^\w.-]+", "_", "_".join(words))
+
+
+def _describe(found: Findings, split: str, checkpoint: str, workdir: Path) -> str:
+    """Returns the line below the title: what was trained, on what, and what is scored."""
+    trained = found.predictions.trained
+    config = trained.config
+    step = f"step {trained.step}"
+    which = f"checkpoint of {step}" if checkpoint.isdigit() else f"{checkpoint} checkpoint ({step})"
+    words = f"{config.model.name} on {config.data.name}: {split} split, {which}"
+    words += f"{scores.format_views(config.test_time)}, seed {trained.seed}"
+    if config.num_seeds > 1:
+        words += f" of {config.num_seeds} seeds"
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        words += f", trained on {files.read_json(workdir / ENVIRONMENT)['time'][:10]}"
+    return words
+
+
 def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
     result = found.result
+    trained = found.predictions.trained
+    name = f"accuracy of seed {trained.seed}" if trained.config.num_seeds > 1 else "accuracy"
     values = [
-        ("accuracy", f"{result.accuracy:.2%}"),
+        (name, f"{result.accuracy:.2%}"),
         ("correct", f"{result.num_correct:,}"),
         ("images", f"{result.num_images:,}"),
         ("loss", f"{result.loss:.4f}"),
@@ -110,16 +155,23 @@ def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
     return page.tiles(values)
 
 
-def _seeds(workdir: Path) -> Iterator[str]:
-    """Yields the table of all seeds, once the run is finished."""
-    path = workdir / RESULT
-    if not path.exists():
-        return
-    seeds = files.read_json(path)["seeds"]
-    rows = [(x["seed"], f"{x['test_accuracy']:.4f}", f"{x['test_loss']:.4f}") for x in seeds]
-    words = scores.format_summary([x["test_accuracy"] for x in seeds])
-    table = page.table(("seed", "test accuracy", "test loss"), rows, numbers=3)
-    yield page.fold(f"Seeds: test accuracy {words}", table, opened=True)
+def _seeds(split: str, every: Sequence[Predictions]) -> Iterator[str]:
+    """Yields the mean over all seeds, and the table of them."""
+    scored = [scores.score(one.logits, one.labels) for one in every]
+    mean, std, interval = scores.summarize([own.accuracy for own in scored])
+    values = [(f"{split} accuracy, mean of {len(every)} seeds", f"{mean:.2%}")]
+    if std is not None and interval is not None:
+        low, high = interval
+        values.append(("standard deviation", f"{std:.2%}"))
+        values.append(("95% interval of the mean", f"{low:.2%} to {high:.2%}"))
+    yield page.tiles(values)
+    rows = [
+        (one.trained.seed, f"{own.accuracy:.2%}", f"{own.num_correct:,}", f"{own.loss:.4f}")
+        for one, own in zip(every, scored, strict=True)
+    ]
+    head = ("seed", f"{split} accuracy", "correct", "loss")
+    yield page.fold("Seeds", page.table(head, rows, numbers=4), opened=len(rows) <= 10)
+    yield page.paragraph(f"All that follows is of seed {every[0].trained.seed}.")
 
 
 def _tables(found: Findings) -> Iterator[str]:
@@ -133,6 +185,7 @@ def _tables(found: Findings) -> Iterator[str]:
         for name, *values, support in zip(trained.class_names, *found.by_class, strict=True)
     ]
     yield "<h2>Numbers</h2>"
+    yield page.link("predictions.csv", "predictions.csv: the probabilities of all images")
     head = ("class", "precision", "recall", "F1", "images")
     yield page.fold("Classes", page.table(head, rows, numbers=4), opened=len(rows) <= 20)
     layers = layer_table.layer_table(trained.model, trained.image_shape)
@@ -158,7 +211,7 @@ def _origin(workdir: Path, options: Mapping[str, Any]) -> Iterator[str]:
             yield page.fold("Environment", page.table(("what", "value"), environment.items()))
         except (UserError, TypeError) as error:
             _log.warning("the page leaves out %s: %s", path.name, error)
-    defaults = {"split": "test", "checkpoint": "last"}
+    defaults = {"split": "test", "checkpoint": "last", "num_mistakes": 12}
     given = [f"--{name}={x}" for name, x in options.items() if x != defaults.get(name)]
     commands.append(["python", "main.py", "--mode=report", f"--workdir={workdir}", *given])
     text = "\n".join(map(shlex.join, commands))

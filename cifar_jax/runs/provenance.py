@@ -6,6 +6,7 @@ import platform
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Returns the versions, the machine, the commit and the command of this process."""
+    """Returns the time, the versions, the machine, the commit and this process's command."""
     return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "platform": platform.platform(),
         "processor": _processor(),

@@ -149,7 +149,10 @@ def log_metrics(run: Run, progress: Progress, scores: Sequence[Scores]) -> None:
     run.logs.write(*lines)
     mean = average(lines)
     words = f"epoch {epoch:g}/{durations.total / durations.steps_per_epoch:g}"
-    for kind in ("train", "eval") if scores else ("train",):
-        words += f"  {kind} loss {mean[f'{kind}_loss']:.4f} accuracy {mean[f'{kind}_accuracy']:.2%}"
+    split = "validation" if "validation" in run.dataset.splits else "test"
+    for kind, name in (("train", "train"), ("eval", split)):
+        if f"{kind}_loss" in mean:
+            words += f"  {name} loss {mean[f'{kind}_loss']:.4f}"
+            words += f" accuracy {mean[f'{kind}_accuracy']:.2%}"
     run.logs.say(f"{words}  {speed:.0f} images/s  {format_duration(left)} left")
     progress.sums, progress.stepping = {}, 0.0

@@ -113,4 +113,5 @@ def finish(run: Run, progress: Progress, scores: Sequence[scores_lib.Scores]) ->
 
     processes.run_on_first(write)
     words = scores_lib.format_seed_scores("test", run.seeds, scores)
+    words += scores_lib.format_views(run.config.test_time)
     run.logs.say(f"{words}  in {format_duration(progress.seconds)}")

@@ -58,8 +58,8 @@ def test_two_runs_side_by_side(here):
         ["epochs", "3", "2"],
         ["test accuracy", "87.50%", "-"],
         ["test loss", "0.4321", "-"],
-        ["eval accuracy", "76.67%", "65.00%"],
-        ["eval loss", "1.0000", "1.5000"],
+        ["validation accuracy", "76.67%", "65.00%"],
+        ["validation loss", "1.0000", "1.5000"],
         ["train accuracy", "83.33%", "75.00%"],
         ["train loss", "0.6667", "1.0000"],
         ["time", "1:02:03", "2:00"],
@@ -99,7 +99,7 @@ def test_ways_to_name_runs_whose_folders_have_the_same_name(here, workdirs):
 
 
 def test_unfinished_runs(here):
-    write_run(here / "a", finished=False)
+    write_run(here / "a", finished=False, data__validation_examples=0)
     with (here / "a" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "epo')  # being written
     write_run(here / "b", finished=False)
@@ -108,7 +108,7 @@ def test_unfinished_runs(here):
     assert (code, err) == (0, "line 4 of a/metrics.jsonl is incomplete and skipped\n")
     cells = {row.split("  ")[0]: row.split()[-2:] for row in out.splitlines()}
     assert cells["epochs"] == ["3", "-"]
-    assert cells["eval loss"] == ["1.0000", "-"]
+    assert cells["test loss"] == ["1.0000", "-"]
 
 
 def test_models_with_other_fields_and_infinite_losses(here):
@@ -121,7 +121,7 @@ def test_models_with_other_fields_and_infinite_losses(here):
     rows = [row.split() for row in out.splitlines()]
     assert ["model.name", "mlp", "lenet"] in rows
     assert ["model.activation", "relu", "-"] in rows
-    assert ["eval", "loss", "1.0000", "nan"] in rows
+    assert ["validation", "loss", "1.0000", "nan"] in rows
 
 
 def test_each_workdir_that_cannot_be_used_is_named(here):

@@ -25,10 +25,10 @@ ROWS = [
 
 
 def test_curves_of_one_run():
-    figure = plots.plot_curves({"x": ROWS})
+    figure = plots.plot_curves({"x": ROWS}, split="validation")
     for axes, name in zip(figure.axes, ("loss", "accuracy"), strict=True):
         train, evaluation = axes.get_lines()
-        assert (train.get_label(), evaluation.get_label()) == ("train", "eval")
+        assert (train.get_label(), evaluation.get_label()) == ("train", "validation")
         assert train.get_xydata().tolist() == [[r["epoch"], r[f"train_{name}"]] for r in ROWS]
         assert evaluation.get_xydata().tolist() == [[1.0, ROWS[1][f"eval_{name}"]]]
         assert evaluation.get_marker() == "o"  # a single point makes no line

@@ -87,6 +87,8 @@ def assert_self_contained(text):
     found = Links(text)
     assert found.links
     for link in found.links:
+        if link == "predictions.csv":
+            continue
         head, _, data = link.partition(",")
         assert head == "data:image/png;base64"
         Image.open(io.BytesIO(base64.b64decode(data, validate=True))).verify()
@@ -116,19 +118,20 @@ def test_numbers_equal_those_of_the_evaluation(finished):
     with (workdir / "report" / "predictions.csv").open(newline="") as file:
         head, *rows = csv.reader(file)
     assert head == [
-        *("index", "truth", "predicted", "correct"),
+        *("index", "truth", "predicted", "correct", "loss"),
         *(f"probability of {digit}" for digit in range(10)),
     ]
     result = json.loads((workdir / "result.json").read_text())
     assert [int(row[0]) for row in rows] == list(range(360))
     assert sum(int(row[3]) for row in rows) == result["num_correct"]
     assert all((row[1] == row[2]) == (row[3] == "1") for row in rows)
-    probabilities = np.array([row[4:] for row in rows], float)
+    probabilities = np.array([row[5:] for row in rows], float)
     truth = np.array([row[1] for row in rows], int)
     assert [int(row[2]) for row in rows] == probabilities.argmax(axis=1).tolist()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-    loss = -np.log(probabilities[np.arange(360), truth]).mean()
-    assert loss == pytest.approx(result["test_loss"], rel=1e-4)
+    loss = -np.log(probabilities[np.arange(360), truth])
+    assert loss.mean() == pytest.approx(result["test_loss"], rel=1e-4)
+    np.testing.assert_allclose([float(row[4]) for row in rows], loss, rtol=1e-4, atol=1e-6)
     texts = Links((workdir / "report" / "report.html").read_text()).texts
     assert f"{result['test_accuracy']:.2%}" in texts
     assert f"{result['test_loss']:.4f}" in texts
@@ -145,16 +148,47 @@ def test_the_page_shows_config_layers_and_commands(finished):
 
 def test_another_split_and_checkpoint(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
-    (tmp_path / "run" / "report" / "old.png").write_bytes(b"")
+    before = {path: path.read_bytes() for path in (tmp_path / "run" / "report").iterdir()}
+    folder = tmp_path / "run" / "report_validation_best"
+    folder.mkdir()
+    (folder / "old.png").write_bytes(b"")
     flags = ("--split=validation", "--checkpoint=best", f"--data_dir={tmp_path}", "--batch_size=7")
     code, out, err = program.run_here("--mode=report", f"--workdir={tmp_path / 'run'}", *flags)
     assert (code, err) == (0, "")
     assert "validation accuracy" in out
-    folder = tmp_path / "run" / "report"
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run" / "report").iterdir()}
     assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + 1117
     assert not (folder / "old.png").exists()
     again = f"--mode=report --workdir={tmp_path / 'run'} {' '.join(flags)}"
-    assert any(x.endswith(again) for x in Links((folder / "report.html").read_text()).texts)
+    texts = Links((folder / "report.html").read_text()).texts
+    assert any(x.endswith(again) for x in texts)
+    (lead,) = (x for x in texts if x.startswith("mlp on digits: validation split, best checkpoint"))
+    assert lead.rpartition(", ")[0].endswith("(step 5), seed 0")
+
+
+def test_several_seeds_begin_with_their_mean(tmp_path):
+    flag = program.write_config(
+        tmp_path / "short.py", num_steps=2, num_seeds=3, data__validation_examples=0
+    )
+    workdir = tmp_path / "run"
+    assert program.run_here(flag, f"--workdir={workdir}")[0] == 0
+    flags = ("--num_mistakes=5", f"--output={tmp_path / 'page'}")
+    code, _, err = program.run_here("--mode=report", f"--workdir={workdir}", *flags)
+    assert (code, err) == (0, "")
+    result = json.loads((workdir / "result.json").read_text())
+    texts = [x for x in Links((tmp_path / "page" / "report.html").read_text()).texts if x.strip()]
+    first = texts.index("test accuracy, mean of 3 seeds")
+    low, high = result["test_accuracy_interval"]
+    assert texts[first + 1] == f"{result['test_accuracy']:.2%}"
+    assert texts[first + 2 : first + 4] == [
+        "standard deviation",
+        f"{result['test_accuracy_std']:.2%}",
+    ]
+    assert texts[first + 5] == f"{low:.2%} to {high:.2%}"
+    assert first < texts.index("accuracy of seed 0")
+    for seed in result["seeds"]:
+        assert f"{seed['test_accuracy']:.2%}" in texts
+    assert not (workdir / "report").exists()
 
 
 def test_a_report_that_fails_costs_a_warning_and_not_the_run(tmp_path):
