@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ class CachedSplit(NamedTuple):
       mean: the mean of each channel, in units of pixel / 255.
       std: the standard deviation of each channel, in units of pixel / 255; 1 for a constant
         channel, so that dividing by it is safe.
+      notes: what else was found when it was decoded, as JSON values.
     """
 
     images: np.ndarray
@@ -40,6 +41,7 @@ class CachedSplit(NamedTuple):
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: Mapping[str, Any] = {}
 
 
 def fingerprint(source: Path) -> str:
@@ -77,29 +79,33 @@ def load_or_build(
     source: Path,
     name: str,
     split: str,
-    build: Callable[[], tuple[np.ndarray, np.ndarray, tuple[str, ...]]],
+    build: Callable[[], tuple[np.ndarray, np.ndarray, tuple[str, ...], *tuple[Any, ...]]],
+    own_fingerprint: str | None = None,
 ) -> CachedSplit:
     """Returns a decoded split from the cache; decodes it and stores it there if needed.
 
-    The cache is beside the data (`<source>/decoded`) if that folder can be written, otherwise in
-    `$XDG_CACHE_HOME/cifar_jax` (or `~/.cache/cifar_jax`). If neither can be written, the split is
-    only kept in memory.
+    The cache is beside the data (`<source>/decoded`) if that folder can be written, otherwise, and
+    for a folder of the user's, in `$XDG_CACHE_HOME/cifar_jax` (or `~/.cache/cifar_jax`). If neither
+    can be written, the split is only kept in memory.
 
     Args:
       source: the folder of the prepared set, `<data_dir>/<name>/<version>`.
       name: the name of the set.
       split: the name of the split.
-      build: decodes the split into (images, labels, class_names).
+      build: decodes the split into (images, labels, class_names), and notes if there are any.
+      own_fingerprint: of a folder of the user's, in which nothing is written; None: that of
+        `source`.
     """
     identity = {"format": _FORMAT, "name": name, "version": source.name, "split": split}
-    identity["fingerprint"] = fingerprint(source)
-    folders = _folders(source, name)
+    identity["fingerprint"] = own_fingerprint or fingerprint(source)
+    folders = _folders(source, name)[1 if own_fingerprint else 0 :]
     for folder in folders:
         if (cached := _read(folder, split, identity)) is not None:
             return cached
-    images, labels, class_names = build()
+    images, labels, class_names, *notes = build()
     mean, std = channel_statistics(images)
     record = {"identity": identity, "class_names": class_names, "mean": mean, "std": std}
+    record |= {"notes": notes[0]} if notes else {}
     for folder in folders:
         if not files.may_write(folder):
             continue
@@ -114,7 +120,7 @@ def load_or_build(
         "no folder for the decoded %s of %s can be written: kept in memory only", split, name
     )
     images.flags.writeable = labels.flags.writeable = False
-    return CachedSplit(images, labels, class_names, mean, std)
+    return CachedSplit(images, labels, class_names, mean, std, *notes)
 
 
 def _folders(source: Path, name: str) -> list[Path]:
@@ -135,8 +141,8 @@ def _read(folder: Path, split: str, identity: dict[str, Any]) -> CachedSplit | N
         if record.pop("sha256") != files.digest(record):
             raise ValueError(f"{split}.json has changed")
         images, labels = (_map(folder, record[kind]) for kind in ("images", "labels"))
-        class_names = tuple(record["class_names"])
-        return CachedSplit(images, labels, class_names, tuple(record["mean"]), tuple(record["std"]))
+        names, mean, std = (tuple(record[key]) for key in ("class_names", "mean", "std"))
+        return CachedSplit(images, labels, names, mean, std, record.get("notes", {}))
     except FileNotFoundError:
         return None
     except Exception as error:  # NumPy may raise almost anything for a damaged header

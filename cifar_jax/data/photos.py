@@ -4,6 +4,7 @@ Pillow reads them. The size is checked before anything is decoded, and any probl
 reported as one `UserError` that names it. Imports no JAX.
 """
 
+import functools
 import glob
 import os
 import stat
@@ -45,7 +46,7 @@ def find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
         is_folder = os.path.isdir(entry)
         if is_folder or (not os.path.lexists(entry) and glob.has_magic(entry)):
             pattern = os.path.join(glob.escape(entry), "*") if is_folder else entry
-            found = [path for path in glob.glob(pattern, recursive=True) if _is_picture_name(path)]
+            found = [path for path in glob.glob(pattern, recursive=True) if is_picture_name(path)]
             if not found:
                 advice = f"; '{name}/**' searches its folders too" if is_folder else ""
                 problems.append(f"{name} holds no pictures{advice}")
@@ -62,9 +63,16 @@ def find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
     return list(files.values()), problems
 
 
-def _is_picture_name(path: str) -> bool:
-    kinds = Image.registered_extensions()
-    return kinds.get(os.path.splitext(path)[1].lower()) in _formats() and not os.path.isdir(path)
+def is_picture_name(path: str) -> bool:
+    """Whether a path has the extension of a picture that can be read, and is not a folder's."""
+    return os.path.splitext(path)[1].lower() in extensions() and not os.path.isdir(path)
+
+
+@functools.cache
+def extensions() -> frozenset[str]:
+    """Returns the extensions of the pictures that can be read, such as ".jpg"."""
+    known = Image.registered_extensions().items()
+    return frozenset(extension for extension, kind in known if kind in _formats())
 
 
 def _formats() -> list[str]:
@@ -90,6 +98,15 @@ def read_picture(
     Raises:
       UserError: the file cannot be read, is not a picture, is damaged, or has too many pixels.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of faults that it can work around
+        return read_in_thread(path, channels, background, invert)
+
+
+def read_in_thread(
+    path: str, channels: int = 3, background: str = "white", invert: bool = False
+) -> Image.Image:
+    """Does what `read_picture` does, in any thread: the caller keeps Pillow's warnings silent."""
     try:
         image = _load(path, channels, background)
         return _invert(image) if invert else image
@@ -119,8 +136,7 @@ def _load(path: str, channels: int, background: str) -> Image.Image:
             raise UserError("is not a file")  # opening a FIFO would block
         if not status.st_size:
             raise UserError("is empty")
-        with Path(path).open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of faults that it can work around
+        with Path(path).open("rb") as file:
             return _decode(file, channels, background)
     except OSError as error:
         words = "is a broken link" if os.path.islink(path) else "cannot be read"

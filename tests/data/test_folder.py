@@ -1,0 +1,260 @@
+"""A folder of pictures: which files are taken, what is named, the cache, the share for testing."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_jax.data import cache, folder, photos
+from cifar_jax.data.class_folders import find_tree
+from cifar_jax.errors import UserError
+
+
+def write(path, seed=0, size=(12, 9), mode="RGB", **options):
+    """Writes a picture of noise; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], bands), np.uint8)
+    Image.fromarray(noise[..., 0] if bands == 1 else noise, mode).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder of two classes of ten and five different pictures, and a cache beside it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(15):
+        name = "cat" if number < 10 else "dog"
+        write(tmp_path / "pets" / name / f"{number}.png", number)
+    return tmp_path / "pets"
+
+
+def open_folder(path, **options):
+    given = {"path": str(path), "image_size": 8, **options}
+    return folder.open_folder(folder.Options(**given))
+
+
+def names_in(tree):
+    return {split: [file for file, _ in own] for split, own in tree.splits.items()}
+
+
+def test_classes_are_folders_and_everything_else_is_named(root):
+    write(root / "cat" / "kittens" / "deep.JPG")
+    write(root / "ant" / "first.bmp")
+    (root / ".git").mkdir()
+    write(root / "cat" / ".hidden.png")
+    (root / "cat" / "notes.txt").touch()
+    (root / "dog" / "unnamed").touch()
+    (root / "empty").mkdir()
+    write(root / "loose.png")
+    (root / "cat" / "again").symlink_to(root / "cat")  # a circle
+    tree = find_tree(str(root))
+    assert tree.class_names == ("ant", "cat", "dog")
+    cats = [f"cat/{number}.png" for number in range(10)]
+    dogs = [f"dog/{number}.png" for number in range(10, 15)]
+    files = [*cats[:2], *dogs, *cats[2:], "cat/kittens/deep.JPG", "ant/first.bmp"]
+    assert names_in(tree) == {"train": files}
+    assert [label for _, label in tree.splits["train"]] == [1, 1, 2, 2, 2, 2, 2, *[1] * 9, 0]
+    assert tree.remarks == (
+        "in no class's folder, and passed over: loose.png",
+        "not pictures by their names, and passed over: .txt (1), no extension (1)",
+        "the class 'empty' holds no pictures and is left out",
+    )
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "training"])
+@pytest.mark.parametrize("held", ["val", "valid", "validation"])
+def test_folders_of_splits(tmp_path, train, held):
+    for number, split in enumerate((train, held, "test")):
+        write(tmp_path / split / "b" / f"{number}.png")
+        write(tmp_path / split / ("a" if split != held else "c") / "x.png")
+    write(tmp_path / "spare" / "y.png")
+    write(tmp_path / train / "z.png")
+    if train == "train":  # pictures beside the classes are allowed if there are only splits
+        shutil.rmtree(tmp_path / "spare")
+    else:
+        (tmp_path / train / "z.png").unlink()
+    tree = find_tree(str(tmp_path))
+    assert names_in(tree) == {
+        "train": [f"{train}/b/0.png", f"{train}/a/x.png"],
+        "validation": [f"{held}/b/1.png", f"{held}/c/x.png"],
+        "test": ["test/b/2.png", "test/a/x.png"],
+    }
+    assert tree.class_names == ("a", "b", "c")
+    if train == "train":
+        words = "in no class's folder, and passed over: train/z.png"
+    else:
+        words = "the folder 'spare' is not that of a split and is passed over"
+    assert tree.remarks == (words,)
+
+
+def test_a_class_may_be_called_train(root):
+    write(root / "train" / "engine.png")
+    assert find_tree(str(root)).class_names == ("cat", "dog", "train")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "holds training pictures of 0 classes: it must be PATH/CLASS/"),
+        (["1.png", "2.png"], "holds training pictures of 0 classes: it must be PATH/CLASS/"),
+        (["cat/1.png"], r"holds training pictures of 1 class \(cat\): it must be PATH/CLASS"),
+        (["train/cat/1.png", "test/dog/1.png"], r"of 2 classes \(cat, dog\): it must"),
+        (["test/cat/1.png", "val/dog/1.png"], "has test, val but no train: put the classes into"),
+        (["cat/1.png", "dog/1.png", "test/cat/2.png"], "has test but no train"),
+        (["train/cat/1.png", "val/cat/1.png", "valid/cat/1.png"], "two folders for one split"),
+    ],
+)
+def test_a_folder_without_two_classes_is_refused(tmp_path, files, message):
+    for file in files:
+        write(tmp_path / file)
+    with pytest.raises(UserError, match=message) as caught:
+        find_tree(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_none_is_refused(tmp_path):
+    for path, message in (
+        (None, "data.path is not set"),
+        ("", "data.path is not set"),
+        (str(tmp_path / "x"), "does not exist"),
+        (__file__, "is not a folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_tree(path)
+
+
+KINDS = {
+    "grey.png": {"mode": "L"},
+    "alpha.png": {"mode": "RGBA"},
+    "wide.jpg": {"size": (40, 10), "quality": 60},
+    "tall.webp": {"size": (7, 31), "lossless": True},
+    "turned.jpg": {"exif": None},
+    "small.gif": {"size": (3, 2), "mode": "L"},
+    "print.tif": {"mode": "CMYK"},
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_are_what_predict_makes_of_the_files(root, channels):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for seed, (name, options) in enumerate(KINDS.items()):
+        write(root / "cat" / name, seed, **options | ({"exif": exif} if "exif" in options else {}))
+    splits, _ = open_folder(root, channels=channels)
+    left = {split: list(zip(one.images, one.labels, strict=True)) for split, one in splits.items()}
+    found = {image.tobytes(): label for own in left.values() for image, label in own}
+    shape = (8, 8, channels)
+    for path in sorted(root.glob("*/*.*")):
+        expected = photos.fit(photos.read_picture(str(path), channels), shape)
+        assert found[expected.tobytes()] == (path.parent.name == "dog")
+    assert sum(map(len, left.values())) == 15 + len(KINDS)
+
+
+def test_the_share_for_testing_is_stratified_and_follows_the_seed_and_the_content(root):
+    splits, lines = open_folder(root)
+    assert np.bincount(splits["test"].labels).tolist() == [2, 1]
+    assert np.bincount(splits["train"].labels).tolist() == [8, 4]
+    assert (
+        "no folder for testing: 3 of 15 pictures are it (data.test_fraction 0.2, seed 0)" in lines
+    )
+    pixels = splits["train"].images / 255  # those for testing do not count
+    np.testing.assert_allclose(splits["test"].mean, pixels.mean((0, 1, 2)), rtol=1e-12)
+
+    def drawn(**options):
+        return {image.tobytes() for image in open_folder(root, **options)[0]["test"].images}
+
+    first = drawn()
+    assert drawn() == first
+    assert len({frozenset(drawn(seed=seed)) for seed in range(5)}) > 1
+    assert len(drawn(test_fraction=0.5)) == 5 + 2
+    for path in list(root.glob("cat/*.png")):
+        path.rename(path.with_name(f"renamed-{9 - int(path.stem)}.png"))
+    assert drawn() == first
+
+
+def test_equal_pictures_stay_together_and_every_class_keeps_one(root):
+    for number in range(8):
+        shutil.copy(root / "dog" / "10.png", root / "dog" / f"copy-{number}.png")
+    write(root / "ant" / "only.png", 99)
+    for seed in range(5):
+        splits, lines = open_folder(root, seed=seed, test_fraction=0.5)
+        content = [{image.tobytes() for image in splits[x].images} for x in ("train", "test")]
+        assert not content[0] & content[1]
+        assert (splits["train"].labels == 0).sum() == 1
+        assert "the class 'ant' has no pictures in test" in lines
+
+
+def test_counts_sizes_and_what_looks_wrong_are_named(root):
+    for number in range(3):
+        write(root / "test" / "cat" / f"{number}.png", 50 + number, size=(30 + number, 20))
+    os.mkdir(root / "train")
+    for name in ("cat", "dog"):
+        (root / name).rename(root / "train" / name)
+    shutil.copy(root / "train" / "cat" / "4.png", root / "test" / "cat" / "seen.png")
+    shutil.copy(root / "train" / "cat" / "5.png", root / "train" / "dog" / "both.png")
+    splits, lines = open_folder(root)
+    assert lines == [
+        "class  train  test  sizes in pixels\n"
+        "-----------------------------------\n"
+        "cat       10     4  12x9 to 32x20\n"
+        "dog        6     0  12x9",
+        "the class 'dog' has no pictures in test",
+        "1 equal images are in two splits: train/cat/4.png = test/cat/seen.png",
+        "1 equal images are in two classes: train/cat/5.png = train/dog/both.png",
+    ]
+    assert splits["test"].mean == cache.channel_statistics(splits["train"].images)[0]
+
+
+def test_broken_files_are_named_and_counted(root):
+    (root / "cat" / "3.png").write_bytes(b"no picture")
+    (root / "dog" / "12.png").write_bytes((root / "dog" / "12.png").read_bytes()[:60])
+    (root / "dog" / "gone.png").symlink_to("nowhere")
+    for _ in range(2):  # decoded, and from the cache
+        splits, lines = open_folder(root, max_broken=3)
+        assert sum(len(one.labels) for one in splits.values()) == 13
+        broken = [line for line in lines if str(root) in line]
+        assert [line.partition(" ")[0] for line in broken] == [
+            str(root / name) for name in ("dog/12.png", "cat/3.png", "dog/gone.png")
+        ]
+        assert "3 broken pictures are left out" in lines
+    advice = "more than 2 pictures are broken: remove the broken pictures, or let data.max_broken"
+    for _ in range(2):
+        with pytest.raises(UserError, match=advice) as caught:
+            open_folder(root, max_broken=2)
+        assert len(str(caught.value).splitlines()) == 4
+        shutil.rmtree(root.parent / "cache", ignore_errors=True)
+    for path in root.glob("*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of the 16 pictures for train can be read: .* empty"):
+        open_folder(root, max_broken=99)
+
+
+def test_pictures_are_decoded_once_and_changes_are_noticed(root, monkeypatch):
+    decoded = []
+    read = photos.read_in_thread
+    monkeypatch.setattr(
+        photos, "read_in_thread", lambda path, *rest: decoded.append(path) or read(path, *rest)
+    )
+
+    def count():
+        decoded.clear()
+        splits, _ = open_folder(root)
+        return len(decoded), sum(len(one.labels) for one in splits.values())
+
+    assert (count(), count()) == ((15, 15), (0, 15))
+    write(root / "cat" / "new.png", 30)
+    assert (count(), count()) == ((16, 16), (0, 16))
+    (root / "cat" / "0.png").unlink()
+    assert count() == (15, 15)
+    times = os.stat(root / "cat" / "1.png")
+    write(root / "cat" / "1.png", 31)
+    os.utime(root / "cat" / "1.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert count() == (15, 15)
+    (root / "dog").rename(root / "wolf")
+    assert count() == (15, 15)
+    assert not [name for name in os.listdir(root) if name not in ("cat", "wolf")]
+    (stored,) = (root.parent / "cache" / "cifar_jax").iterdir()
+    assert sorted(path.suffix for path in stored.iterdir()) == [".json", ".npy", ".npy"]
