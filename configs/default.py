@@ -82,6 +82,10 @@ def get_config() -> ConfigDict:
     config.loss = ConfigDict()
     # The share of the target probability that is spread evenly over all classes.
     config.loss.label_smoothing = 0.0
+    # Factors of the classes in the loss: a number for each class, in their order, or "balanced":
+    # the more training images a class has, the smaller its factor. Unset: all classes count the
+    # same.
+    config.loss.class_weights = placeholder(object)
 
     config.optimizer = ConfigDict()
     # A function of optax that takes a learning rate (sgd, adam, adamw, lion, rmsprop, ...), "muon"
@@ -106,6 +110,10 @@ def get_config() -> ConfigDict:
     config.optimizer.decay_norm_and_bias = False
     # Largest global norm of the gradient. 0: off.
     config.optimizer.clip_norm = 0.0
+    # Radius of sharpness-aware minimization, which computes each gradient at the worst weights that
+    # are this near, in twice the time. 0: off. Foret et al., "Sharpness-Aware Minimization for
+    # Efficiently Improving Generalization", 2021.
+    config.optimizer.sam_radius = 0.0
     # Equal parts of a batch that are computed one after another, to save memory. The gradient is
     # that of the whole batch, but each part has its own BatchNorm statistics and random draws.
     config.optimizer.accumulation_steps = 1

@@ -115,5 +115,5 @@ def _fits(value: Any, wanted: type, optional: bool) -> bool:
     if value is None:
         return optional
     if isinstance(value, bool):
-        return wanted is bool
+        return wanted in (bool, object)
     return isinstance(value, (int, float) if wanted is float else wanted)

@@ -33,7 +33,12 @@ _RULES = (
             *("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"),
             *("augment.rand_augment_ops", "augment.rand_augment_magnitude"),
             *("augment.mixup_alpha", "augment.cutmix_alpha", "optimizer.weight_decay"),
-            *("optimizer.clip_norm", "schedule.warmup_epochs", "schedule.warmup_steps"),
+            *(
+                "optimizer.clip_norm",
+                "optimizer.sam_radius",
+                "schedule.warmup_epochs",
+                "schedule.warmup_steps",
+            ),
             *("schedule.final_fraction", "eval_every_epochs", "eval_every_steps"),
             *("checkpoint.every_epochs", "checkpoint.every_steps"),
             *("log.profile_steps", "log.profile_start"),
@@ -89,6 +94,7 @@ def find_problems(config: ConfigDict) -> list[str]:
         if fields[name] not in known:
             problems.append(f"{name} is {unknown(fields[name], known)}")
     problems += _check_milestones(fields["schedule.milestones"])
+    problems += _check_class_weights(fields["loss.class_weights"])
     if fields["augment.flip"] and fields["augment.alternating_flip"]:
         problems.append("augment.flip and augment.alternating_flip are both on: choose one")
     rest = fields["batch_size"]
@@ -132,6 +138,17 @@ def _check_milestones(milestones: Any) -> list[str]:
     if any(epoch <= 0 for epoch in milestones) or list(milestones) != sorted(set(milestones)):
         return [f"schedule.milestones is {milestones} but must be ascending and positive"]
     return []
+
+
+def _check_class_weights(weights: Any) -> list[str]:
+    if weights is None or weights == "balanced":
+        return []
+    numbers = weights if isinstance(weights, tuple | list) else ()
+    plain = all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers)
+    if plain and any(numbers) and not any(x < 0 for x in numbers):
+        return []
+    words = "must be 'balanced' or a tuple with a number for each class, none of them negative"
+    return [f"loss.class_weights is {weights!r} but {words}"]
 
 
 def _check_seeds(fields: Mapping[str, Any]) -> list[str]:

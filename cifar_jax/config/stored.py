@@ -22,9 +22,11 @@ _ADDED = {
     "num_seeds": 1,
     "seeds_at_once": None,
     "augment.alternating_flip": False,
+    "loss.class_weights": None,
     "optimizer.base_batch_size": 128,
     "optimizer.decoupled_decay": None,
     "optimizer.learning_rate_scaling": "none",
+    "optimizer.sam_radius": 0.0,
     "test_time.views": "plain",
     "test_time.confidence_threshold": None,
 }

@@ -12,12 +12,22 @@ from cifar_jax.text import format_table
 
 
 class Scores(NamedTuple):
-    """The mean cross-entropy over a split, in nats, and how many images are classified right."""
+    """How well a split is classified.
+
+    Attributes:
+      loss: the mean cross-entropy, in nats.
+      accuracy: the share of the images that are classified right.
+      num_correct: their number.
+      num_images: the number of images.
+      balanced_accuracy: the mean, over the classes that occur, of the share of a class's images
+        that are classified right.
+    """
 
     loss: float
     accuracy: float
     num_correct: int
     num_images: int
+    balanced_accuracy: float
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
@@ -30,14 +40,19 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
     with np.errstate(invalid="ignore"):  # the loss of infinite logits is nan
         log_probabilities = special.log_softmax(logits.astype(np.float64), axis=1)
     losses = -log_probabilities[np.arange(len(labels)), labels]
-    correct = int((logits.argmax(axis=1) == labels).sum())
-    return Scores(float(losses.mean()), correct / len(labels), correct, len(labels))
+    right = logits.argmax(axis=1) == labels
+    correct, counts = int(right.sum()), np.bincount(labels)
+    recall = np.bincount(labels, right)[counts > 0] / counts[counts > 0]
+    accuracy = correct / len(labels)
+    return Scores(float(losses.mean()), accuracy, correct, len(labels), float(recall.mean()))
 
 
 def pool(every: Sequence[Scores]) -> Scores:
     """Returns the scores over several seeds on one split."""
-    losses, _, correct, images = zip(*every, strict=True)
-    return Scores(statistics.fmean(losses), sum(correct) / sum(images), sum(correct), sum(images))
+    losses, _, correct, images, balanced = zip(*every, strict=True)
+    accuracy = sum(correct) / sum(images)
+    means = statistics.fmean(losses), accuracy, sum(correct), sum(images)
+    return Scores(*means, statistics.fmean(balanced))
 
 
 class Summary(NamedTuple):
@@ -68,7 +83,12 @@ def summarize(values: Sequence[float]) -> Summary:
 def result_fields(seeds: Sequence[int], scores: Sequence[Scores]) -> dict[str, Any]:
     """Returns the fields of result.json for the scores of each seed on the test split."""
     parts = [
-        {"test_accuracy": x.accuracy, "test_loss": x.loss, "num_correct": x.num_correct}
+        {
+            "test_accuracy": x.accuracy,
+            "test_balanced_accuracy": x.balanced_accuracy,
+            "test_loss": x.loss,
+            "num_correct": x.num_correct,
+        }
         for x in scores
     ]
     images = {"num_images": scores[0].num_images}
@@ -76,6 +96,7 @@ def result_fields(seeds: Sequence[int], scores: Sequence[Scores]) -> dict[str, A
         return parts[0] | images
     return (
         summary_fields("test_accuracy", [x.accuracy for x in scores])
+        | summary_fields("test_balanced_accuracy", [x.balanced_accuracy for x in scores])
         | summary_fields("test_loss", [x.loss for x in scores])
         | images
         | {"seeds": [{"seed": seed} | part for seed, part in zip(seeds, parts, strict=True)]}
@@ -92,11 +113,12 @@ def format_seed_scores(split: str, seeds: Sequence[int], scores: Sequence[Scores
     """Returns the line of a single seed, or a table of several seeds with their means."""
     if len(seeds) == 1:
         return format_scores(split, scores[0])
-    rows = [("seed", f"{split} accuracy", "correct", "loss")]
+    rows = [("seed", f"{split} accuracy", "correct", "balanced accuracy", "loss")]
     for seed, own in zip(seeds, scores, strict=True):
-        rows.append((str(seed), f"{own.accuracy:.2%}", str(own.num_correct), f"{own.loss:.4f}"))
+        shares = (f"{own.accuracy:.2%}", str(own.num_correct), f"{own.balanced_accuracy:.2%}")
+        rows.append((str(seed), *shares, f"{own.loss:.4f}"))
     return (
-        format_table(rows, right=range(4))
+        format_table(rows, right=range(5))
         + f"\n{split} accuracy {format_summary([x.accuracy for x in scores])}"
         + f"  loss {statistics.fmean(x.loss for x in scores):.4f}"
     )
@@ -118,7 +140,12 @@ def format_views(test_time: Any) -> str:
 
 def format_scores(split: str, scores: Scores) -> str:
     """Returns the scores on a split in one line."""
-    return (
-        f"{split} accuracy {scores.accuracy:.2%} ({scores.num_correct} of {scores.num_images})  "
-        f"loss {scores.loss:.4f}"
-    )
+    words = f"{split} accuracy {scores.accuracy:.2%} ({scores.num_correct} of {scores.num_images})"
+    if is_uneven(scores):
+        words += f"  balanced accuracy {scores.balanced_accuracy:.2%}"
+    return f"{words}  loss {scores.loss:.4f}"
+
+
+def is_uneven(scores: Scores) -> bool:
+    """Whether balanced accuracy says something else than accuracy."""
+    return not math.isclose(scores.accuracy, scores.balanced_accuracy, rel_tol=1e-12)

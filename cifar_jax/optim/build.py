@@ -34,7 +34,12 @@ def create_optimizer(config: ConfigDict, durations: Durations) -> optax.Gradient
       durations: of the run, in steps.
     """
     schedules = create_group_schedules(config, durations)
-    return combine_rules(config.optimizer, create_schedule(config, durations), schedules)
+    rule = combine_rules(config.optimizer, create_schedule(config, durations), schedules)
+    if not (radius := config.optimizer.sam_radius):
+        return rule
+    # Around everything else: clipping and decay apply to the gradient at the worst weights.
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(radius))
+    return optax.contrib.sam(rule, ascent, opaque_mode=True)
 
 
 def combine_rules(

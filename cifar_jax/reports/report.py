@@ -140,8 +140,10 @@ def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
     result = found.result
     trained = found.predictions.trained
     name = f"accuracy of seed {trained.seed}" if trained.config.num_seeds > 1 else "accuracy"
-    values = [
-        (name, f"{result.accuracy:.2%}"),
+    values = [(name, f"{result.accuracy:.2%}")]
+    if scores.is_uneven(result):
+        values.append(("balanced accuracy", f"{result.balanced_accuracy:.2%}"))
+    values += [
         ("correct", f"{result.num_correct:,}"),
         ("images", f"{result.num_images:,}"),
         ("loss", f"{result.loss:.4f}"),

@@ -26,6 +26,7 @@ from cifar_jax.training.metrics import put_metrics
 from cifar_jax.training.program import Feed, TrainPrograms, fits_on_device
 from cifar_jax.training.run import Progress, Run
 from cifar_jax.training.state import TrainState
+from cifar_jax.training.step import resolve_class_weights
 
 
 def train_model(
@@ -61,10 +62,12 @@ def train_model(
         dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
     split = dataset.splits["train"]
     durations = durations_lib.resolve_durations(config, len(split.labels))
+    num_classes = len(dataset.class_names)
+    weights = resolve_class_weights(config.loss.class_weights, split.labels, num_classes)
     resident = config.data.placement == "device" or (
         config.data.placement == "auto" and processes.run_on_first(lambda: fits_on_device(split))
     )
-    model = create_model(config, len(dataset.class_names))
+    model = create_model(config, num_classes)
     checkpoints = processes.first_then_others(lambda: Checkpoints(workdir, processes.is_first()))
     with jax.set_mesh(mesh):
         state, saved = start.start(config, dataset, durations, mesh, model, checkpoints)
@@ -76,7 +79,7 @@ def train_model(
         logs = Logs(workdir, progress.step, config.log.tensorboard, processes.is_first())
         run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs)
         try:
-            code = _loop(run, state, progress, signals)
+            code = _loop(run, state, progress, signals, weights)
         finally:
             logs.close()
             feed.close()
@@ -84,12 +87,19 @@ def train_model(
     return code
 
 
-def _loop(run: Run, state: TrainState, progress: Progress, signals: signals_lib.Signals) -> int:
+def _loop(
+    run: Run,
+    state: TrainState,
+    progress: Progress,
+    signals: signals_lib.Signals,
+    class_weights: np.ndarray | None,
+) -> int:
     config, durations = run.config, run.durations
     run_lib.log_summary(run, progress)
     # Compilation can be long: until it is done, a signal ends the program at once.
     mean, std = run.dataset.mean, run.dataset.std
-    programs = TrainPrograms(config, durations, run.model, mean, std, run.mesh, run.feed.resident)
+    parts = (config, durations, run.model, mean, std, run.mesh, run.feed.resident)
+    programs = TrainPrograms(*parts, class_weights)
     call = _make_call(run, programs, signals.defer)
     predict = _make_predict(run)
     on_cpu = jax.default_backend() == "cpu"

@@ -92,6 +92,7 @@ class TrainPrograms:
         std: tuple[float, ...],
         mesh: Mesh,
         resident: bool,
+        class_weights: np.ndarray | None = None,
     ):
         """Prepares the programs; compiles nothing yet.
 
@@ -103,6 +104,7 @@ class TrainPrograms:
           std: of each channel, in units of pixel / 255.
           mesh: the devices.
           resident: whether the whole training set is on every device.
+          class_weights: as for `make_train_step`.
         """
         optimizer = create_optimizer(config, durations)
         per_epoch = durations.steps_per_epoch
@@ -112,7 +114,9 @@ class TrainPrograms:
         self._compiled: dict[tuple[int, int | None], jax.stages.Compiled] = {}
 
         def lower(start: int, length: int | None, arguments: tuple[Any, ...]) -> jax.stages.Lowered:
-            step = make_train_step(model, optimizer, config, mean, std, per_epoch, start)
+            step = make_train_step(
+                model, optimizer, config, mean, std, per_epoch, start, class_weights
+            )
             at_once = seeds.at_once(config)
             jitted = compile_train(step, mesh, resident, config.num_seeds, at_once, length)
             return jitted.lower(*arguments)

@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
 from cifar_jax.augment import batch as augment
 from cifar_jax.augment import mixing
+from cifar_jax.errors import UserError
 from cifar_jax.optim import groups
 from cifar_jax.optim.schedules import find_ends
 from cifar_jax.training.metrics import Metrics
@@ -34,6 +36,7 @@ def make_train_step(
     std: tuple[float, ...],
     steps_per_epoch: int,
     first_step: int = 0,
+    class_weights: np.ndarray | None = None,
 ) -> Step:
     """Returns the pure function (state, batch, key) -> (state, metrics) of one step.
 
@@ -46,16 +49,18 @@ def make_train_step(
       steps_per_epoch: steps in an epoch.
       first_step: at which the function is used first: parameters that are frozen, or whose group's
         schedule has ended by then, get the gradient zero, and nothing is computed for it.
+      class_weights: those of `resolve_class_weights`.
     """
     ends = find_ends(config.optimizer, steps_per_epoch)
     ended = {name for name, end in ends.items() if end <= first_step}
-    compute_loss = _make_loss(model, config, mean, std)
+    compute_loss = _make_loss(model, config, mean, std, class_weights)
     if ended:
         compute_loss = _stop_gradients(compute_loss, config.optimizer, ended)
-    compute_gradient = jax.grad(compute_loss, has_aux=True)
-    if config.optimizer.accumulation_steps > 1:
-        compute_gradient = _accumulate(compute_gradient, config.optimizer.accumulation_steps)
+    compute_gradient = _accumulate(
+        jax.grad(compute_loss, has_aux=True), config.optimizer.accumulation_steps
+    )
     ema_decay, alternating_flip = config.ema_decay, config.augment.alternating_flip
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         images, labels, indices = batch
@@ -63,10 +68,11 @@ def make_train_step(
             epoch = state.step // steps_per_epoch
             images = augment.alternating_flip(key, images, indices, epoch)
         key = jax.random.fold_in(key, state.step)
-        gradient, (batch_stats, metrics) = compute_gradient(
-            state.params, state.batch_stats, (images, labels), key
-        )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        rest = (state.batch_stats, (images, labels), key)
+        gradient, (batch_stats, metrics) = compute_gradient(state.params, *rest)
+        # Only sharpness-aware minimization computes another gradient.
+        again = {"grad_fn": lambda params, _: compute_gradient(params, *rest)[0]}
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, **again)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay:
@@ -81,8 +87,38 @@ def make_train_step(
     return train_step
 
 
+def resolve_class_weights(given: Any, labels: np.ndarray, num_classes: int) -> np.ndarray | None:
+    """Returns the factors of the classes in the loss, float32 [classes]; None if all are the same.
+
+    Args:
+      given: the config's `loss.class_weights`. "balanced" factors are inversely proportional to the
+        number of images of a class; their mean over the images is 1.
+      labels: int32 [images], of the training split.
+      num_classes: the number of classes, some of which may have no images.
+
+    Raises:
+      UserError: the number of factors is not that of the classes.
+    """
+    if given is None:
+        return None
+    if given == "balanced":
+        counts = np.bincount(labels, minlength=num_classes)
+        weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        return np.where(counts, weights, 0).astype(np.float32)
+    if len(given) != num_classes:
+        raise UserError(
+            f"loss.class_weights has {len(given)} numbers, but the data have {num_classes} classes:"
+            " give one for each class"
+        )
+    return np.asarray(given, np.float32)
+
+
 def _make_loss(
-    model: nn.Module, config: Any, mean: tuple[float, ...], std: tuple[float, ...]
+    model: nn.Module,
+    config: Any,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    class_weights: np.ndarray | None,
 ) -> Callable[..., Any]:
     """Returns the function (params, batch_stats, batch, key) -> (loss, (batch_stats, metrics))."""
     options, smoothing = config.augment, config.loss.label_smoothing
@@ -95,6 +131,8 @@ def _make_loss(
         images = augment.normalize(images, mean, std, model.dtype)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes), smoothing)
         images, targets = mixing.mix(mix_key, images, targets, options)
+        if class_weights is not None:
+            targets = targets * class_weights
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -131,6 +169,8 @@ def _accumulate(compute_gradient: Callable[..., Any], parts: int) -> Callable[..
 
     The running statistics pass from part to part.
     """
+    if parts == 1:
+        return compute_gradient
 
     def compute(params, batch_stats, batch, key):
         # Neighbours go into different parts, so that every device has a share of each part.

@@ -28,6 +28,7 @@ NOT_NEGATIVE = [
     *("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"),
     *("augment.rand_augment_ops", "augment.rand_augment_magnitude", "augment.mixup_alpha"),
     *("augment.cutmix_alpha", "optimizer.weight_decay", "optimizer.clip_norm"),
+    "optimizer.sam_radius",
     *("schedule.warmup_epochs", "schedule.warmup_steps", "schedule.final_fraction"),
     *("eval_every_epochs", "eval_every_steps", "checkpoint.every_epochs"),
     *("checkpoint.every_steps", "log.profile_steps", "log.profile_start"),
@@ -154,6 +155,15 @@ def test_values_that_are_not_finite_or_too_large(name):
 @pytest.mark.parametrize(
     ("values", "line"),
     [
+        (
+            {"loss.class_weights": "even"},
+            "loss.class_weights is 'even' but must be 'balanced' or a",
+        ),
+        ({"loss.class_weights": (1, -1)}, "loss.class_weights is (1, -1) but must be 'balanced'"),
+        ({"loss.class_weights": (0, 0.0)}, "loss.class_weights is (0, 0.0) but must be"),
+        ({"loss.class_weights": (True,)}, "loss.class_weights is (True,) but must be"),
+        ({"loss.class_weights": 2}, "loss.class_weights is 2 but must be"),
+        ({"loss.class_weights": ()}, "loss.class_weights is () but must be"),
         ({"dtype": "float16"}, "dtype is 'float16', none of float32, bfloat16; did you mean"),
         ({"data.placement": "disk"}, "data.placement is 'disk', none of auto, device, host"),
         ({"schedule.name": "cosin"}, "schedule.name is 'cosin', none of constant, step, cosine"),

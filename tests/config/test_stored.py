@@ -36,6 +36,8 @@ def test_harmless_differences(values):
 @pytest.mark.parametrize(
     ("values", "line"),
     [
+        ({"optimizer__sam_radius": 0.1}, "optimizer.sam_radius was 0.0 and is now 0.1"),
+        ({"loss__class_weights": "balanced"}, "loss.class_weights was None and is now 'balanced'"),
         ({"seed": 1}, "seed was 0 and is now 1"),
         ({"init_from": "runs/x"}, "init_from was '' and is now 'runs/x'"),
         ({"batch_size": 32}, "batch_size was 64 and is now 32"),

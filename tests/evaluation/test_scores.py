@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from cifar_jax.evaluation import logits as logits_lib
 from cifar_jax.evaluation import scores
@@ -91,4 +92,19 @@ def test_the_score_counts_each_image_with_its_own_label(seed):
     logits[np.arange(20), np.where(right, labels, 1 - labels)] = losses + 100
     result = scores.score(logits, labels)
     assert (result.num_correct, result.num_images) == (right.sum(), 20)
+    assert result.balanced_accuracy == pytest.approx(
+        metrics.balanced_accuracy_score(labels, logits.argmax(axis=1))
+    )
     assert result.loss * 20 == pytest.approx(((losses + 100) * ~right).sum(), abs=1e-6)
+
+
+def test_balanced_accuracy_is_shown_where_it_says_something_else():
+    """Class 1 does not occur; class 2 has one image, and it is not found."""
+    labels = np.array([0, 0, 0, 2])
+    result = scores.score(np.eye(3)[[0, 0, 0, 0]], labels)
+    assert (result.accuracy, result.balanced_accuracy) == (0.75, 0.5)
+    words = "test accuracy 75.00% (3 of 4)  balanced accuracy 50.00%  loss "
+    assert scores.format_scores("test", result).startswith(words)
+    even = scores.score(np.eye(3)[[0, 0, 1]], np.array([0, 2, 1]))
+    assert scores.format_scores("test", even).startswith("test accuracy 66.67% (2 of 3)  loss ")
+    assert scores.pool([result, result]) == result._replace(num_correct=6, num_images=8)

@@ -135,6 +135,17 @@ def test_the_log_and_the_result_agree_with_the_evaluation(finished, capsys):
     assert (probabilities.argmax(axis=1) == digits.labels).sum() == scores.num_correct
 
 
+def test_class_weights_reach_the_loss_and_are_one_for_each_class(tmp_path):
+    losses = []
+    for name, weights in (("plain", None), ("double", (2,) * 10)):
+        start(tiny.config(num_steps=1, loss__class_weights=weights), tmp_path / name)
+        losses.append(log_lines(tmp_path / name)[0]["train_loss"])
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)
+    with pytest.raises(UserError, match="has 3 numbers, but the data have 10 classes"):
+        start(tiny.config(loss__class_weights=(1, 2, 3)), tmp_path / "wrong")
+    assert not list((tmp_path / "wrong").iterdir())
+
+
 def test_the_best_on_the_validation_split_is_kept(finished):
     accuracies = {line["step"]: line["eval_accuracy"] for line in log_lines(finished)}
     assert accuracies[cifar_jax.load(finished, "best").step] == max(accuracies.values())

@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
 from cifar_jax.augment import batch as augment
+from cifar_jax.config import durations
+from cifar_jax.errors import UserError
 from cifar_jax.models import registry
+from cifar_jax.optim import build
 from cifar_jax.parallel import devices
 from cifar_jax.training import metrics as metrics_lib
 from cifar_jax.training import program as program_lib
@@ -76,6 +80,62 @@ def test_a_step_of_softmax_regression_is_numpys():
     np.testing.assert_allclose(sums["loss"], (loss, 32), rtol=1e-5)
     assert sums["accuracy"] == ((logits.argmax(axis=1) == LABELS).sum(), 32)
     assert new.step == 1
+
+
+def numpy_gradient(kernel, factors=None, labels=LABELS):
+    """Returns the gradients of kernel and bias of softmax regression without a bias."""
+    pixels = ((IMAGES / 255 - np.array(MEAN)) / np.array(STD)).reshape(32, -1)
+    exponentials = np.exp(pixels @ kernel)
+    residuals = exponentials / exponentials.sum(axis=1, keepdims=True) - np.eye(10)[labels]
+    residuals *= 1 if factors is None else factors[labels][:, None]
+    return pixels.T @ residuals / 32, residuals.mean(axis=0)
+
+
+def test_class_weights_multiply_the_losses_of_their_images():
+    factors = np.arange(10, dtype=np.float32)
+    state, _ = make_small(model := registry.create("mlp", 10, hidden_sizes=()))
+    parts = (model, optax.sgd(0.1), tiny.config(), MEAN, STD, 3)
+    step = step_lib.make_train_step(*parts, class_weights=factors)
+    with jax.numpy_dtype_promotion("strict"):
+        new, metrics = jax.jit(step)(state, (IMAGES, LABELS, np.arange(32)), jax.random.key(0))
+    kernel = np.asarray(state.params["head"]["kernel"], np.float64)
+    gradient, _ = numpy_gradient(kernel, factors)
+    np.testing.assert_allclose(new.params["head"]["kernel"], kernel - 0.1 * gradient, atol=1e-6)
+    assert to_sums(metrics)["loss"][1] == 32
+
+
+def test_balanced_class_weights_are_those_of_scikit_learn():
+    labels = np.repeat([0, 1, 3], [30, 5, 1])
+    found = step_lib.resolve_class_weights("balanced", labels, 5)
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    np.testing.assert_allclose(found, [*expected[:2], 0, expected[2], 0], rtol=1e-6)
+    assert found[labels].mean() == pytest.approx(1)
+    assert step_lib.resolve_class_weights(None, labels, 5) is None
+    assert step_lib.resolve_class_weights((1, 2), labels, 2).tolist() == [1, 2]
+    with pytest.raises(UserError, match="has 2 numbers, but the data have 5 classes: give one"):
+        step_lib.resolve_class_weights((1, 2), labels, 5)
+
+
+def test_sharpness_aware_minimization_takes_the_gradient_at_the_worst_weights_near():
+    config, model = (
+        tiny.config(optimizer__sam_radius=0.5),
+        registry.create("mlp", 10, hidden_sizes=()),
+    )
+    config.optimizer.name, config.optimizer.learning_rate = "sgd", 0.1
+    config.optimizer.weight_decay = 0.2
+    optimizer = build.create_optimizer(config, durations.resolve_durations(config, 320))
+    state, step = make(config, model, optimizer)
+    kernel = np.asarray(state.params["head"]["kernel"], np.float64)
+    near, bias = numpy_gradient(kernel)
+    scale = 0.5 / np.sqrt((near**2).sum() + (bias**2).sum())
+    pixels = ((IMAGES / 255 - np.array(MEAN)) / np.array(STD)).reshape(32, -1)
+    exponentials = np.exp(pixels @ (kernel + scale * near) + scale * bias)
+    residuals = exponentials / exponentials.sum(axis=1, keepdims=True) - np.eye(10)[LABELS]
+    worst = pixels.T @ residuals / 32
+    assert np.abs(worst - near).max() > 1e-3
+    new, _ = jax.jit(step)(state, (IMAGES, LABELS, np.arange(32)), jax.random.key(0))
+    expected = kernel - 0.1 * (worst + 0.2 * kernel)
+    np.testing.assert_allclose(new.params["head"]["kernel"], expected, atol=1e-6)
 
 
 def test_accumulated_parts_equal_the_whole_batch():
