@@ -44,8 +44,14 @@ def get_config() -> ConfigDict:
     config.data.name = "cifar10"
     # Where TFDS keeps its sets; unset: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     config.data.data_dir = placeholder(str)
-    # Training images set aside, chosen by the seed, as the split "validation". With 0 the test
-    # split is shown during training but decides nothing.
+    # The training and test images, in TFDS's notation: "train[:90%]", "train+validation". Unset,
+    # the test images are the set's split "test", or, if that is missing or has no labels, a tenth
+    # of the training images, the same for every seed.
+    config.data.train_split = "train"
+    config.data.test_split = placeholder(str)
+    # Training images set aside, chosen by the seed, as the split "validation". With 0 it is the
+    # set's split of that name; if there is none, the test split is shown during training but
+    # decides nothing.
     config.data.validation_examples = 0
     # "device": all training images are on every device. "host": each call's images are streamed.
     # "auto": on the device if they take at most a quarter of its memory.

@@ -127,7 +127,9 @@ def _explore() -> int:
         _check_config()
         data, seed = FLAGS.config.data, FLAGS.config.seed
         place = FLAGS.data_dir or data.data_dir
-        explore.explore_dataset(data.name, place, _output(), seed, data.validation_examples)
+        names = ("train_split", "test_split", "validation_examples")
+        splits = {name: data[name] for name in names}
+        explore.explore_dataset(data.name, place, _output(), seed, **splits)
     else:
         explore.explore_dataset(
             FLAGS.dataset or "cifar10", FLAGS.data_dir, _output(), FLAGS.seed or 0

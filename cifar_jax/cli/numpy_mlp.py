@@ -27,7 +27,7 @@ def train_dataset(
     Raises:
       UserError: the data cannot be read, or the loss is not finite.
     """
-    splits = datasets.load_dataset(name).splits
+    splits = datasets.load_run_data(name).splits
     (images, labels), test = (
         (split.images.reshape(len(split.images), -1) / np.float32(255), split.labels)
         for split in (splits["train"], splits["test"])

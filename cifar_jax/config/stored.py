@@ -23,6 +23,8 @@ _ADDED = {
     "seeds_at_once": None,
     "augment.alternating_flip": False,
     "loss.class_weights": None,
+    "data.train_split": "train",
+    "data.test_split": None,
     "optimizer.base_batch_size": 128,
     "optimizer.decoupled_decay": None,
     "optimizer.learning_rate_scaling": "none",

@@ -6,24 +6,20 @@ even TFDS.
 """
 
 import dataclasses
-import difflib
 import functools
-import os
-import re
+import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax import files
-from cifar_jax.data import cache, cifar
-from cifar_jax.data import tfds as tfds_lib
-from cifar_jax.data.sampling import random_order
+from cifar_jax.data import cache
+from cifar_jax.data import splits as splits_lib
+from cifar_jax.data.sampling import partition
+from cifar_jax.data.sources import find_sizes, open_source
 from cifar_jax.errors import UserError
 
-_EXAMPLES = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn_cropped", "digits")
-_NUM_DIGITS_TEST = 360
+_log = logging.getLogger(__name__)
 
 
 class Split(NamedTuple):
@@ -58,6 +54,14 @@ class Dataset:
     splits: dict[str, Split]
 
 
+class _NoLabels(UserError):
+    """A split has images without a class."""
+
+    def __init__(self, name: str, split: str, advice: str = "choose another split"):
+        super().__init__(f"the split {split!r} of {name} has images without a class: {advice}")
+        self.split = split
+
+
 def load_dataset(
     name: str, data_dir: str | None = None, splits: Sequence[str] = ("train", "test")
 ) -> Dataset:
@@ -67,114 +71,103 @@ def load_dataset(
       name: "digits"; or the name of a TFDS set, with its config where it has one
         ("emnist/letters"); or the name of a folder of your own in `data_dir` that TFDS prepared.
       data_dir: the TFDS data directory; None: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-      splits: names of the set's splits.
+      splits: the set's splits or parts of them, in TFDS's notation ("train[:90%]").
 
     Raises:
       UserError: the set or a split does not exist, does not hold labelled images of one size, or
         cannot be read, downloaded or prepared.
     """
-    check_name(name, data_dir)
-    if name == "digits":
-        return _load_digits(splits)
-    source = _find_or_prepare(name, data_root(data_dir))
-    known = tfds_lib.read_split_names(source)
-    _check_splits(name, splits, known)
-    reference = "train" if "train" in known else splits[0]
+    source = open_source(name, data_dir)
+    parts = {split: splits_lib.find_parts(name, split, source.sizes) for split in splits}
+    reference = "train" if "train" in source.sizes else parts[splits[0]][0].split
+    load = functools.cache(source.load)
+    first = load(reference)
     loaded = {}
-    try:
-        for split in dict.fromkeys([reference, *splits]):
-            build = functools.partial(tfds_lib.decode, source, split)
-            loaded[split] = cache.load_or_build(source, name, split, build)
-    except OSError as error:
-        raise UserError(f"cannot read {source}: {error}") from error
-    parts = {split: Split(loaded[split].images, loaded[split].labels) for split in splits}
-    first = loaded[reference]
-    return Dataset(name, first.class_names, first.mean, first.std, parts)
+    for split, own in parts.items():
+        labels = splits_lib.join(own, lambda part: load(part).labels)
+        if labels.min() < 0:
+            raise _NoLabels(name, split)
+        loaded[split] = Split(splits_lib.join(own, lambda part: load(part).images), labels)
+    return Dataset(name, first.class_names, first.mean, first.std, loaded)
+
+
+def load_labelled(name: str, data_dir: str | None, splits: Sequence[str]) -> Dataset:
+    """Loads those splits whose images all have a class; the others are named in the log.
+
+    Arguments and errors are otherwise those of `load_dataset`.
+    """
+    left = list(splits)
+    while True:
+        try:
+            return load_dataset(name, data_dir, tuple(left))
+        except _NoLabels as error:
+            left.remove(error.split)
+            if not left:
+                raise
+            _log.info("the split %s of %s has images without a class: left out", error.split, name)
+
+
+def load_run_data(
+    name: str,
+    data_dir: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    validation_examples: int = 0,
+    seed: int = 0,
+) -> Dataset:
+    """Loads what a run uses, as the splits "train", "test" and, if there is one, "validation".
+
+    Args:
+      name: the set's name, as for `load_dataset`.
+      data_dir: the folder of the data, as for `load_dataset`.
+      train_split: the training images, in TFDS's notation.
+      test_split: the test images. None: the set's split "test" if its images have classes and none
+        is in `train_split`; otherwise a tenth of the training images, the same for every seed.
+      validation_examples: the number of training images to hold out. 0: "validation" is the set's
+        split of that name, if it has classes and none of its images is used otherwise.
+      seed: chooses the images that are held out for validation.
+
+    Returns:
+      The set. Its mean and standard deviation are those of its training images, the ones held out
+      for validation included.
+
+    Raises:
+      UserError: as for `load_dataset`; or the splits overlap, or have too few images.
+    """
+    sizes = open_source(name, data_dir).sizes
+    chosen = splits_lib.choose_splits(name, sizes, train_split, test_split, not validation_examples)
+    dataset = load_labelled(name, data_dir, tuple(chosen.values()))
+    for role, split in (("train", train_split), ("test", test_split)):
+        if split is not None and split not in dataset.splits:
+            raise _NoLabels(name, split, f"set --config.data.{role}_split")
+    parts = {x: dataset.splits[y] for x, y in chosen.items() if y in dataset.splits}
+    dataset = dataclasses.replace(dataset, splits=parts)
+    if "test" not in parts:
+        dataset = _carve_test(dataset, ", ".join(sizes))
+    if "test" not in parts or train_split != "train":
+        mean, std = cache.channel_statistics(dataset.splits["train"].images)
+        dataset = dataclasses.replace(dataset, mean=mean, std=std)
+    if validation_examples:
+        dataset = carve_validation(dataset, validation_examples, seed)
+    return dataset
+
+
+def check_run_data(
+    name: str, data_dir: str | None, train_split: str, test_split: str | None
+) -> None:
+    """Checks what can be known of a run's splits before any data are read.
+
+    Arguments and errors are those of `load_run_data`.
+    """
+    for split in filter(None, (train_split, test_split)):
+        splits_lib.check_notation(split)
+    if sizes := find_sizes(name, data_dir):
+        splits_lib.choose_splits(name, sizes, train_split, test_split, False)
 
 
 def split_names(name: str, data_dir: str | None = None) -> tuple[str, ...]:
     """Returns the names of a set's splits; arguments and errors are those of `load_dataset`."""
-    check_name(name, data_dir)
-    if name == "digits":
-        return ("train", "test")
-    return tfds_lib.read_split_names(_find_or_prepare(name, data_root(data_dir)))
-
-
-def _find_or_prepare(name: str, root: Path) -> Path:
-    """Returns a set's folder in a TFDS data directory; prepares the set if needed."""
-    if source := tfds_lib.find_prepared(name, root):
-        return source
-    if not files.may_write(root):
-        raise UserError(
-            f"{name} is not prepared in {root}, which is read-only: set TFDS_DATA_DIR to a data "
-            "directory that has it or can be written, or use --config=configs/digits.py"
-        )
-    if name in cifar.NAMES:
-        return cifar.prepare_cifar(name, root)
-    return tfds_lib.prepare(name, root)
-
-
-def data_root(data_dir: str | None = None) -> Path:
-    """Returns the TFDS data directory: `data_dir`, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-
-    Raises:
-      UserError: it is not a local folder.
-    """
-    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    try:
-        root = Path(chosen).expanduser().absolute()
-        usable = "://" not in chosen and (root.is_dir() or not root.exists())
-    except (RuntimeError, OSError) as error:  # no home; no permission
-        raise UserError(f"the data directory {chosen} cannot be used: {error}") from error
-    if not usable:
-        raise UserError(f"the data directory {chosen} is not a local folder")
-    return root
-
-
-def check_name(name: str, data_dir: str | None = None) -> None:
-    """Checks that a set of this name exists, without reading any data.
-
-    Args:
-      name: the set's name, as for `load_dataset`.
-      data_dir: the TFDS data directory, as for `load_dataset`: it may hold a prepared set that TFDS
-        does not know.
-
-    Raises:
-      UserError: there is no such set; the message suggests similar names.
-    """
-    well_formed = re.fullmatch(r"\w+(/[\w+-][\w.+-]*)?", name) is not None
-    if name == "digits" or (well_formed and tfds_lib.find_prepared(name, data_root(data_dir))):
-        return
-    import tensorflow_datasets as tfds
-
-    known = ["digits", *tfds.list_builders(with_community_datasets=False)]
-    base = re.split("[/:]", name)[0]
-    if well_formed and base in known and base != "digits":
-        _check_builder_config(name)
-        return
-    near = difflib.get_close_matches(base, known, n=3)
-    near.sort(key=lambda other: other not in _EXAMPLES)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise UserError(
-        f"unknown dataset {name!r}: {hint}Give NAME or NAME/CONFIG of a TFDS set of labelled "
-        f"images of one size, for instance {', '.join(_EXAMPLES)}"
-    )
-
-
-def _check_builder_config(name: str) -> None:
-    """Checks the part of a TFDS name after the slash: a config of the set, or a version."""
-    import tensorflow_datasets as tfds
-
-    base, _, config = name.partition("/")
-    if not config or re.fullmatch(r"[\d.*]+", config):
-        return
-    try:
-        known = list(tfds.builder_cls(base).builder_configs)
-    except Exception:  # needs TensorFlow, as preparing the set does anyway
-        return
-    if config not in known:
-        hint = f"one of {', '.join(known)}" if known else "no config: leave it out"
-        raise UserError(f"unknown dataset {name!r}: {base} takes {hint}")
+    return tuple(open_source(name, data_dir).sizes)
 
 
 def carve_validation(dataset: Dataset, num_examples: int, seed: int) -> Dataset:
@@ -199,17 +192,25 @@ def carve_validation(dataset: Dataset, num_examples: int, seed: int) -> Dataset:
             f"cannot hold out {num_examples} validation images of the {len(train.labels)} training "
             f"images of {dataset.name}: give a number from 1 to {len(train.labels) - 1}"
         )
-    held_out, kept = _partition(len(train.labels), num_examples, seed)
-    splits = dict(dataset.splits)
-    splits["train"] = _take(train, kept)
-    splits["validation"] = _take(train, held_out)
+    return _carve(dataset, "validation", num_examples, seed)
+
+
+def _carve_test(dataset: Dataset, known: str) -> Dataset:
+    total = len(dataset.splits["train"].labels)
+    count = max(1, round(total / 10))
+    if total < 2:
+        raise UserError(f"{dataset.name} has {total} training image: none is left for the test")
+    words = "%s has no test images with classes (its splits: %s): %d of %d training images, %s"
+    _log.info(words, dataset.name, known, count, total, "the same for every seed, are held out")
+    return _carve(dataset, "test", count, seed=0)
+
+
+def _carve(dataset: Dataset, name: str, num_examples: int, seed: int) -> Dataset:
+    """Moves images from "train" to a new split, chosen by (seed, number of training images)."""
+    train = dataset.splits["train"]
+    held_out, kept = partition(len(train.labels), num_examples, seed)
+    splits = {**dataset.splits, "train": _take(train, kept), name: _take(train, held_out)}
     return dataclasses.replace(dataset, splits=splits)
-
-
-def _partition(total: int, first: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits range(total) at random into `first` indices and the rest, each in ascending order."""
-    order = random_order(seed, total)
-    return np.sort(order[:first]), np.sort(order[first:])
 
 
 def _take(split: Split, indices: np.ndarray) -> Split:
@@ -217,30 +218,3 @@ def _take(split: Split, indices: np.ndarray) -> Split:
     for array in taken:
         array.flags.writeable = False
     return taken
-
-
-def _load_digits(splits: Sequence[str]) -> Dataset:
-    """Returns scikit-learn's 1,797 digits, enlarged bilinearly from 8x8 to 32x32x1.
-
-    The test split is 360 fixed images, drawn by `_partition` with seed 0.
-    """
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    _check_splits("digits", splits, ("train", "test"))
-    digits = load_digits()
-    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    size, resample = (32, 32), Image.Resampling.BILINEAR
-    images = np.stack([np.asarray(Image.fromarray(x).resize(size, resample)) for x in small])
-    everything = Split(images[..., None], digits.target.astype(np.int32))
-    test, train = _partition(len(small), _NUM_DIGITS_TEST, seed=0)
-    parts = {"train": _take(everything, train), "test": _take(everything, test)}
-    mean, std = cache.channel_statistics(parts["train"].images)
-    names = tuple(str(name) for name in digits.target_names)
-    return Dataset("digits", names, mean, std, {split: parts[split] for split in splits})
-
-
-def _check_splits(name: str, splits: Sequence[str], known: Sequence[str]) -> None:
-    for split in splits:
-        if split not in known:
-            raise UserError(f"{name} has no split {split!r}: it has {', '.join(known)}")

@@ -45,3 +45,9 @@ def batch_indices(
             last_epoch, order = epoch, epoch_order(seed, epoch, num_examples)
         rows[row] = order[place * batch_size : (place + 1) * batch_size]
     return rows
+
+
+def partition(total: int, first: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits range(total) at random into `first` indices and the rest, each in ascending order."""
+    order = random_order(seed, total)
+    return np.sort(order[:first]), np.sort(order[first:])

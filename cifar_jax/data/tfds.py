@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cifar_jax.data.download import open_url
+from cifar_jax.data.splits import SplitSize
 from cifar_jax.errors import UserError
 from cifar_jax.text import first_line
 
@@ -46,8 +47,8 @@ def find_prepared(name: str, root: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def read_split_names(source: Path) -> tuple[str, ...]:
-    """Returns the names of the splits in a prepared folder.
+def read_sizes(source: Path) -> dict[str, SplitSize]:
+    """Returns the sizes of the splits in a prepared folder that hold images, by their names.
 
     Raises:
       UserError: the folder's description cannot be read.
@@ -55,9 +56,10 @@ def read_split_names(source: Path) -> tuple[str, ...]:
     file = source / "dataset_info.json"
     try:
         info = json.loads(file.read_text(encoding="utf-8"))
-        return tuple(split["name"] for split in info["splits"])
+        shards = {split["name"]: list(map(int, split["shardLengths"])) for split in info["splits"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read {file} ({error}): prepare the set again") from error
+    return {name: SplitSize(sum(own), own) for name, own in shards.items() if sum(own)}
 
 
 def check_features(name: str, features: Any) -> None:
@@ -144,8 +146,8 @@ def decode(source: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str,
         raise UserError(
             f"cannot read the {split} split in {source} ({first_line(error)}): prepare it again"
         ) from error
-    if count and not 0 <= labels.min() <= labels.max() < label.num_classes:
-        raise UserError(f"the {split} split in {source} has images without a class")
+    if count and not -1 <= labels.min() <= labels.max() < label.num_classes:  # -1: no class
+        raise UserError(f"the {split} split in {source} has labels that are none of its classes")
     return images, labels, tuple(label.names)
 
 

@@ -63,8 +63,8 @@ def predict_split(
 
     Args:
       workdir: the run's folder.
-      split: "train", "test", "validation" (the images that the run held out) or a name that the set
-        itself uses.
+      split: "train", "test" or "validation": what the run used as such; or, in TFDS's notation, a
+        split of the set itself.
       checkpoint: "last", "best" or a step.
       dataset_name: another set with the same classes; None: the run's own.
       data_dir: the folder of the data; None: the run's own.
@@ -78,12 +78,15 @@ def predict_split(
     models = trained.load_seeds(workdir, checkpoint, seed)
     first, config = models[0], models[0].config
     name = dataset_name or config.data.name
-    held_out = config.data.validation_examples if name == config.data.name else 0
-    own = bool(held_out) and split in ("train", "validation")
-    place = data_dir or settings.get("data.data_dir")
-    dataset = datasets.load_dataset(name, place, ("train", "test") if own else (split,))
-    if own:
-        dataset = datasets.carve_validation(dataset, held_out, config.seed)
+    data, place = config.data, data_dir or settings.get("data.data_dir")
+    if name == data.name and split in ("train", "test", "validation"):
+        held_out = data.validation_examples if split != "test" else 0
+        splits = (data.train_split, data.test_split)
+        dataset = datasets.load_run_data(name, place, *splits, held_out, config.seed)
+        if split not in dataset.splits:
+            raise UserError(f"{workdir} has no split {split!r}: it has {', '.join(dataset.splits)}")
+    else:
+        dataset = datasets.load_dataset(name, place, (split,))
     # TFDS numbers the classes of a set that does not name them, such as cifar10_1.
     unnamed = tuple(map(str, range(len(first.class_names))))
     if dataset.class_names not in (first.class_names, unnamed):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,31 +25,32 @@ def explore_dataset(
     data_dir: str | None = None,
     output: Path | None = None,
     seed: int = 0,
-    validation_examples: int = 0,
+    **run_splits: Any,
 ) -> None:
     """Prints the classes, counts, mean and standard deviation of a set, and draws it.
 
     Writes images.png (or images_1.png and so on, if there are many classes), counts.png and
     data.json. Looks at the splits train, validation and test, or at all if the set has none of
-    these.
+    these; those whose images have no classes are left out.
 
     Args:
       name: the set's name, as for `datasets.load_dataset`.
       data_dir: the folder of the data, as for `datasets.load_dataset`.
       output: the folder to write to; None: explore/NAME.
-      seed: determines which images are shown, and which are held out for validation.
-      validation_examples: the number of training images that a run would hold out.
+      seed: determines which images are shown.
+      **run_splits: those of a run, as for `datasets.load_run_data`; without them, the set's own.
 
     Raises:
       UserError: the data cannot be read, or the folder cannot be written.
     """
     output = output or Path("explore") / name.replace("/", "_")
     with files.output_folder(output):
-        known = datasets.split_names(name, data_dir)
-        splits = [split for split in _SPLITS if split in known] or list(known)
-        dataset = datasets.load_dataset(name, data_dir, splits)
-        if validation_examples:
-            dataset = datasets.carve_validation(dataset, validation_examples, seed)
+        if run_splits:
+            dataset = datasets.load_run_data(name, data_dir, seed=seed, **run_splits)
+        else:
+            known = datasets.split_names(name, data_dir)
+            splits = [split for split in _SPLITS if split in known] or list(known)
+            dataset = datasets.load_labelled(name, data_dir, splits)
         counts = count_classes(dataset)
         print(format_counts(dataset.class_names, counts))
         print("\n" + format_statistics(dataset))

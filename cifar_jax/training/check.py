@@ -5,14 +5,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cifar_jax.config import fields, rules
-from cifar_jax.data import datasets
+from cifar_jax.data import datasets, names
 from cifar_jax.errors import UserError
 from cifar_jax.models import registry
 from cifar_jax.optim import build
 
 
 def check_config(config: Any, default: ConfigDict | None = None) -> None:
-    """Checks a config: its values, its optimizer, its model and the name of its data set.
+    """Checks a config: its values, its optimizer, its model, and its data set's name and splits.
 
     Args:
       config: the result of the config file's `get_config`, overrides included.
@@ -26,9 +26,13 @@ def check_config(config: Any, default: ConfigDict | None = None) -> None:
         fields.check_fields(config, default)
     problems = rules.find_problems(config) + build.find_optimizer_problems(config.optimizer)
     model = config.model.to_dict()
+    data = config.data
     for attempt in (
         lambda: registry.create(model.pop("name"), num_classes=10, **model),
-        lambda: datasets.check_name(config.data.name, config.data.data_dir),
+        lambda: names.check_name(data.name, data.data_dir),
+        lambda: datasets.check_run_data(
+            data.name, data.data_dir, data.train_split, data.test_split
+        ),
     ):
         try:
             attempt()

@@ -55,11 +55,11 @@ def train_model(
     devices.configure_jax(part, config.num_cpu_devices, config.deterministic)
     processes.run_on_first(lambda: resume.check_workdir(config, workdir))
     mesh = devices.make_mesh(part, config.num_seeds)
+    data = config.data
+    place, splits = (data.name, data.data_dir), (data.train_split, data.test_split)
     dataset = processes.first_then_others(
-        lambda: datasets.load_dataset(config.data.name, config.data.data_dir)
+        lambda: datasets.load_run_data(*place, *splits, data.validation_examples, config.seed)
     )
-    if config.data.validation_examples:
-        dataset = datasets.carve_validation(dataset, config.data.validation_examples, config.seed)
     split = dataset.splits["train"]
     durations = durations_lib.resolve_durations(config, len(split.labels))
     num_classes = len(dataset.class_names)

@@ -176,6 +176,8 @@ def _check_data(old: Any, new: dict[str, Any], workdir: Path) -> None:
     """Compares the data that a run was trained on with what it would be resumed on."""
     if not isinstance(old, dict):
         return
+    if isinstance(counts := old.get("num_images"), dict):  # earlier versions left out "validation"
+        new = {**new, "num_images": {x: n for x, n in new["num_images"].items() if x in counts}}
     differences = [name for name in new if name in old and old[name] != new[name]]
     if not differences:
         return

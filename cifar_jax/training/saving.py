@@ -30,7 +30,8 @@ def save_checkpoint(
     check_finite(run, finite, f"a weight is not finite at step {progress.step}")
     metrics = None
     if scores and "validation" in run.dataset.splits:
-        metrics = {"eval_accuracy": scores[0].accuracy, "eval_loss": scores[0].loss}
+        mean = scores_lib.pool(scores)
+        metrics = {"eval_accuracy": mean.accuracy, "eval_loss": mean.loss}
     meta = {
         "config": stored.to_json(run.config),
         "progress": progress.saved(),
@@ -45,7 +46,8 @@ def is_best(run: Run, scores: Sequence[scores_lib.Scores]) -> bool:
     """Whether these are scores on a validation split, and the best so far."""
     if not scores or "validation" not in run.dataset.splits:
         return False
-    return processes.run_on_first(lambda: run.checkpoints.is_best(scores[0].accuracy))
+    accuracy = scores_lib.pool(scores).accuracy
+    return processes.run_on_first(lambda: run.checkpoints.is_best(accuracy))
 
 
 def check_saved(run: Run) -> None:

@@ -82,9 +82,11 @@ def test_a_config_of_an_earlier_version_loads_and_its_run_can_be_resumed():
     before["test_time"]["certainty"] = before["test_time"].pop("confidence_threshold")
     for options in (before["optimizer"], *before["optimizer"]["groups"].values()):
         del options["eps"], options["b3"]
+    del before["data"]["train_split"], before["data"]["test_split"]
     unchanged = copy.deepcopy(before)
     loaded = stored.from_json(before)
     assert (loaded.optimizer.eps, loaded.optimizer.b3) == (None, None)
+    assert (loaded.data.train_split, loaded.data.test_split) == ("train", None)
     assert loaded.test_time.confidence_threshold == 0.3
     assert "certainty" not in loaded.test_time
     assert stored.conflicts(before, now) == []

@@ -35,3 +35,8 @@ def test_any_step_can_be_computed_without_the_earlier_ones():
     for epoch in range(3):
         images = whole[3 * epoch : 3 * epoch + 3].ravel()
         np.testing.assert_array_equal(images, sampling.epoch_order(0, epoch, 10)[:9])
+
+
+def test_the_choice_of_validation_images_never_changes():
+    held_out, kept = sampling.partition(10, 3, seed=0)
+    assert (held_out.tolist(), kept.tolist()) == ([0, 8, 9], [1, 2, 3, 4, 5, 6, 7])

@@ -1,18 +1,16 @@
 """Prepared TFDS folders: what is found, what is refused, what is damaged."""
 
 import importlib.util
-import io
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
 
-from cifar_jax.data import datasets
+from cifar_jax.data import datasets, names
 from cifar_jax.data import tfds as tfds_lib
 from cifar_jax.errors import UserError
-from tests import tiny_cifar
+from tests import own_set, tiny_cifar
 
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 
@@ -24,37 +22,9 @@ def root(tmp_path, monkeypatch):
     return tiny_cifar.copy_prepared(tmp_path / "data")
 
 
-def own_set(root, name, image=None, label=None, examples=((0, "L"), (1, "L"))):
-    """Prepares a set of the user's own in `root`, of PNG images with a single grey level."""
-
-    class OwnSet(  # type: ignore[call-arg]
-        tfds.core.GeneratorBasedBuilder, skip_registration=True
-    ):
-        VERSION = tfds.core.Version("1.0.0")
-        url_infos = None  # nothing is downloaded
-
-        def _info(self):
-            shape = tfds.features.Image(shape=(4, 5, 1)) if image is None else image
-            names = tfds.features.ClassLabel(names=["dark", "light"]) if label is None else label
-            features = tfds.features.FeaturesDict({"image": shape, "label": names})
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for index, (value, mode) in enumerate(examples):
-                png = io.BytesIO()
-                Image.new("L", (5, 4), 100 + value).convert(mode).save(png, "PNG")
-                yield index, {"image": png.getvalue(), "label": value}
-
-    OwnSet.name = name
-    OwnSet(data_dir=root).download_and_prepare(file_format="array_record")
-
-
 def test_a_set_of_the_users_own(tmp_path):
-    own_set(tmp_path, "shades", examples=((0, "L"), (1, "RGB"), (0, "P")))
-    datasets.check_name("shades", str(tmp_path))
+    own_set.prepare(tmp_path, "shades", train=[(0, "L"), (1, "RGB"), (0, "P")])
+    names.check_name("shades", str(tmp_path))
     loaded = datasets.load_dataset("shades", str(tmp_path), splits=("train",))
     images, labels = loaded.splits["train"]
     assert loaded.class_names == ("dark", "light")
@@ -68,7 +38,7 @@ def test_a_set_of_the_users_own(tmp_path):
 
 
 def test_configs_are_found(tmp_path):
-    own_set(tmp_path, "shades")
+    own_set.prepare(tmp_path, "shades", train=[(0, "L"), (1, "L")])
     (tmp_path / "many").mkdir()
     shutil.move(tmp_path / "shades", tmp_path / "many" / "pale")
     (tmp_path / "many" / ".config").mkdir()
@@ -88,13 +58,13 @@ def test_configs_are_found(tmp_path):
     ],
 )
 def test_sets_of_another_kind_are_refused(tmp_path, features, message):
-    own_set(tmp_path, "shades", **features)
+    own_set.prepare(tmp_path, "shades", train=[(0, "L"), (1, "L")], **features)
     with pytest.raises(UserError, match=message):
         datasets.load_dataset("shades", str(tmp_path), splits=("train",))
 
 
 def test_images_without_a_class_are_refused(tmp_path):
-    own_set(tmp_path, "shades", examples=((0, "L"), (-1, "L")))
+    own_set.prepare(tmp_path, "shades", train=[(0, "L"), (-1, "L")])
     with pytest.raises(UserError, match="images without a class"):
         datasets.load_dataset("shades", str(tmp_path), splits=("train",))
 

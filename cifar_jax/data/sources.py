@@ -1,0 +1,87 @@
+"""Where the data come from: scikit-learn's digits, and folders that TFDS prepared."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cifar_jax import files
+from cifar_jax.data import cache, cifar
+from cifar_jax.data import tfds as tfds_lib
+from cifar_jax.data.names import check_name, data_root
+from cifar_jax.data.sampling import partition
+from cifar_jax.data.splits import SplitSize
+from cifar_jax.errors import UserError
+
+_DIGIT_SIZES = {"train": SplitSize(1437, [1437]), "test": SplitSize(360, [360])}
+
+
+class Source(NamedTuple):
+    """A set that is at hand: the sizes of its splits, and what loads one of them."""
+
+    sizes: Mapping[str, SplitSize]
+    load: Callable[[str], cache.CachedSplit]
+
+
+def find_sizes(name: str, data_dir: str | None) -> Mapping[str, SplitSize] | None:
+    """Returns the sizes of the splits of a set, or None if it is not prepared yet."""
+    if name == "digits":
+        return _DIGIT_SIZES
+    folder = tfds_lib.find_prepared(name, data_root(data_dir))
+    return tfds_lib.read_sizes(folder) if folder else None
+
+
+def open_source(name: str, data_dir: str | None) -> Source:
+    """Returns a set, prepared if needed."""
+    check_name(name, data_dir)
+    if name == "digits":
+        return Source(_DIGIT_SIZES, lambda split: _load_digits()[split])
+    folder = _find_or_prepare(name, data_root(data_dir))
+
+    def load(split: str) -> cache.CachedSplit:
+        build = functools.partial(tfds_lib.decode, folder, split)
+        try:
+            return cache.load_or_build(folder, name, split, build)
+        except OSError as error:
+            raise UserError(f"cannot read {folder}: {error}") from error
+
+    return Source(tfds_lib.read_sizes(folder), load)
+
+
+def _find_or_prepare(name: str, root: Path) -> Path:
+    """Returns a set's folder in a TFDS data directory; prepares the set if needed."""
+    if source := tfds_lib.find_prepared(name, root):
+        return source
+    if not files.may_write(root):
+        raise UserError(
+            f"{name} is not prepared in {root}, which is read-only: set TFDS_DATA_DIR to a data "
+            "directory that has it or can be written, or use --config=configs/digits.py"
+        )
+    if name in cifar.NAMES:
+        return cifar.prepare_cifar(name, root)
+    return tfds_lib.prepare(name, root)
+
+
+@functools.cache
+def _load_digits() -> dict[str, cache.CachedSplit]:
+    """Returns scikit-learn's 1,797 digits, enlarged bilinearly from 8x8 to 32x32x1.
+
+    The test split is 360 fixed images, drawn by `partition` with seed 0.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    size, resample = (32, 32), Image.Resampling.BILINEAR
+    images = np.stack([np.asarray(Image.fromarray(x).resize(size, resample)) for x in small])
+    images, labels = images[..., None], digits.target.astype(np.int32)
+    test, train = partition(len(small), _DIGIT_SIZES["test"].num_examples, seed=0)
+    names = tuple(str(name) for name in digits.target_names)
+    statistics = cache.channel_statistics(images[train])
+    return {
+        split: cache.CachedSplit(images[rows], labels[rows], names, *statistics)
+        for split, rows in (("train", train), ("test", test))
+    }
