@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_jax import files
-from cifar_jax.config import fields, stored
+from cifar_jax.config import fields, shipped, stored
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import scores
 from cifar_jax.runs import workdir as workdir_lib
@@ -115,7 +115,7 @@ def describe_config(config: Mapping[str, Any], command: Sequence[str]) -> dict[s
     given = re.search(r"--?config[= ](\S+)", " ".join(command))
     if not given:
         raise UserError(f"the run's command has no --config: {' '.join(command)}")
-    file, _, variant = given[1].partition(":")
+    file, _, variant = shipped.find_config(given[1]).partition(":")
     # Paths mean nothing on another machine.
     file = f"configs/{Path(file).name}" if Path(file).parent.name == "configs" else Path(file).name
     theirs: dict[str, Any] = {}

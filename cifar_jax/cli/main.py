@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cifar_jax.cli import flags, parse
 from cifar_jax.cli.flags import FLAGS
+from cifar_jax.config import shipped
 from cifar_jax.errors import UserError
 from cifar_jax.runs.signals import Signals
 from cifar_jax.runs.workdir import lock
@@ -32,7 +33,7 @@ from cifar_jax.runs.workdir import lock
 
 def _train() -> int:
     if not FLAGS["config"].present:
-        raise UserError("--config is missing: for example --config=configs/digits.py")
+        raise UserError("--config is missing: for example --config=digits")
     if FLAGS.workdir == "":
         raise UserError("--workdir is empty: leave it out, or name a folder")
     name = parse.run_name(config_flags.get_config_filename(FLAGS["config"]))
@@ -54,9 +55,8 @@ def _train() -> int:
 
 def _check_config() -> None:
     from cifar_jax.training import check
-    from configs import default
 
-    check.check_config(FLAGS.config, default.get_config())
+    check.check_config(FLAGS.config, shipped.default_config())
 
 
 def _train_and_report(config: ConfigDict, workdir: Path, signals: Signals) -> int:

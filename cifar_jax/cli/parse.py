@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from cifar_jax.cli.flags import FLAGS, MODE_FLAGS, WITH_REST
+from cifar_jax.config import fields, shipped
 from cifar_jax.errors import UserError
 from cifar_jax.text import printable
 
@@ -24,11 +25,13 @@ def parse(argv: list[str]) -> list[str]:
       UserError: a flag or field is unknown, has a wrong value or belongs to another mode; or the
         config file cannot be read.
     """
+    argv = _find_shipped(argv)
     file = _check_file(argv)
     try:
-        rest = FLAGS(argv)[1:]
-        if FLAGS["config"].present:
-            getattr(FLAGS.config, "is_locked", None)  # raises if the file could not be loaded
+        with shipped.importable():
+            rest = FLAGS(argv)[1:]
+            if FLAGS["config"].present:
+                getattr(FLAGS.config, "is_locked", None)  # raises if the file could not be loaded
     except UserError:
         raise
     except flags.Error as error:
@@ -58,6 +61,18 @@ def _check_mode() -> None:
             )
 
 
+def _find_shipped(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with the names of shipped configs replaced by their files."""
+    found = list(argv)
+    for place, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config") and equals:
+            found[place] = f"{name}={shipped.find_config(value)}"
+        elif name in ("--config", "-config") and place + 1 < len(argv):
+            found[place + 1] = shipped.find_config(argv[place + 1])
+    return found
+
+
 def _check_file(argv: list[str]) -> str:
     """Returns the config file or ""; checks that it exists and comes before its overrides."""
     file = ""
@@ -70,12 +85,10 @@ def _check_file(argv: list[str]) -> str:
             continue
         file = (value if equals else "".join(argv[place + 1 : place + 2])).partition(":")[0]
         if not Path(file).is_file():
-            known = sorted(str(path) for path in Path("configs").glob("[!_]*.py"))
-            near = difflib.get_close_matches(file, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-            if not known:
-                hint = f" in {Path.cwd()}: start main.py from its own folder"
-            raise UserError(f"--config: there is no file {file!r}{hint}")
+            known = [f"configs/{path.name}" for path in shipped.list_files()]
+            near = difflib.get_close_matches(file, [*known, *(Path(x).stem for x in known)], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise UserError(f"--config: there is no file {file!r}; {hint}")
     return file
 
 
@@ -90,10 +103,7 @@ def _one_line(error: BaseException) -> str:
 
 def _unknown_field(argv: list[str], error: Exception) -> str | None:
     """Returns the message for an override of an unknown field, with the nearest known one."""
-    from cifar_jax.config import fields
-    from configs import default
-
-    known = [name for name, _ in fields.flatten(default.get_config())]
+    known = [name for name, _ in fields.flatten(shipped.default_config())]
     for argument in argv:
         name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
         leaf = name.rpartition(".")[2]
