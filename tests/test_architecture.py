@@ -25,6 +25,7 @@ ORDER = [
     {"evaluation"},
     {"training"},
     {"reports"},
+    {"export"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

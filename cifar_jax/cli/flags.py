@@ -21,6 +21,7 @@ MODE_FLAGS = {
         *("background", "invert"),
     ),
     "compare": ("workdirs", "output"),
+    "export": ("workdir", "formats", "output", "checkpoint", "data_dir", "batch_size", "seed"),
 }
 # Modes that take arguments without a flag: a shell expands `--images photos/*` to one value of the
 # flag and more arguments.
@@ -33,11 +34,16 @@ config_flags.DEFINE_config_file(
     "--config.FIELD=VALUE overrides a field (all of them: configs/default.py)",
 )
 flags.DEFINE_enum("mode", "train", list(MODE_FLAGS), "what to do")
-flags.DEFINE_string("workdir", None, "the run's folder; training's default is runs/CONFIG")
+flags.DEFINE_string(
+    "workdir",
+    None,
+    "the run's folder; training's default is runs/CONFIG; all modes but train also take "
+    "pretrained:NAME, a model that comes with the package, or a .safetensors file of export",
+)
 flags.DEFINE_string(
     "checkpoint",
     "last",
-    "evaluate, report, predict: last, best (on the validation split) or a step",
+    "evaluate, report, predict, export: last, best (on the validation split) or a step",
 )
 flags.DEFINE_string(
     "split", "test", "evaluate, report: train, validation, test or the set's own name"
@@ -46,10 +52,12 @@ flags.DEFINE_string(
     "dataset", None, "evaluate: another set with the same classes; explore: any set (cifar10)"
 )
 flags.DEFINE_string(
-    "data_dir", None, "evaluate, report, explore: the folder of the data, if not the config's"
+    "data_dir",
+    None,
+    "evaluate, report, explore, export: the folder of the data, if not the config's",
 )
 flags.DEFINE_integer(
-    "batch_size", None, "evaluate, report, predict: images per step", lower_bound=1
+    "batch_size", None, "evaluate, report, predict, export: images per step", lower_bound=1
 )
 flags.DEFINE_multi_string(
     "images", [], "predict: files, folders or patterns, separated by commas or spaces"
@@ -66,8 +74,8 @@ flags.DEFINE_multi_string(
 flags.DEFINE_integer(
     "seed",
     None,
-    "explore: chooses the images shown (0); evaluate, report, predict: one of several seeds that "
-    "were trained together, instead of all (evaluate) or the first (report, predict)",
+    "explore: chooses the images shown (0); evaluate, report, predict, export: one of several "
+    "seeds that were trained together, instead of all (evaluate) or the first (the others)",
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
@@ -92,7 +100,10 @@ flags.DEFINE_string(
     "background", "white", "predict: the colour behind transparent parts, a name or #RRGGBB"
 )
 flags.DEFINE_bool("invert", False, "predict: swap dark and light")
-flags.DEFINE_string("output", None, "report, explore, predict, compare: the folder to write to")
+flags.DEFINE_list("formats", [], "export: safetensors, separated by commas")
+flags.DEFINE_string(
+    "output", None, "report, explore, predict, compare, export: the folder to write to"
+)
 flags.DEFINE_integer(
     "num_mistakes", 12, "report: how many of the most confident mistakes to draw", lower_bound=0
 )

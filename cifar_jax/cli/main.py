@@ -7,6 +7,7 @@
   python main.py --mode=explore --dataset=cifar100        images and counts of each class
   python main.py --mode=predict --workdir=runs/simple_cnn --images photos/*.jpg
   python main.py --mode=compare --workdirs=runs/simple_cnn,runs/resnet_20
+  python main.py --mode=export --workdir=runs/simple_cnn --formats=onnx,stablehlo,safetensors
 
 Exit codes: 0 done, 1 the run had to stop or a picture could not be read, 2 wrong input; saved, and
 the same command resumes: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 138 after SIGUSR1,
@@ -27,6 +28,7 @@ from cifar_jax.cli import flags, parse
 from cifar_jax.cli.flags import FLAGS
 from cifar_jax.config import shipped
 from cifar_jax.errors import UserError
+from cifar_jax.runs import weights
 from cifar_jax.runs.signals import Signals
 from cifar_jax.runs.workdir import lock
 
@@ -36,6 +38,11 @@ def _train() -> int:
         raise UserError("--config is missing: for example --config=digits")
     if FLAGS.workdir == "":
         raise UserError("--workdir is empty: leave it out, or name a folder")
+    if FLAGS.workdir and weights.find_file(FLAGS.workdir):
+        raise UserError(
+            f"--workdir={FLAGS.workdir} is a trained model: start from it with "
+            f"--config.init_from={FLAGS.workdir}, and name another folder for the run"
+        )
     name = parse.run_name(config_flags.get_config_filename(FLAGS["config"]))
     workdir = parse.run_path(FLAGS.workdir or f"runs/{name}").absolute()
     if FLAGS.distributed:
@@ -155,6 +162,17 @@ def _compare(*workdirs: str) -> int:
     return 0
 
 
+def _export() -> int:
+    workdir = _finished_workdir()
+    output = _output()
+    from cifar_jax.export import export
+
+    names = ("checkpoint", "data_dir", "batch_size", "seed")
+    options: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    export.export_model(workdir, FLAGS.formats, output, **options)
+    return 0
+
+
 def _output() -> Path | None:
     if FLAGS.output == "":
         raise UserError("--output is empty: leave it out, or name a folder")
@@ -168,6 +186,7 @@ MODES: dict[str, Callable[..., int]] = {
     "explore": _explore,
     "predict": _predict,
     "compare": _compare,
+    "export": _export,
 }
 
 

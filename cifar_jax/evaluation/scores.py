@@ -55,6 +55,18 @@ def pool(every: Sequence[Scores]) -> Scores:
     return Scores(*means, statistics.fmean(balanced))
 
 
+def accuracy_interval(num_correct: int, num_images: int) -> tuple[float, float]:
+    """Returns the 95 % confidence interval of an accuracy, for other images of the same kind.
+
+    Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+    """
+    count, share, z = num_images, num_correct / num_images, float(special.ndtri(0.975))
+    centre = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    whole = 1 + z * z / count
+    return (centre - half) / whole, (centre + half) / whole
+
+
 class Summary(NamedTuple):
     """The mean of a value over several seeds, and its uncertainty.
 

@@ -1,22 +1,24 @@
-"""Loads a model with its trained weights from a run."""
+"""Loads a model with its trained weights from a run, or from a file of weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from scipy import special
 
-from cifar_jax import files
 from cifar_jax.config import stored
 from cifar_jax.config.fields import flatten
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import views
 from cifar_jax.models.registry import create_model, make_variables
 from cifar_jax.parallel import devices, seeds
-from cifar_jax.runs import workdir as workdir_lib
+from cifar_jax.runs import weights
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.text import first_line
 
@@ -34,6 +36,7 @@ class Trained(NamedTuple):
       image_shape: (height, width, channels) of the training images.
       step: the checkpoint's step.
       seed: the seed of its run.
+      temperature: by which the logits are divided to get probabilities (Guo et al., 2017).
     """
 
     config: ConfigDict
@@ -45,6 +48,7 @@ class Trained(NamedTuple):
     image_shape: tuple[int, ...]
     step: int
     seed: int = 0
+    temperature: float = 1.0
 
     def predict_logits(self, images: np.ndarray, batch_size: int) -> np.ndarray:
         """Returns the logits, float32 [images, classes], computed on all devices.
@@ -77,8 +81,11 @@ class Trained(NamedTuple):
                 f"the model takes uint8 images of shape {('images', *self.image_shape)}, "
                 f"not {images.dtype} {images.shape}"
             )
-        logits = self.predict_logits(images, batch_size)
-        return special.softmax(logits.astype(np.float64), axis=1)
+        return self.probabilities(self.predict_logits(images, batch_size))
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Returns the class probabilities, float64 [images, classes], of logits of that shape."""
+        return special.softmax(logits.astype(np.float64) / self.temperature, axis=1)
 
 
 # The fields that evaluation and prediction take from config.json, which anyone may edit.
@@ -96,12 +103,11 @@ def configure_for_run(workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: there is no run, or one of `_SETTINGS` has a wrong value.
     """
-    path = workdir / workdir_lib.CONFIG
-    fields = dict(flatten(files.read_json(path)))
+    fields = dict(flatten(weights.read_config(workdir)))
     for name, kind in _SETTINGS.items():
         value = fields.get(name)
         if not isinstance(value, kind) or (type(value) is int and value < 1):
-            raise UserError(f"{path} is not the config of a run: {name} is {value!r}")
+            raise UserError(f"{workdir} has a config that is not one of a run: {name} is {value!r}")
     devices.configure_jax(None, fields.get("num_cpu_devices"), bool(fields.get("deterministic")))
     return fields
 
@@ -110,13 +116,16 @@ def load(workdir: str | Path, checkpoint: str = "last", seed: int | None = None)
     """Returns the model that a run trained; needs neither its config file nor its data.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder, a file of weights that `--mode=export` wrote, or the name of a
+        model that comes with the package, such as "resnet_20" or "pretrained:resnet_20".
       checkpoint: "last", "best" (on the validation split) or a step.
       seed: one of several seeds that were trained together; None: the first.
 
     Raises:
       UserError: there is no run or no such checkpoint or seed, or it is damaged.
     """
+    if str(workdir) in weights.shipped_names() and not Path(workdir).exists():
+        workdir = f"{weights.PREFIX}{workdir}"
     return load_seeds(workdir, checkpoint, seed)[0]
 
 
@@ -125,25 +134,8 @@ def load_seeds(
 ) -> list[Trained]:
     """Returns the models of all seeds of a run, or of the given one; otherwise as `load`."""
     workdir = Path(workdir)
-    check_run(workdir)
-    checkpoints = Checkpoints(workdir, writable=False)
-    try:
-        for _ in range(10):
-            steps = checkpoints.steps()
-            try:
-                every = _restore(workdir, checkpoints, checkpoint)
-                break
-            except Exception:
-                if checkpoints.steps() == steps:
-                    raise
-                # A run that is still training deleted the checkpoint while it was being read.
-        else:
-            raise UserError(
-                f"{workdir} deletes its checkpoints faster than they can be read: try again, or "
-                "save less often (checkpoint.every_epochs)"
-            )
-    finally:
-        checkpoints.close()
+    file = weights.find_file(workdir)
+    every = [load_file(file, checkpoint)] if file else _read_run(workdir, checkpoint)
     known = [trained.seed for trained in every]
     if seed is not None and seed not in known:
         words = ", ".join(map(str, known))
@@ -152,17 +144,71 @@ def load_seeds(
 
 
 def check_run(workdir: Path) -> None:
-    """Raises UserError if there is no run or it has no checkpoint; looks at file names only."""
-    files.read_json(workdir / workdir_lib.CONFIG)
-    if not any((workdir / "checkpoints").glob("[0-9]*")):
+    """Raises UserError if there is no run or it has no checkpoint, or no file of weights."""
+    weights.read_config(workdir)
+    if not weights.find_file(workdir) and not any((workdir / "checkpoints").glob("[0-9]*")):
         raise UserError(f"{workdir} has no checkpoint yet")
+
+
+def load_file(file: Path, which: str = "last") -> Trained:
+    """Returns the model in a file of weights.
+
+    Raises:
+      UserError: the file cannot be read or is damaged, or `which` is not "last" or its own step.
+    """
+    variables, about = weights.read_weights(file)
+    model = _describe(about, str(file))
+    if which not in ("last", str(model.step)):
+        raise UserError(f"{file} has only the checkpoint of step {model.step}: leave out {which!r}")
+    shapes, wanted = (jax.tree.map(jnp.shape, tree) for tree in (variables, model.variables))
+    if shapes != wanted:
+        raise UserError(f"{file} holds other arrays than those of the model that it describes")
+    return model._replace(variables=devices.put(devices.make_mesh(), variables, PartitionSpec()))
+
+
+def _read_run(workdir: Path, which: str) -> list[Trained]:
+    check_run(workdir)
+    checkpoints = Checkpoints(workdir, writable=False)
+    try:
+        for _ in range(10):
+            steps = checkpoints.steps()
+            try:
+                return _restore(workdir, checkpoints, which)
+            except Exception:
+                if checkpoints.steps() == steps:
+                    raise
+                # A run that is still training deleted the checkpoint while it was being read.
+        raise UserError(
+            f"{workdir} deletes its checkpoints faster than they can be read: try again, or "
+            "save less often (checkpoint.every_epochs)"
+        )
+    finally:
+        checkpoints.close()
 
 
 def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> list[Trained]:
     step = checkpoints.find(which)
     if step is None:
         raise UserError(f"{workdir} has no intact checkpoint")
-    meta = checkpoints.meta(step)
+    meta = {**checkpoints.meta(step), "step": step}
+    model = _describe(meta, f"the checkpoint of step {step} in {workdir}")
+    seed_list = seeds.seed_list(model.config)
+    abstract = seeds.abstract_stack(devices.make_mesh(), model.variables, len(seed_list))
+    wanted = {"ema": abstract} if model.config.get("ema_decay") else abstract
+    restored = checkpoints.restore(step, wanted)
+    variables = seeds.unstack(restored.get("ema", restored), len(seed_list))
+    return [
+        model._replace(variables=own, seed=seed)
+        for seed, own in zip(seed_list, variables, strict=True)
+    ]
+
+
+def _describe(meta: Mapping[str, Any], where: str) -> Trained:
+    """Returns the model of a description; its variables are shapes only.
+
+    Raises:
+      UserError: a part of the description is missing or wrong; the message begins with `where`.
+    """
     try:
         config = stored.from_json(meta["config"])
         data = meta["data"]
@@ -171,18 +217,11 @@ def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> list[Traine
         mean, std = (tuple(map(float, data[name])) for name in ("mean", "std"))
         if not len(mean) == len(std) == shape[-1]:
             raise ValueError("mean and std must have one value per channel")
-        seed_list = seeds.seed_list(config)
+        seed = seeds.seed_list(config)[0]
         abstract = jax.eval_shape(make_variables(model, shape), jax.random.key(0))
+        names, step = tuple(data["class_names"]), meta["step"]
+        temperature = float(meta.get("temperature", 1))
+        values = (dict(abstract), names, mean, std, shape, step, seed, temperature)
+        return Trained(config, model, *values)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(
-            f"the checkpoint of step {step} in {workdir} has no model: {first_line(error)}"
-        ) from error
-    abstract = seeds.abstract_stack(devices.make_mesh(), dict(abstract), len(seed_list))
-    wanted = {"ema": abstract} if config.get("ema_decay") else abstract
-    restored = checkpoints.restore(step, wanted)
-    variables = seeds.unstack(restored.get("ema", restored), len(seed_list))
-    names = tuple(data["class_names"])
-    return [
-        Trained(config, model, own, names, mean, std, shape, step, seed)
-        for seed, own in zip(seed_list, variables, strict=True)
-    ]
+        raise UserError(f"{where} has no model: {first_line(error)}") from error

@@ -20,7 +20,7 @@ def halve(x):
 
 def flatten_features(x):
     """Reshapes [batch, ...] to [batch, features]."""
-    return x.reshape(len(x), -1)
+    return x.reshape(x.shape[0], -1)
 
 
 class SimpleCNN(nn.Module):

@@ -42,7 +42,7 @@ class MLP(nn.Module):
     def __call__(self, images, train: bool = False):
         """Returns logits [batch, num_classes] of images [batch, height, width, channels]."""
         activate, kernel_init = ACTIVATIONS[self.activation]
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         for size in self.hidden_sizes:
             x = activate(Dense(size, dtype=self.dtype, kernel_init=kernel_init)(x))
         return Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

@@ -144,7 +144,7 @@ class Speedrun(nn.Module):
         for i, features in enumerate(self.group_features):
             x = ConvGroup(features, conv, norm, self.group_convs, name=f"group_{i}")(x)
         x = max_pool(x, (3, 3), strides=(3, 3))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         head = Dense(
             self.num_classes,
             use_bias=False,

@@ -9,6 +9,7 @@ from cifar_jax.ops.conv import conv_general_dilated
 from cifar_jax.ops.dense import dot_general
 from cifar_jax.ops.normalization import normalize_batch
 from cifar_jax.ops.pooling import max_pool
+from cifar_jax.ops.stock import stock_operations
 
 __all__ = [
     "conv_general_dilated",
@@ -17,4 +18,5 @@ __all__ = [
     "max_pool",
     "normalize_batch",
     "relu",
+    "stock_operations",
 ]

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from cifar_jax.ops import cpu_conv
 from cifar_jax.ops.batches import map_batch
+from cifar_jax.ops.stock import is_stock
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -54,7 +55,8 @@ def conv_general_dilated(
       [batch, height, width, features].
     """
     is_plain = (
-        all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+        not is_stock()
+        and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
         and feature_group_count == batch_group_count == 1
         and preferred_element_type in (None, lhs.dtype)
         and not any(value is not None for value in kwargs.values())

@@ -7,6 +7,8 @@ import jax
 from jax import lax
 from jax.typing import DTypeLike
 
+from cifar_jax.ops.stock import is_stock
+
 
 def dot_general(
     lhs: jax.Array,
@@ -31,7 +33,8 @@ def dot_general(
       [batch, features].
     """
     is_plain = (
-        lhs.ndim == rhs.ndim == 2
+        not is_stock()
+        and lhs.ndim == rhs.ndim == 2
         and lhs.dtype == rhs.dtype
         and preferred_element_type in (None, lhs.dtype)
         and tuple(map(tuple, dimension_numbers[0])) == ((1,), (0,))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from cifar_jax.ops.stock import is_stock
+
 # Places in a window are kept in one byte.
 _MOST_PLACES = 256
 
@@ -37,9 +39,10 @@ def max_pool(
     """
     window = tuple(window_shape)
     is_plain = padding == "VALID" and inputs.ndim == 4 and math.prod(window) <= _MOST_PLACES
-    if is_plain and strides is not None and tuple(strides) == window:
+    if is_plain and not is_stock() and strides is not None and tuple(strides) == window:
         return _pool_blocks(inputs, window)
-    return nn.max_pool(inputs, window, strides, padding)
+    # By name, which an exporter that replaces this function relies on.
+    return nn.max_pool(inputs, window_shape=window, strides=strides, padding=padding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

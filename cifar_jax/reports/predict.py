@@ -12,7 +12,7 @@ from PIL import Image
 from cifar_jax import files
 from cifar_jax.data import photos
 from cifar_jax.errors import UserError
-from cifar_jax.runs.workdir import CONFIG
+from cifar_jax.runs import weights
 from cifar_jax.text import format_table, printable, short_names, shorten_middle
 
 # The grid shows the first pictures only, up to this number.
@@ -58,9 +58,9 @@ def predict_pictures(
       UserError: there is no picture or no model, or the folder cannot be written.
     """
     photos.check_background(background)
-    files.read_json(workdir / CONFIG)
+    weights.read_config(workdir)
     paths, failures = _find_pictures(given)
-    output = output or workdir / "predictions"
+    output = output or weights.output_folder_of(workdir) / "predictions"
     with files.output_folder(output):
         from cifar_jax.evaluation import trained  # imported late, because it imports JAX
 

@@ -26,8 +26,8 @@ from cifar_jax.reports.findings import (
     score_predictions,
 )
 from cifar_jax.reports.page import Picture
-from cifar_jax.runs import history
-from cifar_jax.runs.workdir import CONFIG, ENVIRONMENT
+from cifar_jax.runs import history, weights
+from cifar_jax.runs.workdir import ENVIRONMENT
 from cifar_jax.text import format_duration, printable
 
 FOLDER, PAGE = "report", "report.html"
@@ -68,8 +68,10 @@ def make_report(
     Raises:
       UserError: the folder cannot be written, or as for `evaluate.predict_split`.
     """
-    files.read_json(workdir / CONFIG)
-    folder = output or workdir / _folder_name(split, checkpoint, options.get("seed"))
+    weights.read_config(workdir)
+    folder = output or weights.output_folder_of(workdir) / _folder_name(
+        split, checkpoint, options.get("seed")
+    )
     if not files.may_write(folder):
         raise UserError(f"{folder} cannot be written: report on a copy of the run")
     every = list(evaluate.predict_split(workdir, split, checkpoint, **options))

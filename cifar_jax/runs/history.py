@@ -58,7 +58,7 @@ def read_history(workdir: Path) -> list[dict[str, float]]:
     path = workdir / workdir_lib.METRICS
     try:
         lines = [numbers(line) for line in read_lines(path)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         lines = []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics
 
 from cifar_jax.evaluation import logits as logits_lib
@@ -108,3 +109,10 @@ def test_balanced_accuracy_is_shown_where_it_says_something_else():
     even = scores.score(np.eye(3)[[0, 0, 1]], np.array([0, 2, 1]))
     assert scores.format_scores("test", even).startswith("test accuracy 66.67% (2 of 3)  loss ")
     assert scores.pool([result, result]) == result._replace(num_correct=6, num_images=8)
+
+
+@pytest.mark.parametrize(("correct", "images"), [(9843, 10_000), (22, 360), (0, 5), (7, 7)])
+def test_the_interval_of_an_accuracy_is_scipys(correct, images):
+    own = scores.accuracy_interval(correct, images)
+    theirs = stats.binomtest(correct, images).proportion_ci(method="wilson")
+    np.testing.assert_allclose(own, theirs, rtol=1e-9, atol=1e-12)

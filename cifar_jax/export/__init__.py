@@ -1,0 +1,1 @@
+"""Takes a trained model elsewhere: ONNX, StableHLO, safetensors with a model card."""

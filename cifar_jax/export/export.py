@@ -1,0 +1,127 @@
+"""`--mode=export`: writes a trained model in formats of other programs, and checks each of them."""
+
+import contextlib
+import importlib.util
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_jax import files
+from cifar_jax.errors import UserError
+from cifar_jax.export import weights_file
+from cifar_jax.export.subject import Format, Subject, read_subject
+from cifar_jax.runs import weights
+from cifar_jax.text import format_table, printable
+
+FORMATS: dict[str, Format] = {"safetensors": weights_file.FORMAT}
+# Two logits that are closer than this may change places by the order of sums.
+TIE = 1e-4
+_MOST_APART = 1e-3  # of two probabilities
+
+_log = logging.getLogger(__name__)
+
+
+def export_model(
+    workdir: Path, formats: Sequence[str], output: Path | None = None, **options: Any
+) -> None:
+    """Writes a model's files into a folder; prints a table of what was written and checked.
+
+    Each file is applied to the test images before it gets its name.
+
+    Args:
+      workdir: the run's folder, or what else `trained.load` takes.
+      formats: names of `FORMATS`.
+      output: the folder to write to; None: WORKDIR/export.
+      **options: as for `read_subject`.
+
+    Raises:
+      UserError: a format is unknown or lacks its library; the model cannot be read; the folder
+        cannot be written; or a file's answers differ from the model's.
+    """
+    chosen = find_formats(formats)
+    weights.read_config(workdir)
+    output = output or weights.output_folder_of(workdir) / "export"
+    with files.output_folder(output):
+        subject = read_subject(workdir, **options)
+        rows: list[tuple[str, ...]] = [
+            ("format", "file", "MB", "images", "differ", "close", "images/s", "here")
+        ]
+        for name, kind in chosen.items():
+            rows.append((name, *write_checked(kind, subject, output)))
+    print(format_table(rows, right=range(2, 8)))
+    print(
+        f"{printable(str(output))}: the checkpoint of step {subject.trained.step}; differ: answers "
+        f"that differ from the model's; close: images whose two best logits lie within {TIE:g}, "
+        "which may differ; here: the model's own images/s"
+    )
+
+
+def find_formats(names: Sequence[str]) -> dict[str, Format]:
+    """Returns the formats of these names.
+
+    Raises:
+      UserError: there is no such format, or its library is not installed.
+    """
+    known = ", ".join(FORMATS)
+    if not names:
+        raise UserError(f"--formats is missing: one or more of {known}, separated by commas")
+    for name in names:
+        if name not in FORMATS:
+            raise UserError(f"--formats: {name!r} is none of {known}")
+        for library in FORMATS[name].libraries:
+            if importlib.util.find_spec(library) is None:
+                raise UserError(
+                    f"--formats={name} needs {library}: install the extra with "
+                    "`pip install -c constraints.txt -e '.[export]'`"
+                )
+    return {name: FORMATS[name] for name in names}
+
+
+def write_checked(kind: Format, subject: Subject, output: Path) -> tuple[str, ...]:
+    """Writes one format's files and checks them; returns the cells of its row in the table.
+
+    Raises:
+      UserError: the file's answers differ from the model's; it is left as NAME.unchecked.
+    """
+    path = output / kind.file
+    unchecked = path.with_name(f"{path.name}.unchecked")
+    subject = kind.adapt(subject)
+    kind.write(subject, unchecked)
+    start = time.perf_counter()
+    logits, probabilities = kind.open(unchecked)(subject.images)
+    seconds = time.perf_counter() - start
+    differ, close = compare_answers(subject, logits, probabilities, kind.file)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    unchecked.rename(path)
+    kind.finish(subject, path)
+    count = len(subject.images)
+    speeds = (f"{count / x:,.0f}" for x in (seconds, subject.seconds))
+    size = path.stat().st_size / 1e6
+    return (path.name, f"{size:.2f}", f"{count:,}", str(differ), str(close), *speeds)
+
+
+def compare_answers(
+    subject: Subject, logits: np.ndarray, probabilities: np.ndarray, name: str
+) -> tuple[int, int]:
+    """Returns how many answers differ, and for how many images they may.
+
+    Raises:
+      UserError: another answer differs, or a probability does.
+    """
+    best = np.sort(subject.logits, axis=1)[:, -2:]
+    close = best[:, 1] - best[:, 0] <= TIE
+    differ = logits.argmax(axis=1) != subject.logits.argmax(axis=1)
+    apart = np.abs(probabilities - subject.probabilities).max(initial=0)
+    if (differ & ~close).any() or not apart <= _MOST_APART:  # nan is not
+        raise UserError(
+            f"{name} was not exported: {int((differ & ~close).sum())} of {len(differ)} answers "
+            f"differ from the model's, and probabilities by up to {apart:.2g}; it is left as "
+            f"{name}.unchecked",
+            exit_code=1,
+        )
+    return int(differ.sum()), int(close.sum())

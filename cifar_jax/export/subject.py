@@ -1,0 +1,149 @@
+"""The model that is exported, and its own answers, which every exported file has to give."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cifar_jax import files
+from cifar_jax.config import stored
+from cifar_jax.errors import UserError
+from cifar_jax.evaluation import evaluate, scores, trained
+from cifar_jax.evaluation.trained import Trained
+from cifar_jax.runs import provenance, weights
+from cifar_jax.runs import workdir as workdir_lib
+
+_NUM_RANDOM = 1000
+
+_log = logging.getLogger(__name__)
+
+# uint8 images [images, height, width, channels] -> logits and probabilities [images, classes]
+Answer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Subject(NamedTuple):
+    """A model with its answers to the images that exported files are checked on.
+
+    Attributes:
+      name: what the model is called.
+      trained: the model.
+      about: the description that goes with every file, JSON values: "config", "data", "step",
+        "seed", "temperature", "origin" (commit, command and versions of the training) and "test",
+        its scores on the test split, if the images are that.
+      images: uint8 [images, height, width, channels].
+      labels: int [images]; None for random images.
+      logits: float32 [images, classes].
+      probabilities: float64 [images, classes].
+      seconds: that the model took for the images.
+    """
+
+    name: str
+    trained: Trained
+    about: dict[str, Any]
+    images: np.ndarray
+    labels: np.ndarray | None
+    logits: np.ndarray
+    probabilities: np.ndarray
+    seconds: float
+
+
+class Format(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+      file: the file's name.
+      libraries: the modules of the extra `export` that it needs.
+      adapt: returns the subject as this format can hold it.
+      write: writes the file.
+      open: returns the function that the file holds.
+      finish: writes what lies beside the file, once that is checked.
+    """
+
+    file: str
+    libraries: tuple[str, ...]
+    adapt: Callable[[Subject], Subject]
+    write: Callable[[Subject, Path], None]
+    open: Callable[[Path], Answer]
+    finish: Callable[[Subject, Path], None]
+
+
+def read_subject(
+    workdir: Path,
+    checkpoint: str = "last",
+    seed: int | None = None,
+    data_dir: str | None = None,
+    batch_size: int | None = None,
+) -> Subject:
+    """Loads a model and applies it to the test split of its data.
+
+    If the data cannot be read, random images take their place, with a warning.
+
+    Args:
+      workdir: the run's folder, or what else `trained.load` takes.
+      checkpoint: "last", "best" or a step.
+      seed: one of several seeds that were trained together; None: the first.
+      data_dir: the folder of the data; None: the run's own.
+      batch_size: images per step; None: the run's own.
+
+    Raises:
+      UserError: there is no model, or `data_dir` does not hold the data.
+    """
+    settings = trained.configure_for_run(workdir)
+    model = trained.load(workdir, checkpoint, seed)
+    about = _describe(model, workdir)
+    try:
+        found = next(
+            evaluate.predict_split(
+                workdir, "test", checkpoint, None, data_dir, batch_size, model.seed
+            )
+        )
+        images, labels = found.images, found.labels
+    except UserError as error:
+        if data_dir:
+            raise
+        _log.warning("the files are checked on random images, without scores: %s", error)
+        random = np.random.default_rng(0)
+        images = random.integers(0, 256, (_NUM_RANDOM, *model.image_shape), np.uint8)
+        labels = None
+    start = time.perf_counter()  # the program is compiled, unless the images are random
+    logits = model.predict_logits(images, batch_size or settings["eval_batch_size"])
+    seconds = time.perf_counter() - start
+    if labels is not None:
+        about["test"] = scores.score(logits, labels)._asdict()
+    name = (weights.find_file(workdir) or workdir.absolute()).stem
+    probabilities = model.probabilities(logits)
+    return Subject(name, model, about, images, labels, logits, probabilities, seconds)
+
+
+def _describe(model: Trained, workdir: Path) -> dict[str, Any]:
+    """Returns the description of a model for the files that hold it, without its scores."""
+    config = stored.to_json(model.config)
+    config["num_seeds"], config["seed"] = 1, model.seed
+    config["data"]["data_dir"] = None
+    data = {name: list(getattr(model, name)) for name in ("class_names", "mean", "std")}
+    return {
+        "config": config,
+        "data": {**data, "image_shape": list(model.image_shape)},
+        "step": model.step,
+        "seed": model.seed,
+        "temperature": model.temperature,
+        "origin": _origin(workdir),
+        "versions": provenance.versions(),
+    }
+
+
+def _origin(workdir: Path) -> dict[str, Any]:
+    """Returns the commit, command, versions and processor of the training, as far as known."""
+    if file := weights.find_file(workdir):
+        return weights.read_weights(file)[1].get("origin", {})
+    path = workdir / workdir_lib.ENVIRONMENT
+    if not path.exists():
+        return {}
+    environment = files.read_json(path)
+    words = [str(word) for word in environment.pop("command", [])]
+    command = [word for word in words if not word.startswith(("--workdir", "-workdir"))]
+    known = {name: environment.get(name) for name in ("commit", "versions", "processor", "cores")}
+    return {"command": ["python", *command], **known}

@@ -1,0 +1,89 @@
+"""Exported files answer as the model does, and one that does not is refused."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cifar_jax
+from cifar_jax.errors import UserError
+from cifar_jax.export import export
+from tests import program, sample_run
+
+RUN = Path(__file__).parents[1] / "data" / "format-1"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A copy of a small run on the digits, with moving averages."""
+    return Path(shutil.copytree(RUN, tmp_path / "run"))
+
+
+def test_safetensors_have_the_bits_of_the_run(run):
+    code, out, err = program.run_here("--mode=export", f"--workdir={run}", "--formats=safetensors")
+    assert (code, err) == (0, "")
+    assert re.search(r"safetensors  model\.safetensors +0\.\d\d +360 +0 +\d ", out)
+    folder = run / "export"
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model.safetensors"]
+    before, after = (cifar_jax.load(path) for path in (run, folder / "model.safetensors"))
+    images = sample_run.images()
+    np.testing.assert_array_equal(before.predict_logits(images, 4), after.predict_logits(images, 4))
+    assert (after.config.ema_decay, after.step, after.class_names[3]) == (0.5, 3, "3")
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert "metrics: [{type: accuracy, value: 0.0611}]" in card
+    assert "**6.11 %**, 22 of 360 images (95 % interval 4.07 % to 9.08 %" in card
+
+
+def test_an_exported_file_is_evaluated_like_the_run(run):
+    program.run_here("--mode=export", f"--workdir={run}", "--formats=safetensors")
+    file = run / "export" / "model.safetensors"
+    code, out, err = program.run_here("--mode=evaluate", f"--workdir={file}")
+    assert (code, err) == (0, "")
+    assert "checkpoint of step 3: test accuracy 6.11% (22 of 360)" in out
+
+
+@pytest.mark.parametrize("change", ["answer", "probability", "nan"])
+def test_a_file_that_answers_otherwise_is_refused(run, monkeypatch, change):
+    kind = export.FORMATS["safetensors"]
+
+    def open_wrongly(path):
+        answer = kind.open(path)
+
+        def changed(images):
+            logits, probabilities = answer(images)
+            if change == "answer":
+                logits[5, logits[5].argmin()] = 99
+            else:
+                probabilities[7, 2] = np.nan if change == "nan" else probabilities[7, 2] + 0.002
+            return logits, probabilities
+
+        return changed
+
+    monkeypatch.setitem(export.FORMATS, "safetensors", kind._replace(open=open_wrongly))
+    with pytest.raises(UserError, match=r"was not exported: [01] of 360 answers diff") as caught:
+        export.export_model(run, ["safetensors"])
+    assert caught.value.exit_code == 1
+    assert [path.name for path in (run / "export").iterdir()] == ["model.safetensors.unchecked"]
+
+
+def test_without_the_data_the_check_takes_random_images(run, monkeypatch, caplog):
+    def fail(*arguments):
+        raise UserError("no data here")
+
+    monkeypatch.setattr("cifar_jax.data.datasets.load_dataset", fail)
+    export.export_model(run, ["safetensors"])
+    assert "checked on random images, without scores: no data here" in caplog.text
+    assert "accuracy, value" not in (run / "export" / "README.md").read_text()
+    with pytest.raises(UserError, match="no data here"):
+        export.export_model(run, ["safetensors"], data_dir="elsewhere")
+
+
+def test_a_missing_library_is_named_with_the_extra(run, monkeypatch):
+    kind = export.FORMATS["safetensors"]._replace(libraries=("no_such_library",))
+    monkeypatch.setitem(export.FORMATS, "safetensors", kind)
+    with pytest.raises(UserError, match=r"needs no_such_library: install .* '\.\[export\]'"):
+        export.export_model(run, ["safetensors"])
+    assert not (run / "export").exists()
