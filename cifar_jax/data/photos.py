@@ -30,7 +30,8 @@ def find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
     """Finds the picture files that files, folders and patterns refer to.
 
     A file is taken whatever its name. A folder, or a pattern that is not the name of a file, gives
-    the files in it that have a picture's extension and are not hidden.
+    the files in it that have a picture's extension and are not hidden. A folder that holds only
+    folders gives those in them.
 
     Args:
       given: files, folders and patterns ("**" matches folders at any depth).
@@ -46,9 +47,11 @@ def find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
         is_folder = os.path.isdir(entry)
         if is_folder or (not os.path.lexists(entry) and glob.has_magic(entry)):
             pattern = os.path.join(glob.escape(entry), "*") if is_folder else entry
-            found = [path for path in glob.glob(pattern, recursive=True) if is_picture_name(path)]
+            found = _glob_pictures(pattern)
+            if is_folder and not found:
+                found = _glob_pictures(os.path.join(pattern, "*"))
             if not found:
-                advice = f"; '{name}/**' searches its folders too" if is_folder else ""
+                advice = f"; '{name}/**' searches folders at any depth" if is_folder else ""
                 problems.append(f"{name} holds no pictures{advice}")
         elif not os.path.lexists(entry):
             problems.append(f"{name} does not exist")
@@ -61,6 +64,10 @@ def find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
         for place, path in sorted(shortest.items(), key=lambda pair: pair[1]):
             files.setdefault(place, path)
     return list(files.values()), problems
+
+
+def _glob_pictures(pattern: str) -> list[str]:
+    return [path for path in glob.glob(pattern, recursive=True) if is_picture_name(path)]
 
 
 def is_picture_name(path: str) -> bool:

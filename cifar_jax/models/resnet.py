@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cifar_jax.errors import UserError
-from cifar_jax.models.layers import BatchNorm, Conv, Dense, relu
+from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool, relu
 
 he_normal = nn.initializers.he_normal()
 # Padding by one pixel on every side, unlike "SAME", keeps a strided window centred on the pixel
@@ -36,6 +36,28 @@ LAYOUTS = {
     56: Layout((9, 9, 9), 16, projection=False),
     110: Layout((18, 18, 18), 16, projection=False),
 }
+
+
+STEM_STRIDES = (1, 2, 4)
+
+
+def choose_stem_stride(image_size: int) -> int:
+    """Returns the largest stride of the stem that leaves at least 32x32 positions, or 1."""
+    return max(stride for stride in STEM_STRIDES if stride == 1 or image_size >= 32 * stride)
+
+
+def _check_stem(stride: int) -> None:
+    if stride not in STEM_STRIDES:
+        raise UserError(f"a stem cannot have a stride of {stride}: choose 1, 2 or 4")
+
+
+def _make_stem(conv: Callable[..., Any], features: int, stride: int) -> Callable[..., Any]:
+    """Returns the stem: a 3x3 convolution with the same parameters for every stride.
+
+    Half of a stride of 4 comes from pooling.
+    """
+    layer = conv(features, strides=min(stride, 2), name="stem_conv")
+    return (lambda images: max_pool(layer(images), (2, 2), (2, 2))) if stride == 4 else layer
 
 
 def _subsample_and_pad(x, features: int, strides: int):
@@ -86,13 +108,16 @@ class ResNet(nn.Module):
       num_classes: the number of logits.
       dtype: of the computation; parameters and logits are float32.
       depth: 18, 34, 20, 32, 44, 56 or 110.
+      stem_stride: 1, 2 or 4, for larger images.
     """
 
     num_classes: int
     dtype: Any = jnp.float32
     depth: int = 18
+    stem_stride: int = 1
 
     def __post_init__(self) -> None:
+        _check_stem(self.stem_stride)
         if self.depth not in LAYOUTS:
             known = ", ".join(map(str, LAYOUTS))
             raise UserError(f"resnet has no depth {self.depth}: choose one of {known}")
@@ -106,7 +131,7 @@ class ResNet(nn.Module):
         norm = functools.partial(
             BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
         )
-        x = conv(layout.features, name="stem_conv")(images)
+        x = _make_stem(conv, layout.features, self.stem_stride)(images)
         x = norm(name="stem_norm", activation=relu)(x)
         for stage, num_blocks in enumerate(layout.stage_sizes):
             for block in range(num_blocks):
@@ -157,6 +182,7 @@ class WideResNet(nn.Module):
       depth: 6n + 4, for n blocks per stage.
       widen_factor: the k that multiplies the stages' 16, 32 and 64 channels.
       dropout_rate: between the two convolutions of a block.
+      stem_stride: 1, 2 or 4, for larger images.
     """
 
     num_classes: int
@@ -164,8 +190,10 @@ class WideResNet(nn.Module):
     depth: int = 28
     widen_factor: int = 10
     dropout_rate: float = 0.0
+    stem_stride: int = 1
 
     def __post_init__(self) -> None:
+        _check_stem(self.stem_stride)
         if self.depth < 10 or (self.depth - 4) % 6:
             raise UserError(f"wide_resnet has no depth {self.depth}: choose 10, 16, 22, 28, ...")
         super().__post_init__()
@@ -182,7 +210,7 @@ class WideResNet(nn.Module):
             activation=relu,
         )
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
-        x = conv(16, name="stem_conv")(images)
+        x = _make_stem(conv, 16, self.stem_stride)(images)
         for stage in range(3):
             for block in range((self.depth - 4) // 6):
                 x = PreActivationBlock(

@@ -37,8 +37,8 @@ def predict_pictures(
 ) -> int:
     """Classifies pictures; prints a table and writes predictions.csv, .json and .png.
 
-    Needs nothing of the run but its workdir. A file that cannot be read is reported in one line,
-    and does not prevent the others from being classified.
+    Where folders are called like classes, it also says how many predictions are right. Needs only
+    the workdir. A file that cannot be read is reported in one line; the others are classified.
 
     Args:
       workdir: the run's folder.
@@ -70,18 +70,17 @@ def predict_pictures(
             photos.read_picture, channels=model.image_shape[2], background=background, invert=invert
         )
         pictures, drawn = _read(paths, read, model.image_shape, resize, failures)
-        if not pictures:
-            raise UserError("no picture could be read", exit_code=1)
         images = np.stack(list(pictures.values()))
         probabilities = model.predict(images, batch_size or own_size)
         paths, names = list(pictures), model.class_names
         facts = {"workdir": str(workdir), "step": model.step, "seed": model.seed, "resize": resize}
-        facts |= {"background": background, "invert": invert}
-        _write(output, paths, drawn, probabilities, names, facts | {"failures": failures})
+        facts |= {"background": background, "invert": invert, "failures": failures}
+        _write(output, paths, drawn, probabilities, names, facts)
     print(format_top(paths, probabilities, names))
     words = f"{len(paths)} picture{'s' if len(paths) > 1 else ''} predicted by the checkpoint of "
-    words += f"step {model.step}" + (f", {len(failures)} could not be read" if failures else "")
+    words += f"step {model.step}" + f", {len(failures)} could not be read" * bool(failures)
     print(f"{words}; predictions.csv, .json and .png are in {printable(str(output))}")
+    _print_right(find_classes(paths, names), [names[place] for place in probabilities.argmax(1)])
     _print_hints(images, model.mean, model.std)
     return 1 if failures else 0
 
@@ -119,7 +118,17 @@ def _read(
         pictures[path] = photos.fit(picture, shape, resize)
         if len(drawn) < MOST_DRAWN:
             drawn.append(photos.fit(picture, view, resize))
+    if not pictures:
+        raise UserError("no picture could be read", exit_code=1)
     return pictures, drawn
+
+
+def _print_right(classes: Sequence[str | None], predicted: Sequence[str]) -> None:
+    """Says how many predictions are right, of those whose class is known."""
+    right = [own == other for own, other in zip(classes, predicted, strict=True) if own]
+    if right:
+        share = f"{sum(right)} of {len(right)} ({sum(right) / len(right):.2%})"
+        print(f"{share} are right: their folders are called like their classes")
 
 
 def _print_hints(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -142,6 +151,12 @@ def top_classes(
     """Returns the most probable classes with their probabilities; a tie keeps the order."""
     order = np.argsort(-probabilities, kind="stable")[:most]
     return [(class_names[index], float(probabilities[index])) for index in order]
+
+
+def find_classes(paths: Sequence[str], class_names: Sequence[str]) -> list[str | None]:
+    """Returns for each picture the class that its folder is called like, or None."""
+    parents = (Path(path).absolute().parent.name for path in paths)
+    return [parent if parent in class_names else None for parent in parents]
 
 
 def format_top(paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]) -> str:
@@ -168,14 +183,16 @@ def _write(
     from cifar_jax.reports import plots  # imported late, because it imports matplotlib
     from cifar_jax.reports.style import save_figure
 
-    rows: list[list[object]] = [["picture", "prediction", "probability", *names]]
+    rows: list[list[object]] = [["picture", "class", "prediction", "probability", *names]]
     entries = []
-    for path, row in zip(paths, probabilities, strict=True):
+    classes = find_classes(paths, names)
+    for path, row, own in zip(paths, probabilities, classes, strict=True):
         top = top_classes(row, names)
-        rows.append([path, *top[0], *row.tolist()])
+        rows.append([path, own, *top[0], *row.tolist()])
         entries.append(
             {
                 "picture": path,
+                "class": own,
                 "prediction": top[0][0],
                 "top": [{"class": name, "probability": share} for name, share in top],
                 "probabilities": dict(zip(names, row.tolist(), strict=True)),

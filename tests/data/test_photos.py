@@ -267,11 +267,15 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch):
     assert photos.find_pictures(["*.png"]) == (["b.png", "e[1].png"], [])
     assert photos.find_pictures(["e[1].png"]) == (["e[1].png"], [])
     assert photos.find_pictures(["in/**"]) == (["in/deep/y.bmp", "in/x.gif"], [])
+    (tmp_path / "classes" / "a").mkdir(parents=True)
+    for name in ("classes/a/x.png", "classes/a/y.txt"):
+        (tmp_path / name).touch()
+    assert photos.find_pictures(["classes"]) == (["classes/a/x.png"], [])
     found, problems = photos.find_pictures(["b.png", "none.png", "folder.jpg", "*.bmp", "z\n"])
     assert found == ["b.png"]
     assert problems == [
         "none.png does not exist",
-        "folder.jpg holds no pictures; 'folder.jpg/**' searches its folders too",
+        "folder.jpg holds no pictures; 'folder.jpg/**' searches folders at any depth",
         "*.bmp holds no pictures",
         r"z\n does not exist",
     ]

@@ -10,6 +10,7 @@ import pytest
 
 from cifar_jax.errors import UserError
 from cifar_jax.models import registry, resnet, speedrun
+from cifar_jax.models.layer_table import layer_table
 from cifar_jax.parallel import devices
 
 CIFAR = (32, 32, 3)
@@ -167,6 +168,7 @@ def test_default_options():
         "depth": 28,
         "widen_factor": 10,
         "dropout_rate": 0.0,
+        "stem_stride": 1,
     }
     assert registry.create("mlp", 10, hidden_sizes=[3, 4]).hidden_sizes == (3, 4)
 
@@ -321,3 +323,27 @@ def test_gradients_are_fast_on_a_cpu_and_xlas_own_elsewhere(name, options):
         num_norms = len(jax.tree.leaves(rest)) // 2
         assert text.count("optimization_barrier") <= 3 * num_norms, num_norms
         assert "stablehlo.while" not in text
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"), [(28, 1), (32, 1), (63, 1), (64, 2), (127, 2), (128, 4), (224, 4)]
+)
+def test_the_stem_of_a_resnet_fits_the_size_of_the_images(size, stride):
+    assert resnet.choose_stem_stride(size) == stride
+
+
+@pytest.mark.parametrize("name", ["resnet", "wide_resnet"])
+def test_a_stem_with_a_stride_has_the_same_parameters_and_fewer_positions(name):
+    options = {"depth": 20} if name == "resnet" else {"depth": 10, "widen_factor": 1}
+    models = [registry.create(name, 10, stem_stride=stride, **options) for stride in (1, 2, 4)]
+    rows = [
+        layer_table(model, (size, size, 3))
+        for model, size in zip(models, (32, 64, 128), strict=True)
+    ]
+    shapes = [{row.path: row.output_shape for row in own if "stem" not in row.path} for own in rows]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert [own[0].output_shape[1] for own in rows] == [32, 32, 64]
+    counts = {sum(row.num_variables for row in own) for own in rows}
+    assert len(counts) == 1
+    with pytest.raises(UserError, match="a stem cannot have a stride of 3: choose 1, 2 or 4"):
+        registry.create(name, 10, stem_stride=3)

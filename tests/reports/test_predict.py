@@ -261,3 +261,22 @@ def test_pictures_of_another_brightness_get_a_hint(run, here):
     code, _, err = start(run, "--images=.", "--background=nocolour")
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: --background: unknown color")
+
+
+def test_pictures_in_folders_of_classes_are_counted(run, here):
+    test = datasets.load_dataset("digits").splits["test"]
+    images, labels = test.images[:7], test.labels[:7]
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = here / "pictures" / (str(label) if number else "unknown")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(folder / f"{number}.png")
+    code, out, err = start(run, "--images=pictures")
+    assert (code, err) == (0, "")
+    right = int((cifar_jax.load(run).predict(images[1:]).argmax(1) == labels[1:]).sum())
+    assert f"\n{right} of 6 ({right / 6:.2%}) are right: " in out
+    rows, described = outputs()
+    expected = {f"{n}.png": str(label) if n else "" for n, label in enumerate(labels)}
+    assert {os.path.basename(row["picture"]): row["class"] for row in rows} == expected
+    assert [entry["class"] or "" for entry in described["pictures"]] == [
+        row["class"] for row in rows
+    ]
