@@ -85,6 +85,11 @@ def load_dataset(
     loaded = {}
     for split, own in parts.items():
         labels = splits_lib.join(own, lambda part: load(part).labels)
+        if not -1 <= labels.min() <= labels.max() < len(first.class_names):
+            words = f"labels from {labels.min()} to {labels.max()}"
+            raise UserError(
+                f"{name} has {words} but {len(first.class_names)} class names: prepare it again"
+            )
         if labels.min() < 0:
             raise _NoLabels(name, split)
         loaded[split] = Split(splits_lib.join(own, lambda part: load(part).images), labels)

@@ -1,11 +1,11 @@
 """The names of sets, and the folder of their data."""
 
 import difflib
+import json
 import os
 import re
 from pathlib import Path
 
-from cifar_jax.data import tfds as tfds_lib
 from cifar_jax.errors import UserError
 
 _EXAMPLES = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn_cropped", "digits")
@@ -28,6 +28,52 @@ def data_root(data_dir: str | None = None) -> Path:
     return root
 
 
+def split_name(name: str) -> tuple[str, str, str] | None:
+    """Returns the base, config and version ("" where there is none) of "BASE/CONFIG:VERSION".
+
+    Also of "BASE/VERSION", which is how TFDS names the folder; None for anything else.
+    """
+    version = r"(?:\d+|\*)(?:\.(?:\d+|\*)){2}"
+    found = re.fullmatch(rf"(\w+)(?:/([\w+-][\w.+-]*))??(?:[:/]({version}))?", name)
+    return (found[1], found[2] or "", found[3] or "") if found else None
+
+
+def join_name(base: str, config: str = "", version: str = "") -> str:
+    """Returns the name of a set as TFDS writes it, from the parts that `split_name` returns."""
+    return base + (f"/{config}" if config else "") + (f":{version}" if version else "")
+
+
+def find_prepared(name: str, root: Path) -> Path | None:
+    """Returns the newest prepared version of a set in a TFDS data directory, or None.
+
+    Args:
+      name: the set's name, as for `load_dataset`; without a config, TFDS's default one.
+      root: the TFDS data directory.
+    """
+    base, config, wanted = split_name(name) or ("", "", "")
+    folder = root / base / config
+    if not config:
+        try:  # TFDS writes the name of a set's default config here
+            metadata = json.loads((folder / ".config" / "metadata.json").read_text())
+            folder = folder / metadata["default_config_name"]
+        except (OSError, ValueError, KeyError):
+            pass
+    found = []
+    for file in folder.glob("*/dataset_info.json") if base else ():
+        version = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", file.parent.name)
+        if not version or not _matches(file.parent.name, wanted):
+            continue
+        if file.is_file() and (file.parent / "features.json").is_file():
+            found.append((tuple(map(int, version.groups())), file.parent))
+    return max(found)[1] if found else None
+
+
+def _matches(version: str, wanted: str) -> bool:
+    """Whether a version is the wanted one, in which "*" stands for any number."""
+    pairs = zip(version.split("."), wanted.split("."), strict=False)
+    return not wanted or all(part in ("*", number) for number, part in pairs)
+
+
 def check_name(name: str, data_dir: str | None = None) -> None:
     """Checks that a set of this name exists, without reading any data.
 
@@ -39,36 +85,42 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     Raises:
       UserError: there is no such set; the message suggests similar names.
     """
-    well_formed = re.fullmatch(r"\w+(/[\w+-][\w.+-]*)?", name) is not None
-    if name == "digits" or (well_formed and tfds_lib.find_prepared(name, data_root(data_dir))):
+    parts = split_name(name)
+    if name == "digits" or (parts and find_prepared(name, data_root(data_dir))):
         return
     import tensorflow_datasets as tfds
 
     known = ["digits", *tfds.list_builders(with_community_datasets=False)]
     base = re.split("[/:]", name)[0]
-    if well_formed and base in known and base != "digits":
-        _check_builder_config(name)
+    if parts and base in known and base != "digits":
+        _check_builder(name, *parts)
         return
+    if parts and (other := find_prepared(join_name(*parts[:2]), data_root(data_dir))):
+        words = f"there is version {other.name} in {other.parent}"
+        raise UserError(f"unknown dataset {name!r}: {words}")
     near = difflib.get_close_matches(base, known, n=3)
     near.sort(key=lambda other: other not in _EXAMPLES)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(
-        f"unknown dataset {name!r}: {hint}Give NAME or NAME/CONFIG of a TFDS set of labelled "
-        f"images of one size, for instance {', '.join(_EXAMPLES)}"
+        f"unknown dataset {name!r}: {hint}Give NAME, NAME/CONFIG or NAME:1.2.3 of a TFDS set of "
+        f"labelled images of one size, for instance {', '.join(_EXAMPLES)}"
     )
 
 
-def _check_builder_config(name: str) -> None:
-    """Checks the part of a TFDS name after the slash: a config of the set, or a version."""
+def _check_builder(name: str, base: str, config: str, version: str) -> None:
+    """Checks the config and the version in the name of one of TFDS's own sets."""
     import tensorflow_datasets as tfds
 
-    base, _, config = name.partition("/")
-    if not config or re.fullmatch(r"[\d.*]+", config):
-        return
     try:
-        known = list(tfds.builder_cls(base).builder_configs)
+        builder = tfds.builder_cls(base)
+        configs = dict(builder.builder_configs)
+        chosen = configs.get(config, next(iter(configs.values()), None))
+        own = [chosen.version, *chosen.supported_versions] if chosen else []
+        versions = [str(x) for x in [*own, builder.VERSION, *builder.SUPPORTED_VERSIONS] if x]
     except Exception:  # needs TensorFlow, as preparing the set does anyway
         return
-    if config not in known:
-        hint = f"one of {', '.join(known)}" if known else "no config: leave it out"
+    if config and config not in configs:
+        hint = f"one of {', '.join(configs)}" if configs else "no config: leave it out"
         raise UserError(f"unknown dataset {name!r}: {base} takes {hint}")
+    if not any(_matches(known, version) for known in versions):
+        raise UserError(f"unknown dataset {name!r}: {base} has version {', '.join(versions)}")

@@ -10,7 +10,7 @@ import numpy as np
 from cifar_jax import files
 from cifar_jax.data import cache, cifar
 from cifar_jax.data import tfds as tfds_lib
-from cifar_jax.data.names import check_name, data_root
+from cifar_jax.data.names import check_name, data_root, find_prepared, join_name, split_name
 from cifar_jax.data.sampling import partition
 from cifar_jax.data.splits import SplitSize
 from cifar_jax.errors import UserError
@@ -29,7 +29,7 @@ def find_sizes(name: str, data_dir: str | None) -> Mapping[str, SplitSize] | Non
     """Returns the sizes of the splits of a set, or None if it is not prepared yet."""
     if name == "digits":
         return _DIGIT_SIZES
-    folder = tfds_lib.find_prepared(name, data_root(data_dir))
+    folder = find_prepared(name, data_root(data_dir))
     return tfds_lib.read_sizes(folder) if folder else None
 
 
@@ -38,12 +38,14 @@ def open_source(name: str, data_dir: str | None) -> Source:
     check_name(name, data_dir)
     if name == "digits":
         return Source(_DIGIT_SIZES, lambda split: _load_digits()[split])
-    folder = _find_or_prepare(name, data_root(data_dir))
+    root = data_root(data_dir)
+    folder = _find_or_prepare(name, root)
+    whole_name = folder.relative_to(root).parent.as_posix()  # the same however the user named it
 
     def load(split: str) -> cache.CachedSplit:
         build = functools.partial(tfds_lib.decode, folder, split)
         try:
-            return cache.load_or_build(folder, name, split, build)
+            return cache.load_or_build(folder, whole_name, split, build)
         except OSError as error:
             raise UserError(f"cannot read {folder}: {error}") from error
 
@@ -52,16 +54,17 @@ def open_source(name: str, data_dir: str | None) -> Source:
 
 def _find_or_prepare(name: str, root: Path) -> Path:
     """Returns a set's folder in a TFDS data directory; prepares the set if needed."""
-    if source := tfds_lib.find_prepared(name, root):
+    if source := find_prepared(name, root):
         return source
     if not files.may_write(root):
         raise UserError(
             f"{name} is not prepared in {root}, which is read-only: set TFDS_DATA_DIR to a data "
             "directory that has it or can be written, or use --config=configs/digits.py"
         )
-    if name in cifar.NAMES:
-        return cifar.prepare_cifar(name, root)
-    return tfds_lib.prepare(name, root)
+    base, config, version = split_name(name) or (name, "", "")
+    if base in cifar.NAMES and not config:
+        return cifar.prepare_cifar(base, root)
+    return tfds_lib.prepare(join_name(base, config, version), root)
 
 
 @functools.cache

@@ -1,11 +1,10 @@
-"""TFDS's prepared folders: finding, checking, decoding and making them."""
+"""TFDS's prepared folders: checking, decoding and making them."""
 
 import http.client
 import importlib.util
 import io
 import json
 import logging
-import re
 import sys
 import urllib.error
 from collections.abc import Iterator
@@ -22,29 +21,6 @@ from cifar_jax.text import first_line
 _READ_AT_ONCE = 1000
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _log = logging.getLogger(__name__)
-
-
-def find_prepared(name: str, root: Path) -> Path | None:
-    """Returns the newest prepared version of a set in a TFDS data directory, or None.
-
-    Args:
-      name: the set's name, or "name/config"; without a config, TFDS's default one.
-      root: the TFDS data directory.
-    """
-    base, _, config = name.partition("/")
-    folder = root / base / config
-    if not config:
-        try:  # TFDS writes the name of a set's default config here
-            metadata = json.loads((folder / ".config" / "metadata.json").read_text())
-            folder = folder / metadata["default_config_name"]
-        except (OSError, ValueError, KeyError):
-            pass
-    found = []
-    for file in folder.glob("*/dataset_info.json"):
-        version = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", file.parent.name)
-        if version and (file.parent / "features.json").is_file():
-            found.append((tuple(map(int, version.groups())), file.parent))
-    return max(found)[1] if found else None
 
 
 def read_sizes(source: Path) -> dict[str, SplitSize]:
@@ -133,6 +109,7 @@ def decode(source: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str,
         builder = tfds.builder_from_directory(source)
         check_features(builder.info.name, builder.info.features)
         feature, label = (builder.info.features[key] for key in ("image", "label"))
+        classes = tuple(label.names)
         count = builder.info.splits[split].num_examples
         _log.info("decoding the %d images of %s in %s", count, split, source)
         images = np.empty((count, *feature.shape), np.uint8)
@@ -146,9 +123,10 @@ def decode(source: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str,
         raise UserError(
             f"cannot read the {split} split in {source} ({first_line(error)}): prepare it again"
         ) from error
-    if count and not -1 <= labels.min() <= labels.max() < label.num_classes:  # -1: no class
-        raise UserError(f"the {split} split in {source} has labels that are none of its classes")
-    return images, labels, tuple(label.names)
+    if len(classes) != label.num_classes:
+        words = f"has {label.num_classes} classes but names for {len(classes)}"
+        raise UserError(f"{source} {words} (label.labels.txt): prepare it again")
+    return images, labels, classes
 
 
 def _read(builder: Any, split: str) -> Iterator[dict[str, Any]]:

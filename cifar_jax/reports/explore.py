@@ -1,5 +1,6 @@
 """`--mode=explore`: shows what is in a data set."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def explore_dataset(
     Raises:
       UserError: the data cannot be read, or the folder cannot be written.
     """
-    output = output or Path("explore") / name.replace("/", "_")
+    output = output or Path("explore") / re.sub("[/:]", "_", name)
     with files.output_folder(output):
         if run_splits:
             dataset = datasets.load_run_data(name, data_dir, seed=seed, **run_splits)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cifar_jax.data import cifar, datasets
-from cifar_jax.data import tfds as tfds_lib
+from cifar_jax.data import cifar, datasets, names
 from cifar_jax.errors import UserError
 from tests import tiny_cifar
 from tests.loopback import serving, unanswered_port
@@ -181,7 +180,7 @@ def test_a_failed_preparation_leaves_no_folder_behind(tmp_path):
         with pytest.raises(UserError, match="TFDS could not prepare cifar10: ReadError"):
             cifar.prepare_cifar("cifar10", tmp_path, archive)
     assert files_below(tmp_path) == ["downloads/manual/cifar-10-binary.tar.gz"]
-    assert tfds_lib.find_prepared("cifar10", tmp_path) is None
+    assert names.find_prepared("cifar10", tmp_path) is None
 
 
 def test_two_processes_may_prepare_at_once(tmp_path):

@@ -91,7 +91,8 @@ def test_the_data_directory_must_be_a_local_folder(place):
 
 
 def test_known_names_pass():
-    for name in ("digits", "cifar10", "cifar100", "mnist", "svhn_cropped", "emnist/letters"):
+    plain = ("digits", "cifar10", "cifar100", "mnist", "svhn_cropped", "emnist/letters")
+    for name in (*plain, "cifar10:3.0.2", "mnist:3.*.*", "emnist/letters:3.1.0"):
         names.check_name(name, "/nowhere")
 
 
@@ -100,12 +101,14 @@ def test_known_names_pass():
     [
         ("cifar11", r"unknown dataset 'cifar11': did you mean cifar10 or.* for instance cifar10, "),
         ("fashion-mnist", "did you mean fashion_mnist"),
-        ("digits/x", "Give NAME or NAME/CONFIG"),
+        ("digits/x", "Give NAME, NAME/CONFIG"),
         ("digit", r"did you mean .*\bdigits\b"),
-        ("qqqqqqqq", "unknown dataset 'qqqqqqqq': Give NAME or NAME/CONFIG"),
-        ("cifar10:3.0.2", "did you mean cifar10.* Give NAME or NAME/CONFIG"),
-        ("cifar10/../mnist", "Give NAME or NAME/CONFIG"),
-        ("", "Give NAME or NAME/CONFIG"),
+        ("qqqqqqqq", "unknown dataset 'qqqqqqqq': Give NAME, NAME/CONFIG"),
+        ("cifar10:9.0.0", "cifar10 has version 3.0.2"),
+        ("emnist/letters:9.*.*", "emnist has version 3"),
+        ("cifar10:3", r"did you mean cifar10.* Give NAME, NAME/CONFIG or NAME:1\.2\.3"),
+        ("cifar10/../mnist", "Give NAME, NAME/CONFIG"),
+        ("", "Give NAME, NAME/CONFIG"),
     ],
 )
 def test_unknown_names_are_refused(name, message):

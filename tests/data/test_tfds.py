@@ -1,14 +1,15 @@
 """Prepared TFDS folders: what is found, what is refused, what is damaged."""
 
 import importlib.util
+import json
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from cifar_jax import files
 from cifar_jax.data import datasets, names
-from cifar_jax.data import tfds as tfds_lib
 from cifar_jax.errors import UserError
 from tests import own_set, tiny_cifar
 
@@ -34,7 +35,48 @@ def test_a_set_of_the_users_own(tmp_path):
     # The newest version is taken, compared by numbers and not as text.
     shutil.copytree(tmp_path / "shades" / "1.0.0", tmp_path / "shades" / "1.0.10")
     shutil.copytree(tmp_path / "shades" / "1.0.0", tmp_path / "shades" / "1.0.9")
-    assert tfds_lib.find_prepared("shades", tmp_path) == tmp_path / "shades" / "1.0.10"
+    assert names.find_prepared("shades", tmp_path) == tmp_path / "shades" / "1.0.10"
+
+
+def test_a_name_may_have_a_version(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = own_set.prepare(tmp_path, "shades", train=[(0, "L"), (1, "L")])
+    second = shutil.copytree(first, tmp_path / "shades" / "1.1.0")
+    for name in ("shades:1.0.0", "shades/1.0.0", "shades:1.0.*", "shades:*.0.*"):
+        names.check_name(name, str(tmp_path))
+        assert names.find_prepared(name, tmp_path) == first
+        loaded = datasets.load_dataset(name, str(tmp_path), splits=("train",))
+        assert len(loaded.splits["train"].labels) == 2
+    assert names.find_prepared("shades:1.*.*", tmp_path) == second
+    # However the set is named, it is decoded once.
+    (record,) = (first / "decoded").glob("*.json")
+    before = record.stat().st_mtime_ns
+    assert len(datasets.load_dataset("shades:1.0.0", str(tmp_path), ("train",)).splits) == 1
+    assert record.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"'shades:2\.0\.0': there is version 1\.1\.0"):
+        names.check_name("shades:2.0.0", str(tmp_path))
+
+
+@pytest.mark.parametrize("change", ["fewer", "more", "labels"])
+def test_class_names_must_fit_the_labels(tmp_path, monkeypatch, change):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    three = tfds.features.ClassLabel(names=["a", "b", "c"])
+    examples = [(0, "L"), (1, "L"), (2, "L")]
+    folder = own_set.prepare(tmp_path, "shades", label=three, train=examples)
+    if change == "labels":  # in a cache of a version that did not notice
+        datasets.load_dataset("shades", str(tmp_path), ("train",))
+        record = json.loads((folder / "decoded" / "train.json").read_text())
+        del record["sha256"], record["class_names"][2]
+        record["sha256"] = files.digest(record)
+        (folder / "decoded" / "train.json").write_text(json.dumps(record))
+        message = "shades has labels from 0 to 2 but 2 class names: prepare it again"
+    else:
+        kept = ["a", "b"] if change == "fewer" else ["a", "b", "c", "d"]
+        (folder / "label.labels.txt").write_text("\n".join(kept) + "\n")
+        message = f"has 3 classes but names for {len(kept)} "
+    with pytest.raises(UserError, match=message) as caught:
+        datasets.load_dataset("shades", str(tmp_path), ("train",))
+    assert "\n" not in str(caught.value)
 
 
 def test_configs_are_found(tmp_path):
@@ -44,9 +86,9 @@ def test_configs_are_found(tmp_path):
     (tmp_path / "many" / ".config").mkdir()
     (tmp_path / "many/.config/metadata.json").write_text('{"default_config_name": "pale"}')
     expected = tmp_path / "many" / "pale" / "1.0.0"
-    assert tfds_lib.find_prepared("many/pale", tmp_path) == expected
-    assert tfds_lib.find_prepared("many", tmp_path) == expected
-    assert tfds_lib.find_prepared("many/dark", tmp_path) is None
+    assert names.find_prepared("many/pale", tmp_path) == expected
+    assert names.find_prepared("many", tmp_path) == expected
+    assert names.find_prepared("many/dark", tmp_path) is None
 
 
 @pytest.mark.parametrize(
