@@ -1,6 +1,7 @@
 """Training by several processes together, which `--distributed` asks for."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from cifar_jax.config import fields, stored
 from cifar_jax.parallel import devices, processes
 from cifar_jax.runs.signals import Signals
 from cifar_jax.runs.workdir import lock
+
+# What Open MPI and SLURM call the number of processes, in the order in which JAX asks them.
+_COUNTS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 
 
 def train_together(
@@ -36,7 +40,8 @@ def train_together(
     Raises:
       UserError: the processes do not find each other, their configs differ, or one has ended.
     """
-    part = config.batch_size // config.optimizer.accumulation_steps // (num_processes or 1)
+    count = num_processes or _count_processes()
+    part = config.batch_size // config.optimizer.accumulation_steps // count
     devices.configure_jax(part or None, config.num_cpu_devices, config.deterministic)
     with (
         processes.job(coordinator, num_processes, process_id),
@@ -47,3 +52,9 @@ def train_together(
         values = dict(fields.flatten(stored.to_json(config)))
         processes.check_same({name: values[name] for name in values if name != "data.data_dir"})
         return train_here(config, workdir, received)
+
+
+def _count_processes() -> int:
+    """Returns the number of processes that JAX will find, before it can be asked; 1 if unknown."""
+    given = (os.environ.get(name, "") for name in _COUNTS)
+    return next((int(count) for count in given if count.isdecimal() and int(count)), 1)

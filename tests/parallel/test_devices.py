@@ -6,19 +6,22 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from cifar_jax.errors import UserError
-from cifar_jax.parallel import cpu, devices
-from tests import program
+from cifar_jax.parallel import cpu, devices, processes
+from cifar_jax.training import distributed
+from tests import program, tiny
 
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
 import sys
 from pathlib import Path
+from unittest import mock
 import jax, numpy as np
 import cifar_jax
 from cifar_jax.data import datasets
@@ -112,7 +115,8 @@ def test_the_default_number_of_cpu_devices(monkeypatch, batch_size, gibibytes, e
 
 CONFIGURE = """
 import os
-from cifar_jax.parallel import cpu, devices
+from cifar_jax.parallel import cpu, devices, processes
+from cifar_jax.training import distributed
 cpu.default_num_devices = lambda batch_size: 3
 devices.configure_jax({arguments})
 import jax
@@ -143,19 +147,83 @@ def test_the_config_overrides_the_environment_which_overrides_the_default(
     assert ("--xla_cpu_multi_thread_eigen=false" in flags) == (expected > 1)
 
 
-def test_memory_is_that_of_the_container_if_it_has_less(tmp_path, monkeypatch):
+GROUPS = {  # what /proc/self/cgroup says, and the files of the own or an outer group
+    "a container, version 2": ("0::/", "cpu.max", "memory.max"),
+    "a systemd slice": (
+        "0::/user.slice/run-1.scope",
+        "user.slice/cpu.max",
+        "user.slice/memory.max",
+    ),
+    "a SLURM job, version 2": (
+        "0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0",
+        "system.slice/slurmstepd.scope/job_7/cpu.max",
+        "system.slice/slurmstepd.scope/job_7/step_0/memory.max",
+    ),
+    "a SLURM job, version 1": (
+        "4:cpu,cpuacct:/slurm/uid_5/job_7\n3:memory:/slurm/uid_5/job_7/step_0\n0::/",
+        "cpu/slurm/uid_5/job_7/cpu.cfs_quota_us",
+        "memory/slurm/uid_5/job_7/memory.limit_in_bytes",
+    ),
+    "a path outside the container": (
+        "3:memory:/docker/abc\n2:cpu:/docker/abc\n0::/../../other",
+        "cpu/cpu.cfs_quota_us",
+        "memory/memory.limit_in_bytes",
+    ),
+    "no list of groups": (None, "cpu.max", "memory.max"),
+}
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_the_limits_of_a_container_or_a_job_hold(groups, tmp_path, monkeypatch):
+    own, cpu_file, memory_file = GROUPS[groups]
     monkeypatch.setattr(cpu, "_CGROUP", tmp_path)
+    monkeypatch.setattr(cpu, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    if own:
+        (tmp_path / "membership").write_text(own + "\n")
     whole = cpu.host_memory()
-    assert whole > 2**28
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):
-        path = tmp_path / file
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("max\n")
-        assert cpu.host_memory() == whole
-        path.write_text(f"{2**28}\n")
-        assert cpu.host_memory() == 2**28
-        path.write_text(f"{2**62}\n")
-        assert cpu.host_memory() == whole
+    assert (whole > 2**28, cpu.num_cores()) == (True, 64)
+    for file in map(tmp_path.joinpath, (cpu_file, memory_file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    period = tmp_path / cpu_file.replace("quota", "period")
+    for quota, cores in ((-1, 64), (250_000, 2), (50_000, 1), (10**9, 64)):
+        if period.name == "cpu.max":
+            period.write_text(f"{quota if quota > 0 else 'max'} 100000\n")
+        else:
+            period.write_text("100000\n")
+            (tmp_path / cpu_file).write_text(f"{quota}\n")
+        assert cpu.num_cores() == cores
+    for size, expected in (("max", whole), (2**28, 2**28), (2**62, whole)):
+        (tmp_path / memory_file).write_text(f"{size}\n")
+        assert cpu.host_memory() == expected
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "variables", "expected"),
+    [
+        (4, {}, 2),
+        (None, {"SLURM_NTASKS": "2"}, 4),
+        (None, {"OMPI_COMM_WORLD_SIZE": "8", "SLURM_NTASKS": "2"}, 1),
+        (None, {}, 8),
+    ],
+)
+def test_the_devices_of_a_process_share_its_part_of_the_batch(
+    num_processes, variables, expected, monkeypatch, tmp_path
+):
+    sizes = []
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cpu, "num_cores", lambda: 64)
+    monkeypatch.setattr(cpu, "host_memory", lambda: 2**40)
+    monkeypatch.setattr(devices, "configure_jax", lambda size, *_: sizes.append(size))
+    monkeypatch.setattr(processes, "job", mock.Mock(side_effect=UserError("not here")))
+    with pytest.raises(UserError, match="not here"):
+        distributed.train_together(
+            tiny.config(batch_size=8), tmp_path, mock.Mock(), num_processes=num_processes
+        )
+    assert [cpu.default_num_devices(size) for size in sizes] == [expected]
 
 
 @pytest.mark.parametrize(
