@@ -68,20 +68,31 @@ class Trained(NamedTuple):
     def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Returns the class probabilities, float64 [images, classes].
 
+        Fewer images than a batch are filled up to a power of two by repetition, so that few
+        programs serve any number of images.
+
         Args:
           images: uint8 [images, height, width, channels], of the training images' shape.
           batch_size: images per step.
 
         Raises:
-          UserError: the images have another shape or type.
+          UserError: the images have another shape or type, or the batch size is not positive.
         """
+        if batch_size < 1:
+            raise UserError(f"the batch size is {batch_size}: it must be at least 1")
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
             raise UserError(
                 f"the model takes uint8 images of shape {('images', *self.image_shape)}, "
                 f"not {images.dtype} {images.shape}"
             )
-        return self.probabilities(self.predict_logits(images, batch_size))
+        logits = []
+        for first in range(0, len(images), batch_size):
+            part = images[first : first + batch_size]
+            size = min(batch_size, 1 << (len(part) - 1).bit_length())
+            filled = np.resize(part, (size, *self.image_shape))
+            logits.append(self.predict_logits(filled, size)[: len(part)])
+        return self.probabilities(np.concatenate(logits))
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Returns the class probabilities, float64 [images, classes], of logits of that shape."""

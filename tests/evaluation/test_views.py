@@ -7,7 +7,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 from scipy import special
 
-from cifar_jax.evaluation import views
+from cifar_jax.errors import UserError
+from cifar_jax.evaluation import logits, trained, views
 from cifar_jax.models import registry
 from cifar_jax.parallel import devices
 from tests import tiny
@@ -108,3 +109,26 @@ def test_batchnorm_takes_its_running_statistics():
         plain = views.make_predict(model, mesh, MEAN, STD)
         parts = [plain(variables, images, 8) for images in (IMAGES[:8], IMAGES[:8, :, ::-1])]
     np.testing.assert_allclose(both, np.mean(parts, axis=0), atol=1e-6)
+
+
+def test_any_number_of_images_takes_few_programs(monkeypatch):
+    """Sizes are powers of two up to the batch; what is filled up does not show in the result."""
+    config = ConfigDict({"test_time": {"views": "mirror_shift", "confidence_threshold": 0.9}})
+    names = tuple("abcde")
+    model = trained.Trained(config, Linear(), {}, names, MEAN, STD, IMAGES.shape[1:], step=1)
+    shapes = set()
+
+    def record(program, variables, images, batch_size, mesh):
+        shapes.add((program, len(images), batch_size))
+        return logits.predict_logits(program, variables, images, batch_size, mesh)
+
+    monkeypatch.setattr(views, "predict_logits", record)
+    every = special.softmax(predict(IMAGES, "mirror_shift", 0.9, 41).astype(np.float64), axis=1)
+    shapes.clear()
+    for count in range(1, 42):
+        found = model.predict(IMAGES[:count], 12)
+        np.testing.assert_allclose(found, every[:count], rtol=1e-5)
+    assert {shape[1:] for shape in shapes} == {(n, n) for n in (1, 2, 4, 8, 12)}
+    assert len(shapes) == 10  # mirrored and shifted views
+    with pytest.raises(UserError, match="the batch size is 0: it must be at least 1"):
+        model.predict(IMAGES, 0)
