@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from rich.cells import cell_len
 
@@ -12,6 +13,11 @@ from rich.cells import cell_len
 def printable(text: str) -> str:
     """Returns a text with every unprintable character escaped, such as a line break as "\\n"."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is a terminal; False if it is closed."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def format_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

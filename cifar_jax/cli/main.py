@@ -190,8 +190,24 @@ MODES: dict[str, Callable[..., int]] = {
 }
 
 
+def _open_streams() -> None:
+    """Opens the standard streams that this program was started without, as a daemon may be.
+
+    Otherwise the next file would get such a stream's number, and messages would go into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
 def main(argv: list[str]) -> int:
     """Runs the program; returns the exit code."""
+    _open_streams()
     if {"--help", "-help", "-h"} & set(argv):
         print(__doc__ + FLAGS.module_help(flags.__name__))
         return 0

@@ -16,7 +16,7 @@ import numpy as np
 from cifar_jax.data.download import open_url
 from cifar_jax.data.splits import SplitSize
 from cifar_jax.errors import UserError
-from cifar_jax.text import first_line
+from cifar_jax.text import first_line, is_terminal
 
 _READ_AT_ONCE = 1000
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -200,7 +200,7 @@ def build(builder: Any, config: Any) -> Path:
     """Makes TFDS write a set as ArrayRecord; returns its folder."""
     import tensorflow_datasets as tfds
 
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         tfds.disable_progress_bar()
     folder = Path(builder.data_dir)
     _log.info("preparing %s in %s", builder.name, folder)

@@ -114,8 +114,9 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _leave(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or a broken pipe
+            stream.flush()
     os._exit(code)
 
 

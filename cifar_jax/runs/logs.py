@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from cifar_jax.runs import history
 from cifar_jax.runs import workdir as workdir_lib
+from cifar_jax.text import is_terminal
 
 # tensorboardX imports PyTorch if it is installed, which takes seconds and is not needed here.
 _had_torch = "torch" in sys.modules
@@ -34,8 +36,14 @@ _log = logging.getLogger(__name__)
 class Logs:
     """The log of one run.
 
-    A full disk does not stop a run: lines that cannot be written are kept until they can be.
+    A full disk does not stop a run: lines that cannot be written are kept until they can be. Nor
+    does a terminal that was closed.
+
+    Attributes:
+      unread: SIGPIPE once nobody reads what is printed (`| head`); the run saves and ends.
     """
+
+    unread: int | None = None
 
     def __init__(self, workdir: Path, step: int, tensorboard: bool, active: bool = True):
         """Opens the log at a step and deletes the lines that an earlier start wrote past it.
@@ -64,9 +72,12 @@ class Logs:
             try:
                 print(text, flush=True)
             except BrokenPipeError:
-                raise
-            except OSError as error:
-                _log.warning("a line could not be printed: %s", error.strerror)
+                self.unread = signal.SIGPIPE
+                # What is left in the buffer goes nowhere, rather than into each later line.
+                with contextlib.suppress(OSError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except (OSError, ValueError) as error:  # ValueError: the stream has been closed
+                _log.warning("a line could not be printed: %s", error)
 
     def write(self, *lines: Mapping[str, Any]) -> None:
         """Adds lines to metrics.jsonl, and their means to the curves.
@@ -100,19 +111,21 @@ class Logs:
 
     def progress(self, epoch: int, done: int, total: int, **metrics: float) -> None:
         """Updates the progress bar of an epoch, on a terminal only."""
-        if not self._active or not sys.stderr.isatty():
+        if not self._active or not is_terminal(sys.stderr):
             return
-        if self._bar is None:
-            self._bar = tqdm(total=total, leave=False, unit="step", dynamic_ncols=True)
-        self._bar.set_description(f"epoch {epoch}", refresh=False)
-        self._bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()}, False)
-        self._bar.n = done
-        self._bar.refresh()
+        with contextlib.suppress(OSError, ValueError):  # the terminal has been closed
+            if self._bar is None:
+                self._bar = tqdm(total=total, leave=False, unit="step", dynamic_ncols=True)
+            self._bar.set_description(f"epoch {epoch}", refresh=False)
+            self._bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()}, False)
+            self._bar.n = done
+            self._bar.refresh()
 
     def close_bar(self) -> None:
         """Removes the bar from the terminal."""
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError, ValueError):
+                self._bar.close()
             self._bar = None
 
     def close(self) -> None:

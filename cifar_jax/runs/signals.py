@@ -1,6 +1,7 @@
 """The signals that ask a run to stop. Imports no JAX."""
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -66,6 +67,16 @@ class Signals:
         self._deferred = False
         if self.received is not None:
             raise SystemExit(self.EXIT_CODES[self.received])
+
+    def exit_code(self, number: int) -> int:
+        """Returns the exit code of a run that was saved because of a signal.
+
+        Raises:
+          BrokenPipeError: the signal is SIGPIPE, which stands for `Logs.unread`.
+        """
+        if number == signal.SIGPIPE:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        return self.EXIT_CODES[number]
 
     def _note(self, number: int, _: object) -> None:
         if self.received is not None:

@@ -7,6 +7,7 @@ Imports no JAX.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -143,10 +144,10 @@ def _claim(workdir: Path) -> BinaryIO | None:
             _refuse(workdir, owner or {"host": here, "pid": "(just starting)"})
         if owner is not None and elsewhere:
             _wait_until_stale(workdir, file, owner)
-            if held and os.fstat(file.fileno()).st_nlink:
+            if held and _renewed(path, file) is not None:
                 # A network file system keeps the lock of a host that has gone.
                 path.unlink(missing_ok=True)
-        if os.fstat(file.fileno()).st_nlink == 0 or held:
+        if held or _renewed(path, file) is None:
             return None
         token = uuid.uuid4().hex
         file.truncate(0)
@@ -165,7 +166,9 @@ def _wait_until_stale(workdir: Path, file: BinaryIO, owner: dict[str, Any]) -> N
     Raises:
       UserError: the owner renewed it in the meantime.
     """
-    renewed, warned, begun = os.fstat(file.fileno()).st_mtime, False, time.monotonic()
+    path, begun, warned = workdir / _LEASE, time.monotonic(), False
+    if (renewed := _renewed(path, file)) is None:
+        return
     # Not longer than this, even if the lease is from the future: a clock may have been set back.
     while (left := STALE_SECONDS - max(_now(workdir) - renewed, time.monotonic() - begun)) > 0:
         if not warned:
@@ -176,15 +179,30 @@ def _wait_until_stale(workdir: Path, file: BinaryIO, owner: dict[str, Any]) -> N
             )
             warned = True
         time.sleep(min(1.0, left))
-        status = os.fstat(file.fileno())
-        if not status.st_nlink:
+        if (now := _renewed(path, file)) is None:
             return
-        if status.st_mtime != renewed:
+        if now != renewed:
             _refuse(workdir, owner)
     _log.warning(
         "taking over %s from process %s on %s, which has not been heard from for %.0f s",
         *(workdir, owner["pid"], owner["host"], _now(workdir) - renewed),
     )
+
+
+def _renewed(path: Path, file: BinaryIO) -> float | None:
+    """Returns when an open lease was renewed; None if it has been removed or replaced.
+
+    The file is opened anew: only then does a network file system ask its server. Of a file that
+    another host has removed it says ESTALE.
+    """
+    try:
+        with open(path, "rb", opener=_open_no_link) as fresh:
+            status = os.fstat(fresh.fileno())
+        return status.st_mtime if os.path.samestat(status, os.fstat(file.fileno())) else None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return None
+        raise
 
 
 def _refuse(workdir: Path, owner: dict[str, Any]) -> NoReturn:

@@ -47,10 +47,11 @@ def train_together(
         processes.job(coordinator, num_processes, process_id),
         contextlib.ExitStack() as stack,
     ):
-        processes.run_on_first(lambda: stack.enter_context(lock(workdir, take_over)))
-        received = stack.enter_context(Signals())
+        # Before the lease, which may be waited for: that long the processes do not wait to connect.
         values = dict(fields.flatten(stored.to_json(config)))
         processes.check_same({name: values[name] for name in values if name != "data.data_dir"})
+        processes.run_on_first(lambda: stack.enter_context(lock(workdir, take_over)))
+        received = stack.enter_context(Signals())
         return train_here(config, workdir, received)
 
 

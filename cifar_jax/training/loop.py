@@ -49,6 +49,7 @@ def train_model(
     Raises:
       UserError: the data cannot be loaded, the config does not fit the workdir or the data, the
         loss is not finite, or the last checkpoint could not be saved.
+      BrokenPipeError: the reader of what is printed has gone; the run is saved.
     """
     progress = Progress()
     part = config.batch_size // config.optimizer.accumulation_steps
@@ -69,22 +70,19 @@ def train_model(
     )
     model = create_model(config, num_classes)
     checkpoints = processes.first_then_others(lambda: Checkpoints(workdir, processes.is_first()))
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as ending:
+        ending.callback(checkpoints.close)
         state, saved = start.start(config, dataset, durations, mesh, model, checkpoints)
         progress.resume(saved)
         processes.run_on_first(
             lambda: resume.record_start(config, workdir, progress.step, config_text)
         )
         feed = Feed(split, mesh, seeds.seed_list(config), config.batch_size, resident)
+        ending.callback(feed.close)
         logs = Logs(workdir, progress.step, config.log.tensorboard, processes.is_first())
+        ending.callback(logs.close)
         run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs)
-        try:
-            code = _loop(run, state, progress, signals, weights)
-        finally:
-            logs.close()
-            feed.close()
-            checkpoints.close()
-    return code
+        return _loop(run, state, progress, signals, weights)
 
 
 def _loop(
@@ -114,8 +112,7 @@ def _loop(
             trace(first)
             state, metrics, seconds = call(state, metrics, first, num_steps)
             progress.add(num_steps, seconds, metrics)
-            if processes.is_first():
-                workdir_lib.check_lease(run.workdir)
+            processes.run_on_first(lambda: workdir_lib.check_lease(run.workdir))
             finite = np.isfinite(np.atleast_1d(progress.sums["loss"][0]))
             what = f"the loss is not finite in steps {first + 1} to {progress.step}"
             saving.check_finite(run, finite, what)
@@ -130,7 +127,8 @@ def _loop(
             if scores or progress.step % durations.steps_per_epoch == 0:
                 run_lib.log_metrics(run, progress, scores)
                 metrics = put_metrics(run.mesh, progress.sums, len(run.seeds))
-            received, seconds = processes.agree_to_stop(signals.received, seconds)
+            stop = signals.received or run.logs.unread
+            received, seconds = processes.agree_to_stop(stop, seconds)
             if on_cpu and not config.steps_per_call:
                 most = max(1, round(cpu.CALL_SECONDS * num_steps / seconds))
             every = durations.checkpoint_every
@@ -141,7 +139,7 @@ def _loop(
                 saving.check_saved(run)
                 words = f"saved at step {progress.step}; the same command resumes from there"
                 run.logs.say(words)
-                return signals.EXIT_CODES[received]
+                return signals.exit_code(received)
     if not scores or "validation" in run.dataset.splits or config.test_time.views != "plain":
         scores = _score_split(run, state, _make_predict(run, config.test_time), "test")
     saving.finish(run, progress, scores)

@@ -17,7 +17,7 @@ from cifar_jax.data.datasets import Dataset
 from cifar_jax.evaluation.scores import Scores
 from cifar_jax.models.layer_table import format_layers, layer_table
 from cifar_jax.optim.schedules import create_schedule
-from cifar_jax.parallel import devices, seeds
+from cifar_jax.parallel import devices, processes, seeds
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.history import average
 from cifar_jax.runs.logs import Logs
@@ -146,7 +146,7 @@ def log_metrics(run: Run, progress: Progress, scores: Sequence[Scores]) -> None:
             line |= {"eval_loss": scores[place].loss, "eval_accuracy": scores[place].accuracy}
         line |= {"learning_rate": float(rate), "images_per_second": speed}
         lines.append(line | {"seconds": progress.seconds})
-    run.logs.write(*lines)
+    processes.run_on_first(lambda: run.logs.write(*lines))
     mean = average(lines)
     words = f"epoch {epoch:g}/{durations.total / durations.steps_per_epoch:g}"
     split = "validation" if "validation" in run.dataset.splits else "test"

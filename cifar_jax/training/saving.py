@@ -38,8 +38,7 @@ def save_checkpoint(
         "data": describe_data(run.dataset),
         "versions": provenance.versions(),
     }
-    if processes.is_first():
-        run.checkpoints.save(progress.step, state, meta, metrics)
+    processes.run_on_first(lambda: run.checkpoints.save(progress.step, state, meta, metrics))
 
 
 def is_best(run: Run, scores: Sequence[scores_lib.Scores]) -> bool:

@@ -437,6 +437,17 @@ def test_a_closed_pipe_ends_the_run_without_a_traceback(here, trained):
         err = process.stderr.read()
     assert process.returncode == 1
     assert err == "error: Broken pipe\n"
+    assert os.listdir("x/checkpoints") == ["1"]  # saved first
+
+
+def test_a_run_without_standard_streams_trains_to_its_end(here, trained):
+    """As a daemon may be started; nothing that is printed ends in a file of the run."""
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    arguments = [sys.executable, str(program.ROOT / "main.py"), trained[1], "--workdir=daemon"]
+    environment = os.environ | {"PYTHONPATH": str(program.ROOT), "TF_CPP_MIN_LOG_LEVEL": "0"}
+    done = subprocess.run([*command, *arguments], env=environment)
+    assert done.returncode == 0
+    assert program.difference(here / "daemon", trained[0]) == ""
 
 
 def test_too_little_memory_is_reported(monkeypatch, tmp_path):

@@ -140,6 +140,24 @@ def test_a_signal_to_one_process_saves_all_at_one_step(tmp_path, number):
 
 
 @pytest.mark.slow
+def test_a_job_waits_together_for_a_lease_and_ends_together_when_it_is_lost(tmp_path):
+    flag = write_config(tmp_path / "small.py", num_steps=10**6, checkpoint__every_steps=1000)
+    (workdir := tmp_path / "two").mkdir()
+    lease = workdir / "lock.json"
+    lease.write_text(json.dumps({"host": "elsewhere", "pid": 7}))  # for a minute it may be alive
+    with job.started(2, 1, flag, f"--workdir={workdir}") as processes:
+        while not (workdir / "metrics.jsonl").exists():
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+        lease.write_text(json.dumps({"host": "elsewhere", "pid": 7, "token": "theirs"}))
+        first, second = job.ends(processes)
+    assert first[0] == second[0] == 1
+    assert f"taking over {workdir} from process 7 on elsewhere" in first[2]
+    assert first[2].endswith("taken over by another process: this one stops without writing\n")
+    assert second[1:] == ("", "")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_job_can_be_resumed(tmp_path, number):
     flag = write_config(tmp_path / "small.py", num_steps=40)

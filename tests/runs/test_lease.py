@@ -1,5 +1,6 @@
 """The lease on a workdir: an owner that has gone, on any host, and one that was only paused."""
 
+import errno
 import fcntl
 import json
 import os
@@ -81,6 +82,46 @@ def test_a_lease_that_is_renewed_is_respected(tmp_path):
     with pytest.raises(UserError, match="in use by process 7 on elsewhere: stop that one, or take"):
         workdir_lib.lock(tmp_path).__enter__()
     assert json.loads(path.read_text()) == ELSEWHERE
+
+
+class NetworkFiles:
+    """Acts as NFS: what an open file says of itself is what it said first, or ESTALE."""
+
+    def __init__(self, monkeypatch):
+        self._fstat, self._open, self._known = os.fstat, os.open, {}
+        monkeypatch.setattr(workdir_lib.os, "fstat", self.fstat)
+        monkeypatch.setattr(workdir_lib.os, "open", self.open)
+
+    def open(self, *arguments):
+        self._known.pop(descriptor := self._open(*arguments), None)
+        return descriptor
+
+    def fstat(self, descriptor):
+        status = self._fstat(descriptor)
+        if not status.st_nlink and descriptor in self._known:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self._known.setdefault(descriptor, status)
+
+
+def test_a_lease_that_another_host_renews_is_seen_over_nfs(tmp_path, monkeypatch):
+    path = write_lease(tmp_path)
+    monkeypatch.setattr(workdir_lib, "_now", lambda folder: os.stat(path).st_mtime)
+    NetworkFiles(monkeypatch)
+    threading.Timer(0.2, lambda: os.utime(path)).start()
+    with pytest.raises(UserError, match="in use by process 7 on elsewhere"):
+        workdir_lib.lock(tmp_path).__enter__()
+
+
+def test_a_lease_that_another_host_gives_up_is_taken_over_nfs(tmp_path, monkeypatch):
+    path = write_lease(tmp_path)
+    monkeypatch.setattr(workdir_lib, "STALE_SECONDS", 20.0)
+    NetworkFiles(monkeypatch)
+    threading.Timer(0.2, path.unlink).start()
+    begun = time.monotonic()
+    with workdir_lib.lock(tmp_path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert time.monotonic() - begun < 10
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_clock_of_this_host_does_not_matter(tmp_path, monkeypatch):

@@ -1,9 +1,13 @@
 """The loop: interruptions, logs, results, and starting from other runs."""
 
 import dataclasses
+import errno
+import io
 import json
 import signal
+import sys
 import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -17,7 +21,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate, trained
 from cifar_jax.models import speedrun
 from cifar_jax.optim import build
-from cifar_jax.runs import history, workdir
+from cifar_jax.runs import history, logs, workdir
 from cifar_jax.runs import signals as signals_lib
 from cifar_jax.training import check, loop, metrics
 from cifar_jax.training.run import Progress
@@ -303,3 +307,46 @@ def test_a_loaded_model_averages_the_views_of_its_config(finished):
 def test_images_of_another_shape_are_refused(finished):
     with pytest.raises(UserError, match="uint8 images of shape"):
         cifar_jax.load(finished).predict(np.zeros((2, 28, 28, 1), np.uint8))
+
+
+@pytest.mark.parametrize("code", [130, None])
+def test_a_reader_who_has_gone_costs_no_step(code, tmp_path, monkeypatch):
+    """As `| head` and, with a signal, a `| tee` in a terminal that is closed."""
+    monkeypatch.setattr("builtins.print", mock.Mock(side_effect=BrokenPipeError))
+    config = tiny.config(num_steps=4, steps_per_call=1, eval_every_steps=1)
+    signals = StopAt(monkeypatch, 1) if code else signals_lib.Signals()
+    if code:
+        assert start(config, tmp_path / "run", signals) == code
+    else:
+        with pytest.raises(BrokenPipeError):
+            start(config, tmp_path / "run", signals)
+    assert workdir.list_steps(tmp_path / "run") == [1]
+    assert [line["step"] for line in log_lines(tmp_path / "run")] == [1]
+
+
+@pytest.mark.parametrize("stream", ["none", "closed", "hung up"])
+def test_a_terminal_that_was_closed_is_no_error(stream, tmp_path, monkeypatch):
+    opened = io.StringIO()
+    if stream == "closed":
+        opened.close()
+    elif stream == "hung up":
+        opened = mock.Mock(closed=False, isatty=lambda: True, encoding="utf-8")
+        opened.write.side_effect = OSError(errno.EIO, "")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None if stream == "none" else opened)
+    log = logs.Logs(tmp_path, 0, tensorboard=False)
+    log.progress(1, 1, 2, loss=0.5)
+    log.say("words")
+    log.progress(1, 2, 2, loss=0.5)
+    log.close()
+    assert log.unread is None
+
+
+def test_an_error_at_the_end_does_not_keep_the_rest_open(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(loop.Logs, "close", mock.Mock(side_effect=OSError("no room")))
+    close = loop.Checkpoints.close
+    monkeypatch.setattr(loop.Checkpoints, "close", lambda own: closed.append(close(own)))
+    with pytest.raises(OSError, match="no room"):
+        start(tiny.config(num_steps=1), tmp_path / "run")
+    assert len(closed) == 1
