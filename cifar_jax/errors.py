@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 
 class UserError(Exception):
@@ -11,3 +11,7 @@ class UserError(Exception):
     def __init__(self, text: str, exit_code: int = 2):
         super().__init__(text)
         self.exit_code = exit_code
+
+
+class NotFiniteError(UserError):
+    """A run had to stop because its loss or its weights are not finite."""

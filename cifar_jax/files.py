@@ -123,8 +123,8 @@ def remove_if_empty(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def output_folder(folder: Path) -> Iterator[None]:
-    """Creates the folder that a command writes to, and removes it again if it stays empty.
+def output_folder(folder: Path, flag: str = "--output") -> Iterator[None]:
+    """Creates the folder that a flag names, and removes it again if it stays empty.
 
     Raises:
       UserError: the folder cannot be written.
@@ -136,6 +136,6 @@ def output_folder(folder: Path) -> Iterator[None]:
                 pass
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be written ({error.strerror}): choose another with --output"
+                f"{folder} cannot be written ({error.strerror}): choose another with {flag}"
             ) from error
         yield

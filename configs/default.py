@@ -49,10 +49,18 @@ def get_config() -> ConfigDict:
     # of the training images, the same for every seed.
     config.data.train_split = "train"
     config.data.test_split = placeholder(str)
-    # Training images set aside, chosen by the seed, as the split "validation". With 0 it is the
+    # Training images set aside, at random, as the split "validation". With 0 it is the
     # set's split of that name; if there is none, the test split is shown during training but
     # decides nothing.
     config.data.validation_examples = 0
+    # Which of the shuffled training images are held out: 0 takes the first `validation_examples` of
+    # them, 1 the next ones and so on, so that the folds of a cross-validation share none.
+    config.data.validation_fold = 0
+    # The share of the training labels, held-out images included, that are replaced by another class
+    # at random: to study wrong labels.
+    config.data.label_noise = 0.0
+    # The seed that chooses the held-out images and the replaced labels; unset: `seed`.
+    config.data.seed = placeholder(int)
     # "device": all training images are on every device. "host": each call's images are streamed.
     # "auto": on the device if they take at most a quarter of its memory.
     config.data.placement = "auto"

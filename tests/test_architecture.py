@@ -26,6 +26,7 @@ ORDER = [
     {"training"},
     {"reports"},
     {"export"},
+    {"studies"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

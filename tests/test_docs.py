@@ -20,7 +20,15 @@ FOLDERS = ("cifar_jax", "configs", "tests", "benchmarks", "results", "docs")
 # What a run writes, and what the reader of an example writes.
 NOT_HERE = {
     *("config.json", "config_file.py", "environment.json", "starts.json", "result.json"),
-    *("lock.json", "meta.json", "predictions.json", "report.html", "report/report.html"),
+    *(
+        "search.html",
+        "audit.html",
+        "lock.json",
+        "meta.json",
+        "predictions.json",
+        "report.html",
+        "report/report.html",
+    ),
     *("stripes.py", "configs/two_layers.py"),
 }
 

@@ -22,23 +22,26 @@ MODE_FLAGS = {
     ),
     "compare": ("workdirs", "output"),
     "export": ("workdir", "formats", "output", "checkpoint", "data_dir", "batch_size", "seed"),
+    "audit": ("config", "workdir", "folds"),
+    "search": ("config", "study", "trials", "space", "objective", "pruner", "storage"),
 }
 # Modes that take arguments without a flag: a shell expands `--images photos/*` to one value of the
 # flag and more arguments.
-WITH_REST = ("predict", "compare")
+WITH_REST = ("predict", "compare", "search")
 
 config_flags.DEFINE_config_file(
     "config",
     None,
-    "train, explore: the config file; text after a colon is passed to its get_config; "
-    "--config.FIELD=VALUE overrides a field (all of them: configs/default.py)",
+    "train, explore, search, audit: the config file; text after a colon is passed to its "
+    "get_config; --config.FIELD=VALUE overrides a field (all of them: configs/default.py)",
 )
 flags.DEFINE_enum("mode", "train", list(MODE_FLAGS), "what to do")
 flags.DEFINE_string(
     "workdir",
     None,
-    "the run's folder; training's default is runs/CONFIG; all modes but train also take "
-    "pretrained:NAME, a model that comes with the package, or a .safetensors file of export",
+    "the run's folder; training's default is runs/CONFIG, audit's runs/CONFIG_audit; all other "
+    "modes also take pretrained:NAME, a model that comes with the package, or a .safetensors file "
+    "of export",
 )
 flags.DEFINE_string(
     "checkpoint",
@@ -106,4 +109,32 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer(
     "num_mistakes", 12, "report: how many of the most confident mistakes to draw", lower_bound=0
+)
+flags.DEFINE_integer(
+    "folds", 5, "audit: the runs, each of which holds out another part", lower_bound=2
+)
+flags.DEFINE_string("study", None, "search: the study's folder; the default is runs/CONFIG_search")
+flags.DEFINE_integer(
+    "trials", 30, "search: how many, of all processes and starts together", lower_bound=1
+)
+flags.DEFINE_multi_string(
+    "space",
+    [],
+    "search: the fields that vary: NAME=log(LOW,HIGH), float(LOW,HIGH), int(LOW,HIGH) or "
+    "choice(A,B,...), each in quotes",
+)
+flags.DEFINE_enum(
+    "objective", "accuracy", ["accuracy", "loss"], "search: of the validation split, at the end"
+)
+flags.DEFINE_enum(
+    "pruner",
+    "median",
+    ["median", "hyperband", "none"],
+    "search: how trials are chosen that end early",
+)
+flags.DEFINE_string(
+    "storage",
+    None,
+    "search: where Optuna keeps the study, instead of an SQLite file in its folder: an address "
+    "such as postgresql://..., or the file of a journal",
 )

@@ -8,13 +8,15 @@
   python main.py --mode=predict --workdir=runs/simple_cnn --images photos/*.jpg
   python main.py --mode=compare --workdirs=runs/simple_cnn,runs/resnet_20
   python main.py --mode=export --workdir=runs/simple_cnn --formats=onnx,stablehlo,safetensors
+  python main.py --mode=search --config=configs/digits.py --trials=30 --space \
+    "optimizer.learning_rate=log(1e-4,1e-1)" "augment.cutout=int(0,16)"
+  python main.py --mode=audit --config=configs/digits.py  labels that are probably wrong
 
 Exit codes: 0 done, 1 the run had to stop or a picture could not be read, 2 wrong input; saved, and
 the same command resumes: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 138 after SIGUSR1,
 140 after SIGUSR2.
 """
 
-import contextlib
 import io
 import os
 import sys
@@ -22,11 +24,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from cifar_jax.cli import flags, parse
+from cifar_jax.cli import flags, parse, studies
 from cifar_jax.cli.flags import FLAGS
-from cifar_jax.config import shipped
+from cifar_jax.cli.given import check_given, config_folder, read_config_file
 from cifar_jax.errors import UserError
 from cifar_jax.runs import weights
 from cifar_jax.runs.signals import Signals
@@ -34,19 +36,14 @@ from cifar_jax.runs.workdir import lock
 
 
 def _train() -> int:
-    if not FLAGS["config"].present:
-        raise UserError("--config is missing: for example --config=digits")
-    if FLAGS.workdir == "":
-        raise UserError("--workdir is empty: leave it out, or name a folder")
+    workdir = config_folder("workdir")
     if FLAGS.workdir and weights.find_file(FLAGS.workdir):
         raise UserError(
             f"--workdir={FLAGS.workdir} is a trained model: start from it with "
             f"--config.init_from={FLAGS.workdir}, and name another folder for the run"
         )
-    name = parse.run_name(config_flags.get_config_filename(FLAGS["config"]))
-    workdir = parse.run_path(FLAGS.workdir or f"runs/{name}").absolute()
     if FLAGS.distributed:
-        _check_config()  # before waiting for the other processes
+        check_given()  # before waiting for the other processes
         from cifar_jax.training import distributed
 
         job = (FLAGS[name].value for name in flags.JOB)
@@ -56,14 +53,8 @@ def _train() -> int:
     if found := [name for name in flags.JOB if FLAGS[name].present]:
         raise UserError(f"--{found[0]} is only for --distributed")
     with lock(workdir, FLAGS.take_over), Signals() as signals:
-        _check_config()
+        check_given()
         return _train_and_report(FLAGS.config, workdir, signals)
-
-
-def _check_config() -> None:
-    from cifar_jax.training import check
-
-    check.check_config(FLAGS.config, shipped.default_config())
 
 
 def _train_and_report(config: ConfigDict, workdir: Path, signals: Signals) -> int:
@@ -76,7 +67,7 @@ def _train_and_report(config: ConfigDict, workdir: Path, signals: Signals) -> in
         if processes.is_first():
             print(f"{workdir} is finished: step {result['step']}, {accuracy}; nothing was changed")
     else:
-        code = loop.train_model(config, workdir, signals, _read_config_file())
+        code = loop.train_model(config, workdir, signals, read_config_file())
         if code:
             return code
     if config.log.report and processes.is_first():
@@ -86,13 +77,6 @@ def _train_and_report(config: ConfigDict, workdir: Path, signals: Signals) -> in
         if not (result and (workdir / report.FOLDER / report.PAGE).exists()):
             report.try_report(workdir)
     return 0
-
-
-def _read_config_file() -> str | None:
-    name = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
-    with contextlib.suppress(OSError, ValueError):
-        return Path(name).read_text(encoding="utf-8")
-    return None
 
 
 def _evaluate() -> int:
@@ -125,18 +109,18 @@ def _split_options() -> dict[str, Any]:
 
 
 def _explore() -> int:
+    from cifar_jax.data import datasets
     from cifar_jax.reports import explore
 
     if FLAGS["config"].present:
         for name in ("dataset", "seed"):
             if FLAGS[name].present:
                 raise UserError(f"--{name} cannot be combined with --config: leave one out")
-        _check_config()
-        data, seed = FLAGS.config.data, FLAGS.config.seed
+        check_given()
+        config, data = FLAGS.config, FLAGS.config.data
         place = FLAGS.data_dir or data.data_dir
-        names = ("train_split", "test_split", "validation_examples")
-        splits = {name: data[name] for name in names}
-        explore.explore_dataset(data.name, place, _output(), seed, **splits)
+        options = datasets.run_options(config)
+        explore.explore_dataset(data.name, place, _output(), **options)
     else:
         explore.explore_dataset(
             FLAGS.dataset or "cifar10", FLAGS.data_dir, _output(), FLAGS.seed or 0
@@ -187,6 +171,8 @@ MODES: dict[str, Callable[..., int]] = {
     "predict": _predict,
     "compare": _compare,
     "export": _export,
+    "audit": studies.start_audit,
+    "search": studies.start_search,
 }
 
 

@@ -79,7 +79,7 @@ def _check_file(argv: list[str]) -> str:
     for place, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
         if name.startswith(("--config.", "-config.")) and not file:
-            words = "only train and explore take one; a finished run has its own"
+            words = "a finished run has its own; train, explore, search and audit take one"
             raise UserError(f"{name} must come after a --config=FILE: {words}")
         if name not in ("--config", "-config"):
             continue

@@ -29,7 +29,8 @@ _RULES = (
     ),
     (
         (
-            *("seed", "data.validation_examples", "augment.crop_padding", "augment.cutout"),
+            *("seed", "data.seed", "data.validation_examples", "data.validation_fold"),
+            *("augment.crop_padding", "augment.cutout"),
             *("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"),
             *("augment.rand_augment_ops", "augment.rand_augment_magnitude"),
             *("augment.mixup_alpha", "augment.cutmix_alpha", "optimizer.weight_decay"),
@@ -48,7 +49,7 @@ _RULES = (
     ),
     (
         (
-            *("loss.label_smoothing", "ema_decay", "optimizer.momentum"),
+            *("data.label_noise", "loss.label_smoothing", "ema_decay", "optimizer.momentum"),
             *("optimizer.b1", "optimizer.b2", "optimizer.b3"),
         ),
         "must be at least 0 and less than 1",
@@ -64,10 +65,11 @@ _RULES = (
     (("augment.rand_augment_ops",), "must be at most 16", lambda value: value <= 16),
     (("num_cpu_devices",), "must be at most 256", lambda value: value <= 256),
     (("num_seeds",), "must be at most 1024", lambda value: value <= 1024),
-    (("seed",), "must be less than 2**32", lambda value: value < 2**32),
+    (("seed", "data.seed"), "must be less than 2**32", lambda value: value < 2**32),
 )
 # The largest float32, and the largest int32, which counts the steps.
 _MOST_FLOAT, _MOST_INT = 3.4e38, 2**31 - 1
+_SEEDS = ("seed", "data.seed")
 # XLA counts smaller numbers as 0.
 _LEAST_FLOAT = 1.2e-38
 
@@ -128,7 +130,7 @@ def _out_of_range(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield name, f"{number}, more than a float32 can hold"
             elif isinstance(number, float) and 0 < abs(number) < _LEAST_FLOAT:
                 yield name, f"{number}, which is 0 in float32"
-            elif isinstance(number, int) and abs(number) > _MOST_INT and name != "seed":
+            elif isinstance(number, int) and abs(number) > _MOST_INT and name not in _SEEDS:
                 yield name, "not within 2**31"
 
 
@@ -152,13 +154,14 @@ def _check_class_weights(weights: Any) -> list[str]:
 
 
 def _check_seeds(fields: Mapping[str, Any]) -> list[str]:
-    seed, count, aside = (fields[x] for x in ("seed", "num_seeds", "data.validation_examples"))
+    seed, count = fields["seed"], fields["num_seeds"]
     problems: list[str] = []
     if not 1 < count <= 1024:
         return problems
-    if aside:
-        words = "each seed would hold out other images; leave one of the two unset"
-        problems.append(f"num_seeds is {count} and data.validation_examples {aside}: {words}")
+    for name in ("data.validation_examples", "data.label_noise"):
+        if fields[name] and fields["data.seed"] is None:
+            words = "set data.seed, by which all seeds choose the same images"
+            problems.append(f"num_seeds is {count} and {name} {fields[name]}: {words}")
     if 0 <= seed < 2**32 < seed + count:
         problems.append(f"seed is {seed} but the last of {count} must be less than 2**32")
     return problems

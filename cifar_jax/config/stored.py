@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from cifar_jax.config.fields import OPTIMIZER_OPTIONS, flatten
 
 # Fields that may change when a run is resumed: they do not affect the training.
-_HARMLESS = (
+HARMLESS = (
     *("log.", "data.data_dir", "data.placement", "num_cpu_devices", "steps_per_call"),
     *("eval_batch_size", "eval_every_", "test_time.", "checkpoint.", "deterministic"),
     "seeds_at_once",
@@ -20,6 +20,9 @@ _HARMLESS = (
 _ADDED = {
     **{f"optimizer.{name}": None for name in OPTIMIZER_OPTIONS},
     "num_seeds": 1,
+    "data.seed": None,
+    "data.validation_fold": 0,
+    "data.label_noise": 0.0,
     "seeds_at_once": None,
     "augment.alternating_flip": False,
     "loss.class_weights": None,
@@ -72,7 +75,7 @@ def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
       new: the config with which it is to be resumed, as `to_json` returns it.
     """
     before, after = ({**_ADDED, **dict(flatten(config))} for config in (old, new))
-    harmless: tuple[str, ...] = _HARMLESS
+    harmless: tuple[str, ...] = HARMLESS
     if after.get("schedule.name") in ("constant", "step"):
         harmless += ("num_epochs", "num_steps")
     return [

@@ -9,13 +9,14 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cifar_jax.data import cache
 from cifar_jax.data import splits as splits_lib
-from cifar_jax.data.sampling import partition
+from cifar_jax.data.sampling import partition, replace_labels
 from cifar_jax.data.sources import find_sizes, open_source
 from cifar_jax.errors import UserError
 
@@ -119,6 +120,8 @@ def load_run_data(
     test_split: str | None = None,
     validation_examples: int = 0,
     seed: int = 0,
+    validation_fold: int = 0,
+    label_noise: float = 0.0,
 ) -> Dataset:
     """Loads what a run uses, as the splits "train", "test" and, if there is one, "validation".
 
@@ -130,7 +133,9 @@ def load_run_data(
         is in `train_split`; otherwise a tenth of the training images, the same for every seed.
       validation_examples: the number of training images to hold out. 0: "validation" is the set's
         split of that name, if it has classes and none of its images is used otherwise.
-      seed: chooses the images that are held out for validation.
+      seed: chooses the images that are held out for validation, and the labels that are replaced.
+      validation_fold: which part of that size to hold out, counted from 0.
+      label_noise: the share of the labels, of these images too, that get another class.
 
     Returns:
       The set. Its mean and standard deviation are those of its training images, the ones held out
@@ -152,9 +157,21 @@ def load_run_data(
     if "test" not in parts or train_split != "train":
         mean, std = cache.channel_statistics(dataset.splits["train"].images)
         dataset = dataclasses.replace(dataset, mean=mean, std=std)
+    if label_noise:
+        train = dataset.splits["train"]
+        labels = replace_labels(train.labels, len(dataset.class_names), label_noise, seed)
+        splits = {**dataset.splits, "train": Split(train.images, labels)}
+        dataset = dataclasses.replace(dataset, splits=splits)
     if validation_examples:
-        dataset = carve_validation(dataset, validation_examples, seed)
+        dataset = carve_validation(dataset, validation_examples, seed, validation_fold)
     return dataset
+
+
+def run_options(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of `load_run_data`, apart from the set and its place, for a run."""
+    data, seed = config.data, config.seed if config.data.seed is None else config.data.seed
+    names = ("train_split", "test_split", "validation_examples", "validation_fold", "label_noise")
+    return {name: data[name] for name in names} | {"seed": seed}
 
 
 def check_run_data(
@@ -175,16 +192,17 @@ def split_names(name: str, data_dir: str | None = None) -> tuple[str, ...]:
     return tuple(open_source(name, data_dir).sizes)
 
 
-def carve_validation(dataset: Dataset, num_examples: int, seed: int) -> Dataset:
+def carve_validation(dataset: Dataset, num_examples: int, seed: int, fold: int = 0) -> Dataset:
     """Moves images from "train" to a new split "validation".
 
-    The choice is a fixed function of (seed, number of training images). The mean and standard
-    deviation stay those of the whole "train" split.
+    The choice is a fixed function of (seed, number of training images, number moved, fold). The
+    mean and standard deviation stay those of the whole "train" split.
 
     Args:
       dataset: a set with a "train" split and no "validation" split.
       num_examples: how many images to move; both splits must keep at least one.
       seed: a non-negative integer.
+      fold: which of the parts of that size to move; the last part may be smaller.
 
     Raises:
       UserError: the numbers do not fit the set.
@@ -197,7 +215,12 @@ def carve_validation(dataset: Dataset, num_examples: int, seed: int) -> Dataset:
             f"cannot hold out {num_examples} validation images of the {len(train.labels)} training "
             f"images of {dataset.name}: give a number from 1 to {len(train.labels) - 1}"
         )
-    return _carve(dataset, "validation", num_examples, seed)
+    if fold >= (parts := -(-len(train.labels) // num_examples)):
+        raise UserError(
+            f"data.validation_fold is {fold} but the {len(train.labels)} training images have "
+            f"{parts} parts of {num_examples}: give a number from 0 to {parts - 1}"
+        )
+    return _carve(dataset, "validation", num_examples, seed, fold)
 
 
 def _carve_test(dataset: Dataset, known: str) -> Dataset:
@@ -210,10 +233,10 @@ def _carve_test(dataset: Dataset, known: str) -> Dataset:
     return _carve(dataset, "test", count, seed=0)
 
 
-def _carve(dataset: Dataset, name: str, num_examples: int, seed: int) -> Dataset:
-    """Moves images from "train" to a new split, chosen by (seed, number of training images)."""
+def _carve(dataset: Dataset, name: str, num_examples: int, seed: int, fold: int = 0) -> Dataset:
+    """Moves images from "train" to a new split, as `carve_validation` chooses them."""
     train = dataset.splits["train"]
-    held_out, kept = partition(len(train.labels), num_examples, seed)
+    held_out, kept = partition(len(train.labels), num_examples, seed, fold)
     splits = {**dataset.splits, "train": _take(train, kept), name: _take(train, held_out)}
     return dataclasses.replace(dataset, splits=splits)
 

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+# The second halves of the keys for `replace_labels`; epochs are the smaller ones.
+_WHICH, _NEW = 2**32, 2**32 + 1
+
 
 def random_order(key: int | np.ndarray, count: int) -> np.ndarray:
     """Returns a uniform permutation of range(count), int64 [count].
@@ -47,7 +50,36 @@ def batch_indices(
     return rows
 
 
-def partition(total: int, first: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits range(total) at random into `first` indices and the rest, each in ascending order."""
+def partition(total: int, size: int, seed: int, part: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Splits range(total) at random into a part and the rest, each in ascending order.
+
+    Args:
+      total: the number of elements.
+      size: the number of elements of each part; the last one may be smaller.
+      seed: a non-negative integer.
+      part: the number of the part, counted from 0.
+    """
     order = random_order(seed, total)
-    return np.sort(order[:first]), np.sort(order[first:])
+    chosen = slice(part * size, (part + 1) * size)
+    return np.sort(order[chosen]), np.sort(np.delete(order, chosen))
+
+
+def replace_labels(labels: np.ndarray, num_classes: int, share: float, seed: int) -> np.ndarray:
+    """Returns labels of which a share are those of another class, drawn uniformly.
+
+    Which ones and which classes is a fixed function of (seed, number of labels, number of classes).
+
+    Args:
+      labels: int32 [images].
+      num_classes: at least two.
+      share: at least 0 and less than 1.
+      seed: a non-negative integer, less than 2**32.
+    """
+    chosen = random_order(np.array([seed, _WHICH], np.uint64), len(labels))
+    chosen = chosen[: round(share * len(labels))]
+    raw = np.random.Philox(key=np.array([seed, _NEW], np.uint64)).random_raw(len(chosen))
+    replaced = labels.copy()
+    steps = 1 + (raw % (num_classes - 1)).astype(np.int32)
+    replaced[chosen] = (labels[chosen] + steps) % num_classes
+    replaced.flags.writeable = False
+    return replaced

@@ -78,11 +78,12 @@ def predict_split(
     models = trained.load_seeds(workdir, checkpoint, seed)
     first, config = models[0], models[0].config
     name = dataset_name or config.data.name
-    data, place = config.data, data_dir or settings.get("data.data_dir")
-    if name == data.name and split in ("train", "test", "validation"):
-        held_out = data.validation_examples if split != "test" else 0
-        splits = (data.train_split, data.test_split)
-        dataset = datasets.load_run_data(name, place, *splits, held_out, config.seed)
+    place = data_dir or settings.get("data.data_dir")
+    if name == config.data.name and split in ("train", "test", "validation"):
+        options = datasets.run_options(config)
+        if split == "test":
+            options["validation_examples"] = 0
+        dataset = datasets.load_run_data(name, place, **options)
         if split not in dataset.splits:
             raise UserError(f"{workdir} has no split {split!r}: it has {', '.join(dataset.splits)}")
     else:

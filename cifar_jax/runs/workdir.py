@@ -111,6 +111,21 @@ def check_lease(workdir: Path) -> None:
         )
 
 
+def is_free(workdir: Path) -> bool:
+    """Whether no process holds a folder's lease, as far as can be told at once."""
+    try:
+        with (workdir / _LEASE).open("rb") as file:
+            owner = _owner(file)
+            if owner is not None and owner["host"] != socket.gethostname():
+                return _now(workdir) - os.fstat(file.fileno()).st_mtime > STALE_SECONDS
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _is_held(workdir: Path) -> bool:
     try:
         owner = json.loads((workdir / _LEASE).read_bytes())

@@ -34,6 +34,7 @@ def train_model(
     workdir: Path,
     signals: signals_lib.Signals,
     config_text: str | None = None,
+    watch: run_lib.Watch | None = None,
 ) -> int:
     """Trains, resuming from the workdir's last checkpoint if there is one.
 
@@ -42,6 +43,8 @@ def train_model(
       workdir: the run's folder, locked by this process.
       signals: notes the signals that ask to stop; at one, the run saves and ends.
       config_text: of the config file, which is kept in the workdir.
+      watch: called with the step and each seed's scores after an evaluation, once it is logged and
+        saved; it may raise an exception, which ends the run.
 
     Returns:
       The exit code.
@@ -56,11 +59,8 @@ def train_model(
     devices.configure_jax(part, config.num_cpu_devices, config.deterministic)
     processes.run_on_first(lambda: resume.check_workdir(config, workdir))
     mesh = devices.make_mesh(part, config.num_seeds)
-    data = config.data
-    place, splits = (data.name, data.data_dir), (data.train_split, data.test_split)
-    dataset = processes.first_then_others(
-        lambda: datasets.load_run_data(*place, *splits, data.validation_examples, config.seed)
-    )
+    place, options = (config.data.name, config.data.data_dir), datasets.run_options(config)
+    dataset = processes.first_then_others(lambda: datasets.load_run_data(*place, **options))
     split = dataset.splits["train"]
     durations = durations_lib.resolve_durations(config, len(split.labels))
     num_classes = len(dataset.class_names)
@@ -81,7 +81,7 @@ def train_model(
         ending.callback(feed.close)
         logs = Logs(workdir, progress.step, config.log.tensorboard, processes.is_first())
         ending.callback(logs.close)
-        run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs)
+        run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs, watch)
         return _loop(run, state, progress, signals, weights)
 
 
@@ -95,9 +95,8 @@ def _loop(
     config, durations = run.config, run.durations
     run_lib.log_summary(run, progress)
     # Compilation can be long: until it is done, a signal ends the program at once.
-    mean, std = run.dataset.mean, run.dataset.std
-    parts = (config, durations, run.model, mean, std, run.mesh, run.feed.resident)
-    programs = TrainPrograms(*parts, class_weights)
+    parts = (config, durations, run.model, run.dataset.mean, run.dataset.std)
+    programs = TrainPrograms(*parts, run.mesh, run.feed.resident, class_weights)
     call = _make_call(run, programs, signals.defer)
     predict = _make_predict(run)
     on_cpu = jax.default_backend() == "cpu"
@@ -135,6 +134,8 @@ def _loop(
             due = durations_lib.due(progress.step, every, durations.total)
             if received or due or saving.is_best(run, scores):
                 saving.save_checkpoint(run, state, progress, scores)
+            if run.watch and scores:
+                run.watch(progress.step, scores)
             if received and progress.step < durations.total:
                 saving.check_saved(run)
                 words = f"saved at step {progress.step}; the same command resumes from there"

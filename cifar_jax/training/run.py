@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,9 @@ from cifar_jax.text import format_duration
 from cifar_jax.training import metrics as metrics_lib
 from cifar_jax.training.program import Feed
 
+# Called with the step and each seed's scores.
+Watch = Callable[[int, Sequence[Scores]], None]
+
 
 class Run(NamedTuple):
     """The parts of a run; none of them is replaced while it trains."""
@@ -38,6 +41,7 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     feed: Feed
     logs: Logs
+    watch: Watch | None = None
 
     @property
     def seeds(self) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from cifar_jax import files
 from cifar_jax.config import stored
-from cifar_jax.errors import UserError
+from cifar_jax.errors import NotFiniteError, UserError
 from cifar_jax.evaluation import scores as scores_lib
 from cifar_jax.parallel import devices, processes
 from cifar_jax.runs import provenance
@@ -74,7 +74,7 @@ def check_finite(run: Run, finite: Iterable[Any], what: str) -> None:
     """Stops the run unless all seeds are finite.
 
     Raises:
-      UserError: something is not finite; the message says what, for which seeds, and which
+      NotFiniteError: something is not finite; the message says what, for which seeds, and which
         checkpoint is kept.
     """
     if all(finite):
@@ -87,7 +87,7 @@ def check_finite(run: Run, finite: Iterable[Any], what: str) -> None:
         run.checkpoints.wait()
         step = run.checkpoints.find("last")
         kept = f"the checkpoint of step {step} is kept" if step else "there is no checkpoint yet"
-        raise UserError(f"{what}: {kept}; try a lower optimizer.learning_rate", exit_code=1)
+        raise NotFiniteError(f"{what}: {kept}; try a lower optimizer.learning_rate", exit_code=1)
 
     processes.run_on_first(stop)
 

@@ -24,7 +24,8 @@ POSITIVE = [
     "test_time.confidence_threshold",
 ]
 NOT_NEGATIVE = [
-    *("seed", "data.validation_examples", "augment.crop_padding", "augment.cutout"),
+    *("seed", "data.seed", "data.validation_examples", "data.validation_fold"),
+    *("augment.crop_padding", "augment.cutout"),
     *("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"),
     *("augment.rand_augment_ops", "augment.rand_augment_magnitude", "augment.mixup_alpha"),
     *("augment.cutmix_alpha", "optimizer.weight_decay", "optimizer.clip_norm"),
@@ -34,7 +35,7 @@ NOT_NEGATIVE = [
     *("checkpoint.every_steps", "log.profile_steps", "log.profile_start"),
 ]
 FRACTIONS = [
-    *("loss.label_smoothing", "ema_decay"),
+    *("data.label_noise", "loss.label_smoothing", "ema_decay"),
     *("optimizer.momentum", "optimizer.b1", "optimizer.b2", "optimizer.b3"),
 ]
 # Optimizers that take an option which adam does not.
@@ -48,6 +49,7 @@ AT_MOST = {
     "num_cpu_devices": 256,
     "num_seeds": 1024,
     "seed": 2**32 - 1,
+    "data.seed": 2**32 - 1,
 }
 
 
@@ -141,7 +143,7 @@ def test_fields_with_a_largest_value(name):
 def test_values_that_are_not_finite_or_too_large(name):
     if kind(name) is int:
         values = {10**400: "not within 2**31", -(10**400): "not within 2**31"}
-        if name == "seed":
+        if name in ("seed", "data.seed"):
             values = {10**400: "must be less than 2**32"}
     else:
         values = {float(x): f"{x}, not a finite number" for x in ("nan", "inf", "-inf")}

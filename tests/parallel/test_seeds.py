@@ -249,7 +249,10 @@ def test_impossible_seeds_are_refused():
         return str(refusal.value)
 
     words = refused(num_seeds=2, data__validation_examples=10)
-    assert words.startswith("num_seeds is 2 and data.validation_examples 10: each seed would")
+    advice = "set data.seed, by which all seeds choose the same images"
+    assert words == f"num_seeds is 2 and data.validation_examples 10: {advice}"
+    words = refused(num_seeds=2, data__validation_examples=0, data__label_noise=0.1)
+    assert words == f"num_seeds is 2 and data.label_noise 0.1: {advice}"
     words = refused(num_seeds=2, seed=2**32 - 1)
     assert words == "seed is 4294967295 but the last of 2 must be less than 2**32"
 

@@ -1,0 +1,1 @@
+"""Questions that several ordinary runs answer together: the search and the audit."""
