@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import glob
 import hashlib
 import io
 import json
@@ -86,9 +87,55 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def find_matches(pattern: str) -> list[str]:
+    """Returns what a pattern matches, "**" included, as `glob` does, with two differences.
+
+    Folders at its beginning that exist under these very names are no pattern, even with brackets;
+    and "**" enters no folder twice, where `glob` follows links that loop for ever.
+    """
+    parts = pattern.split(os.sep)
+    for count in range(len(parts) - 1, 0, -1):
+        place = os.sep.join(parts[:count])
+        if os.path.isdir(place):  # a name, even if it has brackets
+            parts = [*glob.escape(place).split(os.sep), *parts[count:]]
+            break
+    if "**" not in parts:
+        return glob.glob(os.sep.join(parts))
+    level = parts.index("**")
+    rest = [part for part in parts[level + 1 :] if part and part != "**"] or ["*"]
+    starts = glob.glob(os.sep.join([*parts[:level], ""])) if level else [""]
+    folders = (glob.escape(folder) for folder in _walk(starts))
+    return [path for folder in folders for path in find_matches(os.path.join(folder, *rest))]
+
+
+def _walk(folders: list[str]) -> Iterator[str]:
+    """Yields folders and, level by level, those below them that are not hidden, each once."""
+    seen = set()
+    for folder in folders:
+        if (place := os.path.realpath(folder)) in seen:
+            continue
+        seen.add(place)
+        yield folder
+        with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+            inner = sorted(x.name for x in entries if x.is_dir() and not x.name.startswith("."))
+            folders += [os.path.join(folder, name) for name in inner]
+
+
+def user_path(text: str | Path) -> Path:
+    """Returns a path with "~" expanded, which a shell does not do after an "=".
+
+    Raises:
+      UserError: there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: {error}") from error
+
+
 def cache_folder() -> Path | None:
     """Returns the user's folder for files that can be rebuilt; None for a user without a home."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    base = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "")))
     with contextlib.suppress(RuntimeError):  # a user without a home
         if base.is_absolute() or Path.home() != Path("/"):  # HOME="" gives "/"
             return (base if base.is_absolute() else Path.home() / ".cache") / "cifar_jax"

@@ -61,6 +61,7 @@ def test_a_damaged_record_is_named(tmp_path, content):
         ("/a", "/b", "/b/cifar_jax"),
         ("/a", "", "/a/.cache/cifar_jax"),
         ("/a", "relative", "/a/.cache/cifar_jax"),
+        ("/a", "~/b", "/a/b/cifar_jax"),
         ("", "/b", "/b/cifar_jax"),
         ("", "", None),
     ],

@@ -26,6 +26,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cifar_jax import files
 from cifar_jax.cli import flags, parse, studies
 from cifar_jax.cli.flags import FLAGS
 from cifar_jax.cli.given import check_given, config_folder, read_config_file
@@ -141,7 +142,8 @@ def _predict(*images: str) -> int:
 def _compare(*workdirs: str) -> int:
     from cifar_jax.reports import compare
 
-    found = compare.find_workdirs(parse.split_paths([*FLAGS.workdirs, *workdirs]))
+    given = parse.split_paths([*FLAGS.workdirs, *workdirs])
+    found = compare.find_workdirs(given, from_shell=bool(workdirs))
     compare.compare_runs(found, _output() or Path("comparison"))
     return 0
 
@@ -160,7 +162,7 @@ def _export() -> int:
 def _output() -> Path | None:
     if FLAGS.output == "":
         raise UserError("--output is empty: leave it out, or name a folder")
-    return parse.user_path(FLAGS.output) if FLAGS.output else None
+    return files.user_path(FLAGS.output) if FLAGS.output else None
 
 
 MODES: dict[str, Callable[..., int]] = {

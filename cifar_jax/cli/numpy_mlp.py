@@ -120,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options, curve, start = _parse(arguments), [], time.perf_counter()
     try:
+        options.output = options.output and files.user_path(options.output)
         if options.output and (options.output.is_dir() or not options.output.parent.is_dir()):
             raise UserError(f"--output={options.output} is not a file in an existing folder")
         for seed in options.seed:

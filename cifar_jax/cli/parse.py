@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
+from cifar_jax import files
 from cifar_jax.cli.flags import FLAGS, MODE_FLAGS, WITH_REST
 from cifar_jax.config import fields, shipped
 from cifar_jax.errors import UserError
@@ -67,9 +68,9 @@ def _find_shipped(argv: Sequence[str]) -> list[str]:
     for place, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config") and equals:
-            found[place] = f"{name}={shipped.find_config(value)}"
+            found[place] = f"{name}={shipped.find_config(os.path.expanduser(value))}"
         elif name in ("--config", "-config") and place + 1 < len(argv):
-            found[place + 1] = shipped.find_config(argv[place + 1])
+            found[place + 1] = shipped.find_config(os.path.expanduser(argv[place + 1]))
     return found
 
 
@@ -117,17 +118,9 @@ def _unknown_field(argv: list[str], error: Exception) -> str | None:
     return None
 
 
-def user_path(text: str) -> Path:
-    """Returns a path with "~" expanded, which a shell does not do after an "="."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{text}: {error}") from error
-
-
 def run_path(text: str) -> Path:
     """Returns the path of a run's folder, which must be UTF-8 because of its checkpoints."""
-    path = user_path(text)
+    path = files.user_path(text)
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError as error:
@@ -142,8 +135,8 @@ def split_paths(texts: Sequence[str]) -> Iterator[Path]:
     A text that is the name of an existing file is one path, with or without commas.
     """
     for text in texts:
-        whole = text and os.path.lexists(user_path(text))
-        yield from map(user_path, [text] if whole else filter(None, text.split(",")))
+        whole = text and os.path.lexists(files.user_path(text))
+        yield from map(files.user_path, [text] if whole else filter(None, text.split(",")))
 
 
 def check_environment() -> None:

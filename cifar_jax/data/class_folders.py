@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cifar_jax.data import photos
+from cifar_jax.data.picture_files import describe_others
 from cifar_jax.errors import UserError
 from cifar_jax.text import printable
 
@@ -72,8 +73,7 @@ def _find_tree(root: Path) -> Tree:
     if loose := [name for name in loose if photos.is_picture_name(str(root / name))]:
         remarks.append(f"in no class's folder, and passed over: {name_some(loose)}")
     if others:
-        kinds = ", ".join(f"{kind} ({count})" for kind, count in others.most_common())
-        remarks.append(f"not pictures by their names, and passed over: {kinds}")
+        remarks.append(describe_others(others))
     names = sorted({name for classes in found.values() for name in classes})
     empty = [name for name in names if not any(classes.get(name) for classes in found.values())]
     names = [name for name in names if name not in empty]
@@ -133,7 +133,7 @@ def _list_pictures(root: Path, place: str, name: str, others: Counter[str]) -> l
                 if extension in photos.extensions():
                     pictures.append(f"{relative}/{file}")
                 else:
-                    others[extension or "no extension"] += 1
+                    others[extension] += 1
     return pictures
 
 

@@ -5,11 +5,11 @@ reported as one `UserError` that names it. Imports no JAX.
 """
 
 import functools
-import glob
+import importlib.util
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,50 +24,9 @@ MOST_PIXELS = 128_000_000
 # Pillow passes the first to Ghostscript, which runs it as a program. It only recognizes the others
 # (films, tables of numbers) and cannot read them.
 _NOT_READ = ("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
-
-
-def find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
-    """Finds the picture files that files, folders and patterns refer to.
-
-    A file is taken whatever its name. A folder, or a pattern that is not the name of a file, gives
-    the files in it that have a picture's extension and are not hidden. A folder that holds only
-    folders gives those in them.
-
-    Args:
-      given: files, folders and patterns ("**" matches folders at any depth).
-
-    Returns:
-      The files, each once, in the order given (those of a folder sorted by name); and a line for
-      each entry that gives none.
-    """
-    files: dict[str, str] = {}
-    problems = []
-    for entry in map(str, given):
-        found, name = [entry], printable(entry)
-        is_folder = os.path.isdir(entry)
-        if is_folder or (not os.path.lexists(entry) and glob.has_magic(entry)):
-            pattern = os.path.join(glob.escape(entry), "*") if is_folder else entry
-            found = _glob_pictures(pattern)
-            if is_folder and not found:
-                found = _glob_pictures(os.path.join(pattern, "*"))
-            if not found:
-                advice = f"; '{name}/**' searches folders at any depth" if is_folder else ""
-                problems.append(f"{name} holds no pictures{advice}")
-        elif not os.path.lexists(entry):
-            problems.append(f"{name} does not exist")
-            continue
-        # A folder that "**" reaches through several links counts once, under its shortest path.
-        shortest: dict[str, str] = {}
-        for path in sorted(found, key=len):
-            folder, file = os.path.split(path)
-            shortest.setdefault(os.path.join(os.path.realpath(folder), file), path)
-        for place, path in sorted(shortest.items(), key=lambda pair: pair[1]):
-            files.setdefault(place, path)
-    return list(files.values()), problems
-
-
-def _glob_pictures(pattern: str) -> list[str]:
-    return [path for path in glob.glob(pattern, recursive=True) if is_picture_name(path)]
+# Photographs of telephones, which Pillow reads only with another package.
+HEIC = frozenset((".heic", ".heif", ".hif"))
+HEIC_ADVICE = "pip install pillow-heif to read HEIC"
 
 
 def is_picture_name(path: str) -> bool:
@@ -79,7 +38,19 @@ def is_picture_name(path: str) -> bool:
 def extensions() -> frozenset[str]:
     """Returns the extensions of the pictures that can be read, such as ".jpg"."""
     known = Image.registered_extensions().items()
-    return frozenset(extension for extension, kind in known if kind in _formats())
+    heic = HEIC if importlib.util.find_spec("pillow_heif") else frozenset()
+    return heic.union(extension for extension, kind in known if kind in _formats())
+
+
+@functools.cache
+def _add_heic() -> bool:
+    """Whether Pillow can read HEIC, for which another package must be installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def _formats() -> list[str]:
@@ -150,14 +121,31 @@ def _load(path: str, channels: int, background: str) -> Image.Image:
         raise UserError(f"{words} ({error.strerror})") from error
 
 
+def _open(file: BinaryIO) -> Image.Image:
+    words = "is not a picture of a known format"
+    for _ in range(2):
+        try:
+            return Image.open(file, formats=_formats())
+        except Image.UnidentifiedImageError:
+            file.seek(0)
+            head = file.read(12)
+            file.seek(0)
+            if head[4:8] != b"ftyp" or head[8:11] not in (b"hei", b"hev", b"mif", b"msf"):
+                break
+            if not _add_heic():
+                words = f"is not read by Pillow alone: {HEIC_ADVICE}"
+                break
+    raise UserError(words)
+
+
 def _decode(file: BinaryIO, channels: int, background: str) -> Image.Image:
     try:
-        image = Image.open(file, formats=_formats())
+        image = _open(file)
         pixels = image.width * image.height
     except Image.DecompressionBombError:
         pixels = MOST_PIXELS + 1
-    except Image.UnidentifiedImageError:
-        raise UserError("is not a picture of a known format") from None
+    except UserError:
+        raise
     except Exception as error:  # Pillow may raise almost anything for a damaged header
         raise UserError(f"is damaged ({_reason(error)})") from error
     if pixels > MOST_PIXELS:

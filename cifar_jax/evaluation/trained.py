@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from scipy import special
 
+from cifar_jax import files
 from cifar_jax.config import stored
 from cifar_jax.config.fields import flatten
 from cifar_jax.errors import UserError
@@ -144,7 +145,7 @@ def load_seeds(
     workdir: str | Path, checkpoint: str = "last", seed: int | None = None
 ) -> list[Trained]:
     """Returns the models of all seeds of a run, or of the given one; otherwise as `load`."""
-    workdir = Path(workdir)
+    workdir = files.user_path(workdir)
     file = weights.find_file(workdir)
     every = [load_file(file, checkpoint)] if file else _read_run(workdir, checkpoint)
     known = [trained.seed for trained in every]
@@ -156,6 +157,7 @@ def load_seeds(
 
 def check_run(workdir: Path) -> None:
     """Raises UserError if there is no run or it has no checkpoint, or no file of weights."""
+    workdir = files.user_path(workdir)
     weights.read_config(workdir)
     if not weights.find_file(workdir) and not any((workdir / "checkpoints").glob("[0-9]*")):
         raise UserError(f"{workdir} has no checkpoint yet")

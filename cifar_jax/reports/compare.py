@@ -1,6 +1,7 @@
 """`--mode=compare`: shows several runs in one table and one picture."""
 
 import glob
+import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -9,11 +10,13 @@ from typing import Any, NamedTuple
 
 from cifar_jax import files
 from cifar_jax.config import fields
+from cifar_jax.data.class_folders import name_some
 from cifar_jax.errors import UserError
 from cifar_jax.runs import history
 from cifar_jax.runs.workdir import CONFIG, RESULT
 from cifar_jax.text import format_duration, format_table, printable, short_names, shorten_middle
 
+_log = logging.getLogger(__name__)
 # The rows of the table: their names, the value that they show, and how it is written.
 _ROWS = {
     "epochs": ("epoch", "{:g}".format),
@@ -43,21 +46,36 @@ class Record(NamedTuple):
     values: dict[str, float]
 
 
-def find_workdirs(given: Iterable[Path]) -> list[Path]:
+def find_workdirs(given: Iterable[Path], from_shell: bool = False) -> list[Path]:
     """Returns workdirs, each once; a pattern stands for the folders that it matches.
+
+    What a pattern matches and is not a run is passed over, which a line in the log says.
+
+    Args:
+      given: paths and patterns.
+      from_shell: whether the paths may be what a shell has made of a pattern.
 
     Raises:
       UserError: there are none.
     """
     found: dict[str, Path] = {}
+    others: list[str] = []
     for path in given:
         paths = [path]
-        if glob.has_magic(str(path)) and not path.exists():
-            paths = [Path(match) for match in sorted(glob.glob(str(path)))]
-            paths = [match for match in paths if match.is_dir()]
-            if not paths:
+        if is_pattern := glob.has_magic(str(path)) and not path.exists():
+            paths = [Path(match) for match in sorted(files.find_matches(str(path)))]
+            if not any(match.is_dir() for match in paths):
                 raise UserError(f"{printable(str(path))} matches no folder")
-        found |= {os.path.abspath(match): match for match in paths}
+        for match in paths:
+            if (is_pattern or from_shell) and match.exists() and not (match / CONFIG).exists():
+                others.append(str(match))
+            else:
+                found[os.path.abspath(match)] = match
+    if others:
+        words = f"not the folder of a run, and passed over: {name_some(others)}"
+        if not found:
+            raise UserError(words)
+        _log.warning("%s", words)
     if not found:
         raise UserError("--workdirs is missing: name the folders of the runs to compare")
     return list(found.values())

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cifar_jax import files
-from cifar_jax.data import photos
+from cifar_jax.data import photos, picture_files
 from cifar_jax.errors import UserError
 from cifar_jax.runs import weights
 from cifar_jax.text import format_table, printable, short_names, shorten_middle
@@ -42,7 +42,7 @@ def predict_pictures(
 
     Args:
       workdir: the run's folder.
-      given: files, folders and patterns, as for `photos.find_pictures`.
+      given: files, folders and patterns, as for `picture_files.find_pictures`.
       output: the folder to write to; None: WORKDIR/predictions.
       checkpoint: "last", "best" or a step.
       resize: "crop" or "squeeze", as for `photos.fit`.
@@ -86,11 +86,12 @@ def predict_pictures(
 
 
 def _find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
-    paths, failures = photos.find_pictures(given)
+    paths, failures, others = picture_files.find_pictures(given)
+    passed_over = [picture_files.describe_others(others)] if others else []
     if not paths:
-        reasons = failures[:3] or ["name some with --images"]
+        reasons = [*failures[:3], *passed_over] or ["name some with --images"]
         raise UserError(f"no picture to predict: {'; '.join(reasons)}")
-    for failure in failures:
+    for failure in [*failures, *passed_over]:
         _log.warning("%s", failure)
     return paths, failures
 

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import cifar_jax
 from cifar_jax.config import stored
 from cifar_jax.data import datasets
 from cifar_jax.runs import workdir as workdir_lib
@@ -294,6 +296,23 @@ def test_odd_places_work(here, monkeypatch, trained, place):
     code, again, err = program.run_here("--mode=evaluate", f"--workdir={workdir}")
     assert (code, err) == (0, "")
     assert out.splitlines()[-1].partition("  in ")[0] in again
+
+
+def test_a_home_is_found_wherever_a_path_is_taken(here, monkeypatch, trained):
+    monkeypatch.setenv("HOME", str(here))
+    (here / "run").symlink_to(trained[0])
+    (here / "a.py").write_text(Path(trained[1].partition("=")[2]).read_text())
+    assert cifar_jax.load("~/run").step == 2
+    started = ("--config=~/a.py", "--config.init_from=~/run", "--workdir=~/new")
+    assert program.run_here(*started)[0] == 0
+    assert program.run_here("--mode=compare", "--workdirs=~/run,~/n*", "--output=~/out")[0] == 0
+    Image.new("L", (32, 32)).save("a.png")
+    flags = ("--mode=predict", "--workdir=~/run", "--images=~/*.png", "--output=~/out")
+    assert program.run_here(*flags)[0] == 0
+    assert {"comparison.csv", "predictions.csv"} < {path.name for path in (here / "out").iterdir()}
+    assert_refused(program.run_here("--mode=evaluate", "--workdir=~nobody-here/x"), "~nobody-here")
+    missing = program.run_here(*started[:2], "--config.init_from=~/none", "--workdir=~/other")
+    assert_refused(missing, f"{here}/none/config.json does not exist")
 
 
 def test_no_home_and_an_ascii_terminal(here, trained):

@@ -254,33 +254,6 @@ def test_random_damage_gives_a_picture_or_a_clear_error(tmp_path):
                 assert read(path).shape == SHAPE
 
 
-def test_files_folders_and_patterns(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = ("b.png", "a.JPG", "c,d.webp", "in/x.gif", "in/deep/y.bmp", ".hidden.png", "e[1].png")
-    for name in (*names, "note.txt", "in/z.txt", "film.mpg", "in/x.h5", "drawing.eps"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "in" / "a_loop").symlink_to(".")
-    assert photos.find_pictures(["."]) == (["./a.JPG", "./b.png", "./c,d.webp", "./e[1].png"], [])
-    assert photos.find_pictures(["note.txt", "b.png", "./b.png"]) == (["note.txt", "b.png"], [])
-    assert photos.find_pictures(["*.png"]) == (["b.png", "e[1].png"], [])
-    assert photos.find_pictures(["e[1].png"]) == (["e[1].png"], [])
-    assert photos.find_pictures(["in/**"]) == (["in/deep/y.bmp", "in/x.gif"], [])
-    (tmp_path / "classes" / "a").mkdir(parents=True)
-    for name in ("classes/a/x.png", "classes/a/y.txt"):
-        (tmp_path / name).touch()
-    assert photos.find_pictures(["classes"]) == (["classes/a/x.png"], [])
-    found, problems = photos.find_pictures(["b.png", "none.png", "folder.jpg", "*.bmp", "z\n"])
-    assert found == ["b.png"]
-    assert problems == [
-        "none.png does not exist",
-        "folder.jpg holds no pictures; 'folder.jpg/**' searches folders at any depth",
-        "*.bmp holds no pictures",
-        r"z\n does not exist",
-    ]
-
-
 def test_transparency_is_kept_for_a_model_with_four_channels(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 4), dtype=np.uint8)
     for name in ("x.png", "x.tiff", "x.webp"):
@@ -305,3 +278,28 @@ def test_the_background_and_the_inversion_can_be_chosen(tmp_path):
     assert photos.read_picture(path, invert=True).getpixel((0, 0)) == 245
     with pytest.raises(UserError, match="--background: unknown color specifier: 'whit'"):
         photos.check_background("whit")
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    path = tmp_path / "IMG_1.HEIC"
+    picture = scene(64, 64)
+    pillow_heif.from_pillow(picture).save(path, quality=-1)  # without loss
+    assert photos.is_picture_name(str(path))
+    assert difference(read(path), photos.fit(picture, SHAPE)) <= 3  # its colours are YCbCr
+    path.rename(tmp_path / "IMG_1")  # known by its content
+    assert difference(read(tmp_path / "IMG_1"), photos.fit(picture, SHAPE)) <= 3
+
+
+def test_without_pillow_heif_it_is_named_as_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "_add_heic", lambda: False)
+    monkeypatch.setattr(photos, "_formats", lambda: ["PNG", "JPEG"])
+    path = tmp_path / "IMG_1.HEIC"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    with pytest.raises(
+        UserError, match=r"IMG_1\.HEIC is not read by Pillow alone: pip install pil"
+    ):
+        read(path)
+    path.write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
+    with pytest.raises(UserError, match="is not a picture of a known format"):
+        read(path)

@@ -151,6 +151,24 @@ def test_each_workdir_that_cannot_be_used_is_named(here):
     assert not (here / "out").exists()
 
 
+@pytest.mark.parametrize("by", ["pattern", "shell"])
+def test_what_is_no_run_among_the_matches_is_passed_over(here, by):
+    write_run(here / "runs [1]" / "a")
+    write_run(here / "runs [1]" / "b", seed=3)
+    (here / "runs [1]" / "stray").mkdir()
+    (here / "runs [1]" / "notes.txt").touch()
+    matches = [f"runs [1]/{name}" for name in ("a", "b", "notes.txt", "stray")]
+    given = ["--workdirs=runs [1]/*"] if by == "pattern" else ["--workdirs", *matches]
+    code, out, err = start(*given)
+    assert code == 0
+    words = "not the folder of a run, and passed over: runs [1]/notes.txt, runs [1]/stray"
+    assert err == f"{words}\n"
+    assert ["seed", "0", "3"] in [row.split() for row in out.splitlines()]
+    code, _, err = start("--workdirs=runs [1]/s*")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "error: not the folder of a run" in err
+
+
 def test_a_closed_pipe_costs_no_file(here, monkeypatch):
     write_run(here / "a")
     monkeypatch.setattr("builtins.print", mock.Mock(side_effect=BrokenPipeError))
