@@ -85,12 +85,15 @@ def get_config() -> ConfigDict:
     config.augment.rand_augment_magnitude = 9
     # TrivialAugment: one random operation of random strength per image.
     config.augment.trivial_augment = False
+    # Your own, "FILE.py:FUNCTION": (key, images) -> images, for uint8 batches, after the others.
+    config.augment.custom = ""
     # Mixup and CutMix: alpha of the Beta distribution. 0: off; both on: one of them, drawn each
     # step.
     config.augment.mixup_alpha = 0.0
     config.augment.cutmix_alpha = 0.0
 
-    # The model's name and, in each config file, its own options (the fields of its class).
+    # The model's name and, in each config file, its own options (the fields of its class). A model
+    # of your own is named as FILE.py:CLASS or PACKAGE.MODULE:CLASS.
     config.model = ConfigDict({"name": "simple_cnn"})
 
     config.loss = ConfigDict()
@@ -102,8 +105,8 @@ def get_config() -> ConfigDict:
     config.loss.class_weights = placeholder(object)
 
     config.optimizer = ConfigDict()
-    # A function of optax that takes a learning rate (sgd, adam, adamw, lion, rmsprop, ...), "muon"
-    # or "frozen".
+    # A function of optax that takes a learning rate (sgd, adam, adamw, lion, rmsprop, ...), "muon",
+    # "frozen", or a function of your own, as FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.
     config.optimizer.name = "adam"
     # The peak of the schedule.
     config.optimizer.learning_rate = 1e-3

@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md: a model, an augmentation, a data set; each is tried."""
+"""The examples of CONTRIBUTING.md and of "Your own code" in docs/usage.md; each is tried."""
 
 import importlib
 import re
@@ -13,18 +13,25 @@ import cifar_jax
 from cifar_jax.augment import batch as augment
 from cifar_jax.data import datasets
 from cifar_jax.models import registry
+from cifar_jax.optim import build
 from cifar_jax.runs import signals
 from cifar_jax.training import check
 from cifar_jax.training import loop as train
-from tests import tiny
+from tests import program, tiny
 
-TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+ROOT = Path(__file__).parent.parent
+TEXT, USAGE = ((ROOT / name).read_text() for name in ("CONTRIBUTING.md", "docs/usage.md"))
+
+
+def read_block(text, name):
+    """Returns the Python block after a mark."""
+    found = re.search(rf"<!-- test: {name} -->\n *```python\n(.*?)\n *```", text, re.DOTALL)
+    return textwrap.dedent(found[1]) + "\n"
 
 
 def run_block(name, folder, monkeypatch):
     """Imports the Python block after a mark as a module of its own."""
-    found = re.search(rf"<!-- test: {name} -->\n *```python\n(.*?)\n *```", TEXT, re.DOTALL)
-    (folder / f"contributed_{name}.py").write_text(textwrap.dedent(found[1]))
+    (folder / f"contributed_{name}.py").write_text(read_block(TEXT, name))
     monkeypatch.syspath_prepend(folder)
     return importlib.import_module(f"contributed_{name}")
 
@@ -75,3 +82,39 @@ def test_a_data_set(tmp_path, monkeypatch):
     start(config, tmp_path / "run")
     assert cifar_jax.load(tmp_path / "run").class_names == ("horizontal", "vertical")
     assert len(datasets.load_dataset("stripes", str(tmp_path / "data")).splits["test"].labels) == 16
+
+
+def test_an_optimizer(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        build.RULES, "sign_momentum", run_block("optimizer", tmp_path, monkeypatch).sign_momentum
+    )
+    (tmp_path / "run").mkdir()
+    start(tiny.config(num_steps=2, optimizer__name="sign_momentum"), tmp_path / "run")
+
+
+def test_your_own_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_models", "my_optim", "my_augment"):
+        (tmp_path / f"{name}.py").write_text(read_block(USAGE, name))
+    found = re.search(
+        r"All three together:\n\n```bash\npython main.py (.*?)\n```", USAGE, re.DOTALL
+    )
+    flags = found[1].replace("\\\n", "").split()
+    short = ("--config.num_steps=2", "--config.log.report=False")
+    code, out, err = program.run_here(*flags, *short)
+    assert (code, err) == (0, "")
+    assert "total: 330" in out
+    code, again, err = program.run_here("--mode=evaluate", "--workdir=runs/own")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].partition("  in ")[0] in again
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *[(TEXT, name) for name in ("model", "optimizer", "augmentation")],
+        *[(USAGE, name) for name in ("my_models", "my_optim", "my_augment")],
+    ],
+)
+def test_the_examples_of_code_have_under_fifteen_lines(text, name):
+    assert len(re.findall(r"^ *\S", read_block(text, name), re.M)) < 15

@@ -29,6 +29,7 @@ NOT_HERE = {
         "report.html",
         "report/report.html",
     ),
+    *("my_models.py", "my_optim.py", "my_augment.py", "FILE.py"),
     *("stripes.py", "configs/two_layers.py"),
 }
 

@@ -36,7 +36,8 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_the_configs(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    wanted = {str(path.relative_to(ROOT)) for path in ROOT.glob("cifar_jax/**/*.py")}
+    files = [path for path in ROOT.glob("cifar_jax/**/*.*") if path.suffix != ".pyc"]
+    wanted = {str(path.relative_to(ROOT)) for path in files}
     wanted |= {f"cifar_jax/configs/{path.name}" for path in ROOT.glob("configs/*.py")}
     assert names == wanted
 

@@ -10,15 +10,18 @@ JOB = ("coordinator", "num_processes", "process_id")
 # The flags that each mode takes.
 MODE_FLAGS = {
     "train": ("config", "workdir", "take_over", "distributed", *JOB),
-    "evaluate": ("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size", "seed"),
+    "evaluate": (
+        *("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size", "seed"),
+        "stored_code",
+    ),
     "report": (
         *("workdir", "checkpoint", "split", "data_dir", "batch_size", "seed", "output"),
-        "num_mistakes",
+        *("num_mistakes", "stored_code"),
     ),
     "explore": ("config", "dataset", "data_dir", "seed", "output"),
     "predict": (
         *("workdir", "images", "checkpoint", "resize", "batch_size", "seed", "output"),
-        *("background", "invert"),
+        *("background", "invert", "stored_code"),
     ),
     "compare": ("workdirs", "output"),
     "export": ("workdir", "formats", "output", "checkpoint", "data_dir", "batch_size", "seed"),
@@ -103,6 +106,12 @@ flags.DEFINE_string(
     "background", "white", "predict: the colour behind transparent parts, a name or #RRGGBB"
 )
 flags.DEFINE_bool("invert", False, "predict: swap dark and light")
+flags.DEFINE_bool(
+    "stored_code",
+    False,
+    "evaluate, report, predict: run the copy of your own model's code that the workdir holds; it "
+    "is a program: look at it first",
+)
 flags.DEFINE_list("formats", [], "export: safetensors, separated by commas")
 flags.DEFINE_string(
     "output", None, "report, explore, predict, compare, export: the folder to write to"

@@ -7,7 +7,7 @@ from ml_collections import config_flags
 
 from cifar_jax.cli import parse
 from cifar_jax.cli.flags import FLAGS
-from cifar_jax.config import shipped
+from cifar_jax.config import custom, shipped
 from cifar_jax.errors import UserError
 
 
@@ -26,9 +26,11 @@ def config_folder(flag: str, ending: str = "") -> Path:
 
 
 def check_given() -> None:
-    """Raises UserError if the config is wrong."""
+    """Raises UserError if the config is wrong; lets it name code beside its file."""
     from cifar_jax.training import check
 
+    file = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
+    custom.locate(FLAGS.config, Path(file).parent)
     check.check_config(FLAGS.config, shipped.default_config())
 
 

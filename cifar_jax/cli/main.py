@@ -105,7 +105,7 @@ def _finished_workdir() -> Path:
 
 
 def _split_options() -> dict[str, Any]:
-    names = ("split", "checkpoint", "data_dir", "batch_size", "seed")
+    names = ("split", "checkpoint", "data_dir", "batch_size", "seed", "stored_code")
     return {name: FLAGS[name].value for name in names}
 
 
@@ -133,7 +133,7 @@ def _predict(*images: str) -> int:
     workdir = _finished_workdir()
     from cifar_jax.reports import predict
 
-    names = ("checkpoint", "resize", "batch_size", "seed", "background", "invert")
+    names = ("checkpoint", "resize", "batch_size", "seed", "background", "invert", "stored_code")
     options: dict[str, Any] = {name: FLAGS[name].value for name in names}
     given = parse.split_paths([*FLAGS.images, *images])
     return predict.predict_pictures(workdir, given, _output(), **options)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cifar_jax.config import custom
 from cifar_jax.config.fields import OPTIMIZER_OPTIONS, flatten
 
 # Fields that may change when a run is resumed: they do not affect the training.
@@ -25,6 +26,7 @@ _ADDED = {
     "data.label_noise": 0.0,
     "seeds_at_once": None,
     "augment.alternating_flip": False,
+    "augment.custom": "",
     "loss.class_weights": None,
     "data.train_split": "train",
     "data.test_split": None,
@@ -81,5 +83,6 @@ def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} was {before.get(name)!r} and is now {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not name.startswith(harmless)
+        if custom.shorten(before.get(name)) != custom.shorten(after.get(name))
+        and not name.startswith(harmless)
     ]

@@ -58,6 +58,7 @@ def predict_split(
     data_dir: str | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
+    stored_code: bool = False,
 ) -> Iterator[Predictions]:
     """Applies a trained model to a split; yields the predictions of each seed, one by one.
 
@@ -70,12 +71,13 @@ def predict_split(
       data_dir: the folder of the data; None: the run's own.
       batch_size: images per step; None: the run's own.
       seed: one of several seeds; None: all of them.
+      stored_code: as for `trained.load`.
 
     Raises:
       UserError: the run, the checkpoint or the data cannot be read, or do not fit each other.
     """
     settings = trained.configure_for_run(workdir)
-    models = trained.load_seeds(workdir, checkpoint, seed)
+    models = trained.load_seeds(workdir, checkpoint, seed, stored_code)
     first, config = models[0], models[0].config
     name = dataset_name or config.data.name
     place = data_dir or settings.get("data.data_dir")

@@ -19,7 +19,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.evaluation import views
 from cifar_jax.models.registry import create_model, make_variables
 from cifar_jax.parallel import devices, seeds
-from cifar_jax.runs import weights
+from cifar_jax.runs import sources, weights
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.text import first_line
 
@@ -124,7 +124,12 @@ def configure_for_run(workdir: Path) -> dict[str, Any]:
     return fields
 
 
-def load(workdir: str | Path, checkpoint: str = "last", seed: int | None = None) -> Trained:
+def load(
+    workdir: str | Path,
+    checkpoint: str = "last",
+    seed: int | None = None,
+    stored_code: bool = False,
+) -> Trained:
     """Returns the model that a run trained; needs neither its config file nor its data.
 
     Args:
@@ -132,22 +137,25 @@ def load(workdir: str | Path, checkpoint: str = "last", seed: int | None = None)
         model that comes with the package, such as "resnet_20" or "pretrained:resnet_20".
       checkpoint: "last", "best" (on the validation split) or a step.
       seed: one of several seeds that were trained together; None: the first.
+      stored_code: for a model of your own, whether to run the copy of its code that the workdir
+        holds, as in `sources.use_sources`. It is a program: look at it first.
 
     Raises:
-      UserError: there is no run or no such checkpoint or seed, or it is damaged.
+      UserError: there is no run or no such checkpoint or seed, or it is damaged; or the code of
+        your own model is not what the run was trained with.
     """
     if str(workdir) in weights.shipped_names() and not Path(workdir).exists():
         workdir = f"{weights.PREFIX}{workdir}"
-    return load_seeds(workdir, checkpoint, seed)[0]
+    return load_seeds(workdir, checkpoint, seed, stored_code)[0]
 
 
 def load_seeds(
-    workdir: str | Path, checkpoint: str = "last", seed: int | None = None
+    workdir: str | Path, checkpoint="last", seed=None, stored_code=False
 ) -> list[Trained]:
     """Returns the models of all seeds of a run, or of the given one; otherwise as `load`."""
     workdir = files.user_path(workdir)
     file = weights.find_file(workdir)
-    every = [load_file(file, checkpoint)] if file else _read_run(workdir, checkpoint)
+    every = [load_file(file, checkpoint)] if file else _read_run(workdir, checkpoint, stored_code)
     known = [trained.seed for trained in every]
     if seed is not None and seed not in known:
         words = ", ".join(map(str, known))
@@ -170,7 +178,7 @@ def load_file(file: Path, which: str = "last") -> Trained:
       UserError: the file cannot be read or is damaged, or `which` is not "last" or its own step.
     """
     variables, about = weights.read_weights(file)
-    model = _describe(about, str(file))
+    model = _describe(about, str(file), file)
     if which not in ("last", str(model.step)):
         raise UserError(f"{file} has only the checkpoint of step {model.step}: leave out {which!r}")
     shapes, wanted = (jax.tree.map(jnp.shape, tree) for tree in (variables, model.variables))
@@ -179,14 +187,14 @@ def load_file(file: Path, which: str = "last") -> Trained:
     return model._replace(variables=devices.put(devices.make_mesh(), variables, PartitionSpec()))
 
 
-def _read_run(workdir: Path, which: str) -> list[Trained]:
+def _read_run(workdir: Path, which: str, stored_code: bool) -> list[Trained]:
     check_run(workdir)
     checkpoints = Checkpoints(workdir, writable=False)
     try:
         for _ in range(10):
             steps = checkpoints.steps()
             try:
-                return _restore(workdir, checkpoints, which)
+                return _restore(workdir, checkpoints, which, stored_code)
             except Exception:
                 if checkpoints.steps() == steps:
                     raise
@@ -199,16 +207,17 @@ def _read_run(workdir: Path, which: str) -> list[Trained]:
         checkpoints.close()
 
 
-def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> list[Trained]:
-    step = checkpoints.find(which)
+def _restore(workdir: Path, saved: Checkpoints, which: str, stored_code: bool) -> list[Trained]:
+    step = saved.find(which)
     if step is None:
         raise UserError(f"{workdir} has no intact checkpoint")
-    meta = {**checkpoints.meta(step), "step": step}
-    model = _describe(meta, f"the checkpoint of step {step} in {workdir}")
+    meta = {**saved.meta(step), "step": step}
+    where = f"the checkpoint of step {step} in {workdir}"
+    model = _describe(meta, where, workdir, stored_code)
     seed_list = seeds.seed_list(model.config)
     abstract = seeds.abstract_stack(devices.make_mesh(), model.variables, len(seed_list))
     wanted = {"ema": abstract} if model.config.get("ema_decay") else abstract
-    restored = checkpoints.restore(step, wanted)
+    restored = saved.restore(step, wanted)
     variables = seeds.unstack(restored.get("ema", restored), len(seed_list))
     return [
         model._replace(variables=own, seed=seed)
@@ -216,7 +225,7 @@ def _restore(workdir: Path, checkpoints: Checkpoints, which: str) -> list[Traine
     ]
 
 
-def _describe(meta: Mapping[str, Any], where: str) -> Trained:
+def _describe(meta: Mapping[str, Any], where: str, place: Path, stored_code=False) -> Trained:
     """Returns the model of a description; its variables are shapes only.
 
     Raises:
@@ -225,7 +234,8 @@ def _describe(meta: Mapping[str, Any], where: str) -> Trained:
     try:
         config = stored.from_json(meta["config"])
         data = meta["data"]
-        model = create_model(config, len(data["class_names"]))
+        code = sources.use_sources(config, place, stored_code)
+        model = create_model(code, len(data["class_names"]))
         shape = tuple(data["image_shape"])
         mean, std = (tuple(map(float, data[name])) for name in ("mean", "std"))
         if not len(mean) == len(std) == shape[-1]:

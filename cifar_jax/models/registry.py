@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from cifar_jax.config import custom
 from cifar_jax.errors import UserError
-from cifar_jax.models import cnn, mlp, resnet, speedrun
+from cifar_jax.models import cnn, mlp, own, resnet, speedrun
 
 MODELS: dict[str, type[nn.Module]] = {
     "mlp": mlp.MLP,
@@ -37,7 +38,7 @@ def create(name: str, num_classes: int, dtype: Any = jnp.float32, **options: Any
     """Builds the model called `name`.
 
     Args:
-      name: a key of `MODELS`.
+      name: a key of `MODELS`, or a class of the user's own, as FILE.py:CLASS.
       num_classes: the number of logits.
       dtype: of the computation; parameters and logits are always float32.
       **options: fields of the model's class, such as `dropout_rate`; lists become tuples.
@@ -48,8 +49,6 @@ def create(name: str, num_classes: int, dtype: Any = jnp.float32, **options: Any
     Raises:
       UserError: the name or an option is unknown, or an option has a wrong type or value.
     """
-    if name not in MODELS:
-        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     defaults = default_options(name)
     for option, value in options.items():
         if option not in defaults:
@@ -57,8 +56,28 @@ def create(name: str, num_classes: int, dtype: Any = jnp.float32, **options: Any
             raise UserError(f"model {name} has no option {option!r}: it has {known}")
         if isinstance(value, list):
             options[option] = tuple(value)
-        _check(f"model {name}: {option}", options[option], defaults[option])
-    return MODELS[name](num_classes=num_classes, dtype=dtype, **options)
+        check = own.check_option if custom.is_reference(name) else _check
+        check(f"model {name}: {option}", options[option], defaults[option])
+    for option in defaults.keys() - options.keys():
+        if defaults[option] is dataclasses.MISSING:
+            raise UserError(f"model {name} needs the option {option!r}: set model.{option}")
+    return find_class(name)(num_classes=num_classes, dtype=dtype, **options)
+
+
+def find_class(name: str) -> type[nn.Module]:
+    """Returns the class of a model: one of `MODELS`, or the user's own, named as FILE.py:CLASS.
+
+    Raises:
+      UserError: there is none, or the user's own is not a model of the kind that is trained here.
+    """
+    if custom.is_reference(name):
+        return own.load_class(name)
+    if name not in MODELS:
+        raise UserError(
+            f"unknown model {name!r}: choose one of {', '.join(MODELS)}, or name a class of your "
+            "own as FILE.py:CLASS"
+        )
+    return MODELS[name]
 
 
 def create_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -95,8 +114,14 @@ def make_variables(
 
 def default_options(name: str) -> dict[str, Any]:
     """Returns the options of the model called `name` with their default values."""
-    fields = dataclasses.fields(MODELS[name])
-    return {field.name: field.default for field in fields if field.name not in _NOT_OPTIONS}
+    fields = dataclasses.fields(find_class(name))
+    return {
+        field.name: field.default
+        if field.default_factory is dataclasses.MISSING
+        else field.default_factory()
+        for field in fields
+        if field.name not in _NOT_OPTIONS
+    }
 
 
 def _check(what: str, value: Any, default: Any) -> None:

@@ -9,8 +9,10 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from cifar_jax.config import custom
 from cifar_jax.config.durations import Durations
 from cifar_jax.config.fields import OPTIMIZER_OPTIONS, unknown
+from cifar_jax.errors import UserError
 from cifar_jax.optim import groups
 from cifar_jax.optim.muon import muon
 from cifar_jax.optim.schedules import Schedule, create_group_schedules, create_schedule
@@ -94,6 +96,8 @@ def _create_rule(options: ConfigDict, schedule: Schedule) -> list[optax.Gradient
     if has_decay:
         given |= {"weight_decay": decay if decoupled else 0.0, "mask": mask}
     main = rule(learning_rate=schedule, **given)
+    if not hasattr(main, "update"):
+        raise TypeError(f"it returns {main!r}, which is no optax transformation")
     if not decay or (decoupled and has_decay):
         return [main]
     if not decoupled:
@@ -102,6 +106,8 @@ def _create_rule(options: ConfigDict, schedule: Schedule) -> list[optax.Gradient
 
 
 def _find_rule(name: str) -> Callable[..., optax.GradientTransformation]:
+    if custom.is_reference(name):
+        return custom.load_object("optimizer.name", name)
     return RULES.get(name) or getattr(optax, name)
 
 
@@ -122,8 +128,19 @@ def find_optimizer_problems(optimizer: ConfigDict) -> list[str]:
 def _find_problems(where: str, options: ConfigDict) -> list[str]:
     """Checks the fields of one group, which are called `where`.NAME."""
     name = options.name
+    if own := custom.is_reference(name):
+        try:
+            rule = custom.load_object(f"{where}.name", name)
+            takes_rate = "learning_rate" in inspect.signature(rule).parameters
+        except UserError as error:
+            return [str(error)]
+        except (TypeError, ValueError):  # not a function, or one without a signature
+            takes_rate = False
+        if not takes_rate:
+            words = "is not a function with the argument learning_rate"
+            return [f"{where}.name is {name!r}, which {words}"]
     known = [*RULES, *(name for name in dir(optax) if _is_optimizer(name))]
-    if name not in known:
+    if not own and name not in known:
         return [f"{where}.name is {unknown(name, known)}"]
     parameters = inspect.signature(_find_rule(name)).parameters
     problems = [
@@ -138,7 +155,9 @@ def _find_problems(where: str, options: ConfigDict) -> list[str]:
         with warnings.catch_warnings(action="ignore"):
             rule = optax.chain(*_create_rule(options, lambda step: 1e-3))
             jax.eval_shape(rule.update, params, jax.eval_shape(rule.init, params), params)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
+        if not own and not isinstance(error, TypeError | ValueError):
+            raise
         reason = str(error).partition("\n")[0]
         return [f"{where}.name is {name!r}, which cannot train like this: {reason}"]
     return []

@@ -28,12 +28,11 @@ def predict_pictures(
     workdir: Path,
     given: Iterable[str | Path],
     output: Path | None = None,
-    checkpoint: str = "last",
     resize: str = "crop",
     batch_size: int | None = None,
-    seed: int | None = None,
     background: str = "white",
     invert: bool = False,
+    **which: Any,
 ) -> int:
     """Classifies pictures; prints a table and writes predictions.csv, .json and .png.
 
@@ -44,12 +43,11 @@ def predict_pictures(
       workdir: the run's folder.
       given: files, folders and patterns, as for `picture_files.find_pictures`.
       output: the folder to write to; None: WORKDIR/predictions.
-      checkpoint: "last", "best" or a step.
       resize: "crop" or "squeeze", as for `photos.fit`.
       batch_size: pictures per step; None: the run's own.
-      seed: one of several seeds that were trained together; None: the first.
       background: the colour behind transparent parts, as for `photos.read_picture`.
       invert: whether to swap dark and light.
+      **which: checkpoint, seed and stored_code, as for `trained.load`.
 
     Returns:
       The exit code: 0, or 1 if some of the files could not be read.
@@ -65,7 +63,7 @@ def predict_pictures(
         from cifar_jax.evaluation import trained  # imported late, because it imports JAX
 
         own_size = trained.configure_for_run(workdir)["eval_batch_size"]
-        model = trained.load(workdir, checkpoint, seed)
+        model = trained.load(workdir, **which)
         read = functools.partial(
             photos.read_picture, channels=model.image_shape[2], background=background, invert=invert
         )

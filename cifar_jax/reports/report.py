@@ -215,7 +215,7 @@ def _origin(workdir: Path, options: Mapping[str, Any]) -> Iterator[str]:
             yield page.fold("Environment", page.table(("what", "value"), environment.items()))
         except (UserError, TypeError) as error:
             _log.warning("the page leaves out %s: %s", path.name, error)
-    defaults = {"split": "test", "checkpoint": "last", "num_mistakes": 12}
+    defaults = {"split": "test", "checkpoint": "last", "num_mistakes": 12, "stored_code": False}
     given = [f"--{name}={x}" for name, x in options.items() if x != defaults.get(name)]
     commands.append(["python", "main.py", "--mode=report", f"--workdir={workdir}", *given])
     text = "\n".join(map(shlex.join, commands))

@@ -4,10 +4,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cifar_jax.config import fields, rules
+from cifar_jax.augment import own as own_augment
+from cifar_jax.config import custom, fields, rules
 from cifar_jax.data import datasets, names
 from cifar_jax.errors import UserError
-from cifar_jax.models import registry
+from cifar_jax.models import own, registry
 from cifar_jax.optim import build
 
 
@@ -25,10 +26,11 @@ def check_config(config: Any, default: ConfigDict | None = None) -> None:
     if default is not None:
         fields.check_fields(config, default)
     problems = rules.find_problems(config) + build.find_optimizer_problems(config.optimizer)
+    problems += own_augment.find_custom_problems(config.augment.custom)
     model = config.model.to_dict()
     data = config.data
     for attempt in (
-        lambda: registry.create(model.pop("name"), num_classes=10, **model),
+        lambda: _check_model(**model),
         lambda: names.check_name(data.name, data.data_dir),
         lambda: datasets.check_run_data(
             data.name, data.data_dir, data.train_split, data.test_split
@@ -40,3 +42,9 @@ def check_config(config: Any, default: ConfigDict | None = None) -> None:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _check_model(name: str, **options: Any) -> None:
+    model = registry.create(name, num_classes=10, **options)
+    if custom.is_reference(name):
+        own.check_outputs(model, (32, 32, 3), certain=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cifar_jax.config import fields, stored
+from cifar_jax.config import custom, fields, stored
 from cifar_jax.parallel import devices, processes
 from cifar_jax.runs.signals import Signals
 from cifar_jax.runs.workdir import lock
@@ -49,6 +49,10 @@ def train_together(
     ):
         # Before the lease, which may be waited for: that long the processes do not wait to connect.
         values = dict(fields.flatten(stored.to_json(config)))
+        values |= {
+            f"the code of {field}": custom.digest_source(field, reference)
+            for field, reference in custom.find_references(config).items()
+        }
         processes.check_same({name: values[name] for name in values if name != "data.data_dir"})
         processes.run_on_first(lambda: stack.enter_context(lock(workdir, take_over)))
         received = stack.enter_context(Signals())

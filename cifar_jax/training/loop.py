@@ -10,10 +10,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from cifar_jax.config import custom
 from cifar_jax.config import durations as durations_lib
 from cifar_jax.data import datasets
 from cifar_jax.evaluation import scores as scores_lib
 from cifar_jax.evaluation import views
+from cifar_jax.models.own import check_outputs
 from cifar_jax.models.registry import create_model
 from cifar_jax.parallel import cpu, devices, processes, seeds
 from cifar_jax.runs import signals as signals_lib
@@ -69,6 +71,8 @@ def train_model(
         config.data.placement == "auto" and processes.run_on_first(lambda: fits_on_device(split))
     )
     model = create_model(config, num_classes)
+    if custom.is_reference(config.model.name):
+        check_outputs(model, split.images.shape[1:])
     checkpoints = processes.first_then_others(lambda: Checkpoints(workdir, processes.is_first()))
     with jax.set_mesh(mesh), contextlib.ExitStack() as ending:
         ending.callback(checkpoints.close)

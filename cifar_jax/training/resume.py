@@ -15,7 +15,7 @@ from cifar_jax.data.datasets import Dataset
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import trained
 from cifar_jax.parallel import devices
-from cifar_jax.runs import provenance
+from cifar_jax.runs import provenance, sources
 from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
 
@@ -37,7 +37,8 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
             raise UserError(f"{workdir / name} is a folder, where the run writes a file: move it")
     if workdir_lib.list_steps(workdir):
         old = files.read_json(workdir / workdir_lib.CONFIG)
-        if differences := stored.conflicts(old, stored.to_json(config)):
+        differences = stored.conflicts(old, stored.to_json(config))
+        if differences := differences or sources.find_changes(config, workdir):
             raise UserError(
                 "\n".join(differences)
                 + f"\n{workdir} holds a run with another config: choose another --workdir, or the "
@@ -77,6 +78,7 @@ def record_start(config: ConfigDict, workdir: Path, step: int, config_text: str 
     """
     workdir_lib.check_lease(workdir)
     files.write_json(workdir / workdir_lib.CONFIG, stored.to_json(config))
+    sources.keep_sources(config, workdir)
     if config_text is not None:
         files.write_text(workdir / CONFIG_FILE, config_text)
     environment = provenance.environment()

@@ -14,6 +14,7 @@ from cifar_jax.config.durations import Durations
 from cifar_jax.data.datasets import Dataset
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import trained
+from cifar_jax.models.own import check_params_from_data
 from cifar_jax.parallel import devices, processes, seeds
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.training import resume
@@ -48,6 +49,7 @@ def start(
                 abstract = seeds.abstract_stack(own, shapes, len(seed_list))
                 return checkpoints.restore(saved["step"], abstract)
             given = params_from_data(model, dataset)
+            check_params_from_data(model, given, shapes.params)
             init = devices.jit_once(make_init(config, durations, model, shape, given))
             states = [init(jax.random.key(seed)) for seed in seed_list]
             if config.init_from:

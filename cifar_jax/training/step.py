@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from cifar_jax.augment import batch as augment
 from cifar_jax.augment import mixing
+from cifar_jax.augment.own import augment_by
 from cifar_jax.errors import UserError
 from cifar_jax.optim import groups
 from cifar_jax.optim.schedules import find_ends
@@ -128,6 +129,8 @@ def _make_loss(
         images, labels = batch
         augment_key, mix_key, dropout_key = jax.random.split(key, 3)
         images = augment.apply(augment_key, images, options, fill)
+        if options.custom:
+            images = augment_by(options.custom, augment_key, images)
         images = augment.normalize(images, mean, std, model.dtype)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes), smoothing)
         images, targets = mixing.mix(mix_key, images, targets, options)

@@ -1,0 +1,99 @@
+"""The code of the user's own that a run was trained with: its text is kept in the run's folder.
+
+WORKDIR/code has a copy of each file, called after the field of the config that names it, and
+sources.json with the file's path and SHA-256. A copy is run only when asked for: a workdir may come
+from anyone, and evaluating it must not run what it holds.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cifar_jax import files
+from cifar_jax.config import custom
+from cifar_jax.errors import UserError
+
+FOLDER, _RECORD = "code", "sources.json"
+
+
+def keep_sources(config: ConfigDict, workdir: Path) -> None:
+    """Writes the text, the path and the hash of each file that a config's references name."""
+    record = {}
+    for field, reference in custom.find_references(config).items():
+        path = custom.find_source(field, reference)
+        text = path.read_bytes()
+        record[field] = {"path": str(path), "sha256": hashlib.sha256(text).hexdigest()}
+        (workdir / FOLDER).mkdir(exist_ok=True)
+        with files.replacing(_copy_of(workdir, field)) as stream:
+            stream.write(text)
+    if record:
+        files.write_json(workdir / FOLDER / _RECORD, record)
+
+
+def find_changes(config: ConfigDict, workdir: Path) -> list[str]:
+    """Returns a line for each file that has changed since the run was trained with it."""
+    references = custom.find_references(config)
+    kept = _read_record(workdir) if references else {}
+    return [
+        f"{custom.find_source(field, reference)} has changed since this run began; the text that "
+        f"it had is in {_copy_of(workdir, field)}"
+        for field, reference in references.items()
+        if field in kept and custom.digest_source(field, reference) != kept[field].get("sha256")
+    ]
+
+
+def use_sources(config: ConfigDict, workdir: Path, stored_code: bool = False) -> ConfigDict:
+    """Returns a run's config with its model's reference leading to the code it was trained with.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      stored_code: whether to run the copy in the workdir. Otherwise the file must be the same as at
+        the training, where the reference says or where it was then, and not in the workdir.
+
+    Raises:
+      UserError: there is no such code.
+    """
+    field = "model.name"
+    reference = custom.find_references(config).get(field)
+    if reference is None:
+        return config
+    if workdir.is_file():
+        words = "a model of your own, whose code the run's folder keeps: use that folder instead"
+        raise UserError(f"{workdir} is from {words}")
+    copy, name = _copy_of(workdir, field), reference.rpartition(":")[2]
+    record = _read_record(workdir).get(field, {})
+    places = [f"{copy}:{name}"] if stored_code else [reference, f"{record.get('path')}:{name}"]
+    for place in places:
+        try:
+            inside = custom.find_origin(place).resolve().is_relative_to(workdir.resolve())
+            if inside == stored_code and custom.digest_source(field, place) == record.get("sha256"):
+                found = ConfigDict(config.to_dict())
+                found.update_from_flattened_dict({field: place})
+                return found.lock()
+        except UserError:
+            continue
+    if stored_code:
+        raise UserError(f"{copy} is missing or is not what the run was trained with")
+    advice = (
+        f"; to run the copy that is kept in {copy}, look at it first, then give --stored_code, or "
+        "stored_code=True in Python"
+    )
+    if Path(record.get("path", "")).is_file() or Path(reference.rpartition(":")[0]).is_file():
+        raise UserError(f"{reference} is not what {workdir} was trained with: undo that{advice}")
+    raise UserError(f"{reference}, the model of {workdir}, is not here: start where it is{advice}")
+
+
+def _copy_of(workdir: Path, field: str) -> Path:
+    return workdir.absolute() / FOLDER / f"{field}.py"
+
+
+def _read_record(workdir: Path) -> dict[str, Any]:
+    path = workdir / FOLDER / _RECORD
+    record = files.read_json(path) if path.exists() else {}
+    for source in record.values():
+        if not isinstance(source, dict) or set(map(type, source.values())) != {str}:
+            raise UserError(f"{path} is damaged: it does not hold a path and a SHA-256 by field")
+    return record

@@ -1,0 +1,180 @@
+"""A model, an optimizer and an augmentation of the user's own, from training to evaluation."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import cifar_jax
+from cifar_jax.augment import own
+from cifar_jax.errors import UserError
+from cifar_jax.evaluation import evaluate
+from cifar_jax.training import check
+from tests import program, tiny
+from tests.models.test_own import GOOD
+
+CODE = (
+    GOOD
+    + """
+import optax
+
+def create(learning_rate, momentum=0.5):
+    return optax.chain(optax.trace(momentum), optax.scale_by_learning_rate(learning_rate))
+
+def invert(key, images):
+    return 255 - images
+"""
+)
+CONFIG = """
+from ml_collections import ConfigDict
+from tests import tiny
+
+def get_config(**fields):
+    config = tiny.config(num_steps=2, optimizer__name="mine.py:create",
+        augment__custom="mine.py:invert", data__validation_examples=0)
+    with config.unlocked():
+        config.model = ConfigDict({"name": "mine.py:Net", "features": 3})
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of the config file and the code, in which nobody is, and a run in another one."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "project").mkdir()
+    (folder / "project" / "mine.py").write_text(CODE)
+    (folder / "project" / "config.py").write_text(CONFIG)
+    flags = (f"--config={folder / 'project' / 'config.py'}", f"--workdir={folder / 'run'}")
+    code, out, err = program.run_here(*flags)
+    assert (code, err) == (0, ""), err
+    return folder, flags, out
+
+
+def test_the_code_beside_the_config_file_trains_and_is_kept(trained):
+    folder, _, out = trained
+    code = folder / "project" / "mine.py"
+    assert "total: 70" in out
+    record = json.loads((folder / "run" / "code" / "sources.json").read_text())
+    assert sorted(record) == ["augment.custom", "model.name", "optimizer.name"]
+    for field, source in record.items():
+        assert source["path"] == str(code)
+        assert (folder / "run" / "code" / f"{field}.py").read_text() == CODE
+    assert json.loads((folder / "run" / "config.json").read_text())["model"]["features"] == 3
+
+
+def test_it_is_found_where_it_was_and_where_we_are(trained, tmp_path, monkeypatch):
+    folder, _, _ = trained
+    accuracy = evaluate.evaluate_model(folder / "run").accuracy
+    assert accuracy == json.loads((folder / "run" / "result.json").read_text())["test_accuracy"]
+    moved = tmp_path / "run"
+    shutil.copytree(folder / "run", moved)
+    record = moved / "code" / "sources.json"
+    record.write_text(record.read_text().replace(str(folder), "/gone"))
+    config = cifar_jax.load(moved).config  # the reference itself has the path
+    assert config.model.name == f"{folder / 'project' / 'mine.py'}:Net"
+
+
+def test_code_that_changed_is_not_used_and_the_copy_only_on_demand(trained, tmp_path, monkeypatch):
+    folder, flags, _ = trained
+    code, run = folder / "project" / "mine.py", folder / "run"
+    evaluation = ("--mode=evaluate", f"--workdir={run}")
+    before = program.run_here(*evaluation)
+    try:
+        code.write_text(CODE.replace("nn.relu", "nn.gelu"))
+        _, out, err = program.run_here(*evaluation)
+        assert (out, err.count("\n")) == ("", 1)
+        assert f"{code}:Net is not what {run} was trained with: undo that; to run the copy" in err
+        code_of, out, err = program.run_here(*flags)
+        assert (code_of, len(err.splitlines())) == (2, 4)
+        assert f"{code} has changed since this run began; the text that it had is in {run}" in err
+        code.unlink()
+        _, out, err = program.run_here(*evaluation)
+        assert (out, err.count("\n")) == ("", 1)
+        assert f"{code}:Net, the model of {run}, is not here: start where it is; to run" in err
+        assert program.run_here(*evaluation, "--stored_code") == before
+        assert cifar_jax.load(run, stored_code=True).model.features == 3
+        copy = run / "code" / "model.name.py"
+        copy.write_text(CODE + "raise SystemExit('run')\n")
+        _, out, err = program.run_here(*evaluation, "--stored_code")
+        assert f"{copy} is missing or is not what the run was trained with" in err
+        copy.write_text(CODE)
+    finally:
+        code.write_text(CODE)
+    assert program.run_here(*evaluation) == before
+
+
+def test_a_workdir_that_names_its_own_code_does_not_run_it(trained, tmp_path, monkeypatch):
+    """Such as one from the internet, whose config leads to the copy, with its right hash."""
+    folder, _, _ = trained
+    (folder / "project" / "mine.py").rename(folder / "project" / "away.py")
+    monkeypatch.chdir(folder / "run" / "code")
+    shutil.copy("model.name.py", "mine.py")
+    try:
+        for place in (folder / "run", folder / "run" / "code" / ".."):
+            with pytest.raises(UserError, match="is not here: start where it is"):
+                cifar_jax.load(place)
+    finally:
+        (folder / "project" / "away.py").rename(folder / "project" / "mine.py")
+        (folder / "run" / "code" / "mine.py").unlink()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("create = 3", "optimizer.name is 'mine.py:create', which is not a function with the arg"),
+        ("def create(rate): ...", "is not a function with the argument learning_rate"),
+        ("def create(learning_rate): return 3", "it returns 3, which is no optax transformation"),
+        ("def create(learning_rate, a): ...", "missing 1 required positional argument: 'a'"),
+        ("def create(learning_rate): return learning_rate / 0", "cannot train like this"),
+        ("def creat(learning_rate): ...", "has no 'create'; did you mean 'creat'?"),
+    ],
+)
+def test_what_an_optimizer_lacks_is_named(tmp_path, monkeypatch, text, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError) as caught:
+        check.check_config(tiny.config(optimizer__name="mine.py:create"))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("invert = 3", "which is not a function (key, images) -> images"),
+        ("def invert(images): ...", "takes 1 positional argument but 2 were given"),
+        (
+            "def invert(key, images): return images / 255",
+            "returns float32 [2, 32, 32, 3] for images",
+        ),
+        (
+            "def invert(key, images): return images[:, 1:]",
+            "returns uint8 [2, 31, 32, 3] for images",
+        ),
+        ("def invert(key, images): pass", "which returns <class 'NoneType'>"),
+        ("", "has no 'invert': it has nothing"),
+    ],
+)
+def test_what_an_augmentation_lacks_is_named(tmp_path, monkeypatch, text, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError) as caught:
+        check.check_config(tiny.config(augment__custom="mine.py:invert"))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"augment.custom is 'invert': name a function as FILE.py:"):
+        check.check_config(tiny.config(augment__custom="invert"))
+
+
+def test_an_augmentation_gets_a_key_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import jax\ndef noise(key, images): return jax.random.bits(key, images.shape, 'uint8')"
+    )
+    key, images = jax.random.key(0), np.zeros((2, 3, 3, 1), np.uint8)
+    made = own.augment_by("mine.py:noise", key, images)
+    others = [key, *jax.random.split(key, 6), *jax.random.split(key, 4)]
+    assert not any((jax.random.bits(x, images.shape, "uint8") == made).all() for x in others)
