@@ -2,18 +2,23 @@
 
 import contextlib
 import csv
+import fcntl
 import glob
 import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from cifar_jax.errors import UserError
+
+_UNFINISHED = ".writing-"
 
 
 @contextlib.contextmanager
@@ -22,9 +27,9 @@ def replacing(path: Path) -> Iterator[io.BufferedRandom]:
 
     Another process finds the old file or all of the new one, even after a power failure.
     """
-    temporary = path.with_name(f".writing-{uuid.uuid4().hex}")
+    temporary, file = _open_unfinished(path.parent)
     try:
-        with temporary.open("x+b") as stream:
+        with file as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -33,6 +38,26 @@ def replacing(path: Path) -> Iterator[io.BufferedRandom]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _open_unfinished(folder: Path) -> tuple[Path, io.BufferedRandom]:
+    """Opens a new file, locked so that `clear_unfinished` leaves it alone."""
+    while True:
+        path = folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
+        file = path.open("x+b")
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return path, file
+        file.close()  # it was cleared before it was locked
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Deletes what killed processes were writing in a folder; what a living one writes stays."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(OSError), path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,10 +72,22 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Writes rows of cells as CSV, the way `write_text` does."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
+    """Writes rows of cells as CSV, the way `write_text` does.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
+    lines: list[str] = []
+    # With "\r\n" at the end of its rows, csv also quotes a cell that has "\r".
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
+    writer.writerows([_escape_formula(cell) for cell in row] for row in rows)
+    write_text(path, "".join(line.removesuffix("\r\n") + "\n" for line in lines))
+
+
+def _escape_formula(cell: object) -> object:
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    is_number = re.fullmatch(r"[+-](\d+\.?\d*|\.\d+)(e[+-]?\d+)?", cell, re.IGNORECASE)
+    return cell if is_number or cell == "-" else f"'{cell}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

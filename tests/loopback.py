@@ -7,13 +7,18 @@ import threading
 
 
 @contextlib.contextmanager
-def serving(content, status=200, length=None, stall=False):
-    """Serves one answer at every path; yields the server's address and a list of the requests."""
+def serving(content, status=200, length=None, stall=False, delay=0):
+    """Serves one answer at every path; yields the server's address and a list of the requests.
+
+    The first byte comes after `delay` seconds.
+    """
     requests, over = [], threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             requests.append(self.path)
+            if over.wait(delay):
+                return
             self.send_response(status)
             self.send_header("Content-Length", str(len(content) if length is None else length))
             self.end_headers()

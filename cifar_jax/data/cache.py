@@ -100,6 +100,7 @@ def load_or_build(
     identity["fingerprint"] = own_fingerprint or fingerprint(source)
     folders = _folders(source, name)[1 if own_fingerprint else 0 :]
     for folder in folders:
+        files.clear_unfinished(folder)
         if (cached := _read(folder, split, identity)) is not None:
             return cached
     images, labels, class_names, *notes = build()

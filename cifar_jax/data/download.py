@@ -16,7 +16,8 @@ from tqdm import tqdm
 from cifar_jax import files
 from cifar_jax.errors import UserError
 
-_ANSWER_SECONDS = 6.0  # to wait for a server's answer, the look-up of its name included
+# To wait for a server's answer, the look-up of its name included, in each try.
+_ANSWER_SECONDS = (6.0, 15.0, 40.0)
 _STALL_SECONDS = 30.0  # to wait for the next bytes of a download
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ def fetch(url: str, sha256: str, size: int, path: Path) -> None:
     Raises:
       UserError: `path` holds another file, or the file cannot be downloaded.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a plain file: replace or delete it")
+    files.clear_unfinished(path.parent)
     try:
         if not path.exists():
             _download(url, sha256, size, path)
@@ -76,25 +80,35 @@ def _download(url: str, sha256: str, size: int, path: Path) -> None:
 
 
 def open_url(url: str) -> Any:
-    """Opens a URL, or gives up within seconds.
+    """Opens a URL; tries again, and waits longer, if the server does not answer.
 
     Raises:
       OSError, HTTPException: it cannot be opened (`urllib.error.HTTPError` if the server says so).
     """
+    *others, last = _ANSWER_SECONDS
+    for seconds in others:
+        try:
+            return _open_within(url, seconds)
+        except (TimeoutError, ConnectionResetError) as error:
+            _log.info("%s: %s; trying again", url, error)
+    return _open_within(url, last)
+
+
+def _open_within(url: str, seconds: float) -> Any:
     answers: queue.Queue[Any] = queue.Queue()
 
     def ask() -> None:
         try:
-            answers.put(urllib.request.urlopen(url, timeout=_STALL_SECONDS))
+            answers.put(urllib.request.urlopen(url, timeout=max(seconds, _STALL_SECONDS)))
         except Exception as error:
             answers.put(error)
 
     # A name look-up has no time limit of its own; a daemon thread may be left waiting for it.
     threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = answers.get(timeout=_ANSWER_SECONDS)
+        answer = answers.get(timeout=seconds)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {_ANSWER_SECONDS:g} seconds") from None
+        raise TimeoutError(f"no answer within {seconds:g} seconds") from None
     if isinstance(answer, urllib.error.HTTPError):
         answer.close()
     elif isinstance(answer, urllib.error.URLError) and isinstance(answer.reason, OSError):

@@ -163,6 +163,15 @@ def test_a_full_disk_is_not_an_error(root, tmp_path, monkeypatch, caplog):
     assert leftovers == []
 
 
+def test_what_a_killed_process_left_is_cleared(root, no_decoding):
+    folder = root / "cifar10/3.0.2/decoded"
+    datasets.load_dataset("cifar10", str(root))
+    (folder / ".writing-0123").write_bytes(bytes(1000))
+    no_decoding()
+    datasets.load_dataset("cifar10", str(root))
+    assert not list(folder.glob(".writing-*"))
+
+
 def test_two_processes_may_decode_at_once(root):
     program = (
         "import sys, numpy as np; from cifar_jax.data import datasets\n"

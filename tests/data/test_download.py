@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import logging
+import os
 import socket
 import sys
 
@@ -50,6 +52,34 @@ def test_a_wrong_download_is_deleted(tmp_path, sent, length, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_slow_first_byte_is_waited_for(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(download, "_ANSWER_SECONDS", (0.05, 0.2, 10.0))
+    with serving(CONTENT, delay=0.5) as (address, requests):
+        fetch(f"{address}/archive.tar.gz", tmp_path / "archive.tar.gz")
+    assert (tmp_path / "archive.tar.gz").read_bytes() == CONTENT
+    assert len(requests) == 3
+    tries = [line.partition("; ")[0].partition(": ")[2] for line in caplog.messages[:2]]
+    assert tries == ["no answer within 0.05 seconds", "no answer within 0.2 seconds"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_the_archive_must_be_a_plain_file(tmp_path, kind):
+    path = tmp_path / "archive.tar.gz"
+    if kind == "pipe":
+        os.mkfifo(path)  # reading it would wait for ever
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")  # and this has no end
+    with pytest.raises(UserError, match=r"archive\.tar\.gz is not a plain file: replace or delete"):
+        fetch("http://127.0.0.1:1/archive.tar.gz", path)
+    path.rmdir() if kind == "folder" else path.unlink()
+    (tmp_path / "real").write_bytes(CONTENT)
+    path.symlink_to("real")
+    fetch("http://127.0.0.1:1/archive.tar.gz", path)
+
+
 def test_progress_is_shown_on_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with serving(CONTENT) as (address, _):
@@ -93,10 +123,10 @@ def test_a_failed_download_names_the_ways_out(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("stall", "reason"),
-    [("before the headers", "no answer within 0.3 seconds"), ("in the body", "timed out")],
+    [("before the headers", r"no answer within 0\.3 seconds"), ("in the body", "timed out")],
 )
 def test_a_silent_server_is_given_up(tmp_path, monkeypatch, stall, reason):
-    monkeypatch.setattr(download, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(download, "_ANSWER_SECONDS", (0.1, 0.3))
     monkeypatch.setattr(download, "_STALL_SECONDS", 0.3 if stall == "in the body" else 20)
     with contextlib.ExitStack() as stack:
         if stall == "in the body":
