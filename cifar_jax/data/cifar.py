@@ -8,6 +8,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,43 @@ def prepare_cifar(name: str, root: Path, url_infos: dict[str, Any] | None = None
     import tensorflow_datasets as tfds
 
     builder_class = _cifar_builder(name, url_infos)
-    ((url, info),) = builder_class.url_infos.items()
-    manual = root / "downloads" / "manual"
-    fetch(url, info.checksum, info.size, manual / info.filename)
+    manual = _fetch_archive(builder_class, root).parent
     config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
     return tfds_lib.build(builder_class(data_dir=root), config)
+
+
+def decode_archive(
+    name: str, root: Path, split: str
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Decodes a split of CIFAR-10 or CIFAR-100 from the archive, for systems without ArrayRecord.
+
+    The result, its order included, is that of `tfds.decode` for the prepared set; arguments and
+    errors are those of `prepare_cifar`.
+    """
+    from tensorflow_datasets.core.hashing import Hasher
+
+    builder_class = _cifar_builder(name, None)
+    archive = _fetch_archive(builder_class, root)
+    builder = builder_class(data_dir=root)
+    every = builder._split_generators(SimpleNamespace(download=lambda url: archive))
+    records = sorted(every[split], key=lambda record: Hasher(split).hash_key(record[0]))
+    feature, label = (builder.info.features[key] for key in ("image", "label"))
+    images = [tfds_lib.decode_image(record["image"], feature.shape) for _, record in records]
+    labels = np.array([record["label"] for _, record in records], np.int32)
+    return np.stack(images), labels, tuple(label.names)
+
+
+def find_checksum(name: str) -> str:
+    """Returns the SHA-256 of the archive of CIFAR-10 or CIFAR-100."""
+    ((_, info),) = _cifar_builder(name, None).url_infos.items()
+    return info.checksum
+
+
+def _fetch_archive(builder_class: Any, root: Path) -> Path:
+    ((url, info),) = builder_class.url_infos.items()
+    archive = root / "downloads" / "manual" / info.filename
+    fetch(url, info.checksum, info.size, archive)
+    return archive
 
 
 def _cifar_builder(name: str, url_infos: dict[str, Any] | None) -> Any:

@@ -1,6 +1,7 @@
 """Where the data come from: scikit-learn's digits, and folders that TFDS prepared."""
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,8 @@ def open_source(name: str, data_dir: str | None) -> Source:
     if name == "digits":
         return Source(_DIGIT_SIZES, lambda split: _load_digits()[split])
     root = data_root(data_dir)
+    if _is_cifar(name) and not find_prepared(name, root) and not tfds_lib.has_array_record():
+        return _open_archive(name, root)
     folder = _find_or_prepare(name, root)
     whole_name = folder.relative_to(root).parent.as_posix()  # the same however the user named it
 
@@ -62,9 +65,28 @@ def _find_or_prepare(name: str, root: Path) -> Path:
             "directory that has it or can be written, or use --config=configs/digits.py"
         )
     base, config, version = split_name(name) or (name, "", "")
-    if base in cifar.NAMES and not config:
+    if _is_cifar(name):
         return cifar.prepare_cifar(base, root)
     return tfds_lib.prepare(join_name(base, config, version), root)
+
+
+def _is_cifar(name: str) -> bool:
+    base, config, _ = split_name(name) or (name, "", "")
+    return base in cifar.NAMES and not config
+
+
+def _open_archive(name: str, root: Path) -> Source:
+    """Returns CIFAR-10 or CIFAR-100 from its archive, decoded once, in the user's cache folder."""
+    base = re.split("[/:]", name)[0]
+    checksum = cifar.find_checksum(base)
+
+    @functools.cache
+    def load(split: str) -> cache.CachedSplit:
+        build = functools.partial(cifar.decode_archive, base, root, split)
+        return cache.load_or_build(root / base, base, split, build, checksum)
+
+    counts = {split: len(load(split).labels) for split in ("train", "test")}
+    return Source({split: SplitSize(count, [count]) for split, count in counts.items()}, load)
 
 
 @functools.cache

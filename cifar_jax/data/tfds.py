@@ -81,6 +81,15 @@ def require_tensorflow(purpose: str) -> None:
         )
 
 
+def has_array_record() -> bool:
+    """Whether ArrayRecord can be read and written, whose package some systems lack."""
+    try:
+        importlib.import_module("array_record.python.array_record_module")
+    except ImportError:
+        return False
+    return True
+
+
 def keep_tensorflow_off_accelerators() -> None:
     """Imports TensorFlow and hides the accelerators from it: it would reserve their memory."""
     import tensorflow as tf
@@ -115,7 +124,7 @@ def decode(source: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str,
         images = np.empty((count, *feature.shape), np.uint8)
         labels = np.empty(count, np.int32)
         for index, record in zip(range(count), _read(builder, split), strict=True):
-            images[index] = _decode_image(record["image"], feature.shape)
+            images[index] = decode_image(record["image"], feature.shape)
             labels[index] = record["label"]
     except UserError:
         raise
@@ -133,6 +142,11 @@ def _read(builder: Any, split: str) -> Iterator[dict[str, Any]]:
     """Yields the records of a split, their images still compressed."""
     import tensorflow_datasets as tfds
 
+    if builder.info.file_format.value == "array_record" and not has_array_record():
+        raise UserError(
+            f"reading {builder.data_dir} needs array-record, which is not installed: pip install "
+            "array-record; or let TFDS prepare the set again with file_format='tfrecord'"
+        )
     decoders = {"image": tfds.decode.SkipDecoding()}
     try:
         stored = builder.as_data_source(split=split, decoders=decoders)
@@ -146,7 +160,8 @@ def _read(builder: Any, split: str) -> Iterator[dict[str, Any]]:
         yield from stored.__getitems__(list(range(start, min(start + _READ_AT_ONCE, len(stored)))))
 
 
-def _decode_image(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+def decode_image(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """Returns an encoded image, uint8 of a shape [height, width, channels]."""
     from PIL import Image
 
     mode = _MODES[shape[-1]]
@@ -155,7 +170,7 @@ def _decode_image(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def prepare(name: str, root: Path) -> Path:
-    """Prepares a set in a TFDS data directory as ArrayRecord, downloading what it needs.
+    """Prepares a set in a TFDS data directory, downloading what it needs.
 
     Args:
       name: the TFDS name, with its config if it has one.
@@ -197,7 +212,7 @@ def _check_network(name: str, url: str) -> None:
 
 
 def build(builder: Any, config: Any) -> Path:
-    """Makes TFDS write a set as ArrayRecord; returns its folder."""
+    """Makes TFDS write a set, as ArrayRecord where that is installed; returns its folder."""
     import tensorflow_datasets as tfds
 
     if not is_terminal(sys.stderr):
@@ -205,7 +220,8 @@ def build(builder: Any, config: Any) -> Path:
     folder = Path(builder.data_dir)
     _log.info("preparing %s in %s", builder.name, folder)
     try:
-        builder.download_and_prepare(download_config=config, file_format="array_record")
+        file_format = "array_record" if has_array_record() else "tfrecord"
+        builder.download_and_prepare(download_config=config, file_format=file_format)
     except Exception as error:  # a builder's own code, the network, the disk
         if not (folder / "dataset_info.json").is_file():  # else another process prepared it
             reason = first_line(error)

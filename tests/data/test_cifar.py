@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from cifar_jax.data import cifar, datasets, names
+from cifar_jax.data import tfds as tfds_lib
 from cifar_jax.errors import UserError
 from tests import tiny_cifar
 from tests.loopback import serving, unanswered_port
@@ -132,6 +134,67 @@ def test_an_interrupted_download_leaves_nothing_and_the_next_one_works(tmp_path)
     with serving(content) as (address, _):
         archive = tiny_cifar.describe(content, f"{address}/cifar-10-binary.tar.gz")
         assert cifar.prepare_cifar("cifar10", tmp_path, archive).is_dir()
+
+
+WITHOUT_ARRAY_RECORD = """
+import sys
+class Hide:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "array_record":
+            raise ModuleNotFoundError(f"no {name}", name="array_record")
+sys.meta_path.insert(0, Hide())
+from tensorflow_datasets.image_classification import cifar
+from cifar_jax.data import datasets
+from cifar_jax.errors import UserError
+from tests import tiny_cifar
+content = tiny_cifar.cifar10_archive()
+cifar.Cifar10.url_infos = tiny_cifar.describe(content, "http://127.0.0.1:1/cifar-10-binary.tar.gz")
+for name in ("cifar10", "cifar10:3.0.2"):
+    loaded = datasets.load_dataset(name, sys.argv[1])
+    print([split.labels.tolist() for split in loaded.splits.values()], loaded.class_names)
+try:
+    datasets.load_dataset("cifar10", sys.argv[2])
+except UserError as error:
+    print(error)
+"""
+
+
+def test_without_array_record_the_archive_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prepared = tmp_path / "prepared"
+    tiny_cifar.prepared_cifar10(prepared)
+    manual = tmp_path / "data" / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    (manual / "cifar-10-binary.tar.gz").write_bytes(tiny_cifar.cifar10_archive())
+    arguments = (str(tmp_path / "data"), str(prepared))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ARRAY_RECORD, *arguments],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, refusal = done.stdout.splitlines()
+    assert first == second
+    assert refusal.startswith(f"reading {prepared}/cifar10/3.0.2 needs array-record, which is not")
+    assert refusal.endswith(
+        "pip install array-record; or let TFDS prepare the set again with file_format='tfrecord'"
+    )
+    # In the order, and with the bits, of the prepared set.
+    expected = datasets.load_dataset("cifar10", str(prepared))
+    labels = [split.labels.tolist() for split in expected.splits.values()]
+    assert first == f"{labels} {expected.class_names}"
+    (file,) = (tmp_path / "cache").rglob("train-images-*.npy")
+    np.testing.assert_array_equal(np.load(file), expected.splits["train"].images)
+
+
+@pytest.mark.parametrize(("installed", "wanted"), [(True, "array_record"), (False, "tfrecord")])
+def test_the_file_format_is_one_that_can_be_written(tmp_path, monkeypatch, installed, wanted):
+    monkeypatch.setattr(tfds_lib, "has_array_record", lambda: installed)
+    builder = mock.Mock(data_dir=str(tmp_path))
+    tfds_lib.build(builder, None)
+    assert builder.download_and_prepare.call_args.kwargs["file_format"] == wanted
 
 
 def test_another_file_than_the_published_one_is_refused(tmp_path):
