@@ -69,8 +69,7 @@ class Trained(NamedTuple):
     def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Returns the class probabilities, float64 [images, classes].
 
-        Fewer images than a batch are filled up to a power of two by repetition, so that few
-        programs serve any number of images.
+        Fewer images than a batch are filled up to a power of two, so that few programs serve all.
 
         Args:
           images: uint8 [images, height, width, channels], of the training images' shape.
@@ -153,6 +152,7 @@ def load_seeds(
     workdir: str | Path, checkpoint="last", seed=None, stored_code=False
 ) -> list[Trained]:
     """Returns the models of all seeds of a run, or of the given one; otherwise as `load`."""
+    devices.check_not_forked()
     workdir = files.user_path(workdir)
     file = weights.find_file(workdir)
     every = [load_file(file, checkpoint)] if file else _read_run(workdir, checkpoint, stored_code)

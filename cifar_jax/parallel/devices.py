@@ -1,20 +1,29 @@
 """JAX's devices: their setup, the mesh that they form, and arrays on that mesh."""
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cifar_jax import files
 from cifar_jax.errors import UserError
-from cifar_jax.parallel import cpu
+from cifar_jax.parallel import cpu, programs
+
+# The process that has used JAX's devices, which those forked from it cannot.
+_user: int | None = None
+
+
+def check_not_forked() -> None:
+    """Raises UserError in a process that was forked from one that uses JAX; it would hang."""
+    if _user not in (None, os.getpid()):
+        raise UserError(
+            "this process was forked from one that uses JAX, whose threads are missing here: "
+            'start it by multiprocessing.get_context("spawn") instead'
+        )
 
 
 def configure_jax(
@@ -32,6 +41,7 @@ def configure_jax(
         for each device.
       deterministic: whether a GPU must always give the same bits; a CPU always does.
     """
+    check_not_forked()
     config: Any = jax.config
     if num_cpu_devices is None and config.jax_num_cpu_devices < 1:
         num_cpu_devices = _forced_devices() or cpu.default_num_devices(batch_size)
@@ -45,9 +55,7 @@ def configure_jax(
         _add_xla_flag("xla_cpu_collective_call_terminate_timeout_seconds=1000000")
     if deterministic:
         _add_xla_flag("xla_gpu_deterministic_ops=true")
-    if config.jax_compilation_cache_dir is None and (folder := compilation_cache()):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    programs.use_cache()
 
 
 def _add_xla_flag(flag: str) -> None:
@@ -61,20 +69,6 @@ def _forced_devices() -> int | None:
     """Returns the number of CPU devices that XLA's own flag sets, if it does."""
     flag = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     return int(flag[1]) if flag else None
-
-
-def compilation_cache() -> Path | None:
-    """Returns the user's folder for compiled programs, created if needed; None without a home."""
-    try:
-        if (home := files.cache_folder()) is None:
-            return None
-        # Programs compiled for one kind of processor may not run on another.
-        kind = hashlib.sha256(cpu.describe_processor().encode()).hexdigest()[:8]
-        folder = home / f"xla-{kind}"
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,8 +96,12 @@ def make_mesh(batch_size: int | None = None, num_seeds: int = 1) -> Mesh:
       num_seeds: the number of seeds that one program trains.
 
     Raises:
-      UserError: there is no device, or the devices do not divide the batch.
+      UserError: there is no device, the devices do not divide the batch, or this process was
+        forked from one that uses JAX.
     """
+    global _user
+    check_not_forked()
+    _user = os.getpid()
     try:
         members = jax.local_devices() if batch_size is None else jax.devices()
     except (RuntimeError, AssertionError) as error:

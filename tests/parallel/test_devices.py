@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cifar_jax.errors import UserError
-from cifar_jax.parallel import cpu, devices, processes
+from cifar_jax.parallel import cpu, devices, processes, programs
 from cifar_jax.training import distributed
 from tests import program, tiny
 
@@ -115,7 +115,7 @@ def test_the_default_number_of_cpu_devices(monkeypatch, batch_size, gibibytes, e
 
 CONFIGURE = """
 import os
-from cifar_jax.parallel import cpu, devices, processes
+from cifar_jax.parallel import cpu, devices, processes, programs
 from cifar_jax.training import distributed
 cpu.default_num_devices = lambda batch_size: 3
 devices.configure_jax({arguments})
@@ -238,7 +238,7 @@ def test_processors_of_two_kinds_share_no_compiled_programs(monkeypatch, kinds):
     folders = []
     for text in kinds:
         monkeypatch.setattr(Path, "read_text", lambda _, text=text: text)
-        folders.append(devices.compilation_cache())
+        folders.append(programs.find_folder())
     assert len(set(folders)) == 2
 
 
@@ -286,3 +286,38 @@ def test_flags_of_the_user_are_kept(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
     devices._add_xla_flag("xla_gpu_deterministic_ops=true")
     assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=false"
+
+
+FORK = """
+import multiprocessing, warnings
+import cifar_jax
+from cifar_jax.errors import UserError
+from tests import sample_run
+
+folder = "tests/data/format-1"
+model, images = cifar_jax.load(folder), sample_run.images()
+model.predict(images)
+
+def try_all():
+    for attempt in (lambda: model.predict(images), lambda: cifar_jax.load(folder)):
+        try:
+            attempt()
+        except UserError as error:
+            print(error, flush=True)
+
+warnings.simplefilter("ignore")  # JAX's own, at the fork
+worker = multiprocessing.get_context("fork").Process(target=try_all)
+worker.start()
+worker.join(60)
+worker.kill()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_is_told_to_spawn():
+    command = [sys.executable, "-c", FORK]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert first.endswith('start it by multiprocessing.get_context("spawn") instead')
