@@ -141,13 +141,16 @@ def find_matches(pattern: str) -> list[str]:
     level = parts.index("**")
     rest = [part for part in parts[level + 1 :] if part and part != "**"] or ["*"]
     starts = glob.glob(os.sep.join([*parts[:level], ""])) if level else [""]
-    folders = (glob.escape(folder) for folder in _walk(starts))
+    folders = (glob.escape(folder) for folder in walk_folders(starts))
     return [path for folder in folders for path in find_matches(os.path.join(folder, *rest))]
 
 
-def _walk(folders: list[str]) -> Iterator[str]:
-    """Yields folders and, level by level, those below them that are not hidden, each once."""
-    seen = set()
+def walk_folders(starts: Iterable[str]) -> Iterator[str]:
+    """Yields folders and, level by level, those below them that are not hidden, each once.
+
+    Links are followed; of several ways to a folder the shortest is taken.
+    """
+    folders, seen = list(starts), set()
     for folder in folders:
         if (place := os.path.realpath(folder)) in seen:
             continue

@@ -3,12 +3,14 @@
 Only names are read here; `folder` decodes the files.
 """
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cifar_jax import files as files_lib
 from cifar_jax.data import photos
 from cifar_jax.data.picture_files import describe_others
 from cifar_jax.errors import UserError
@@ -121,14 +123,11 @@ def _find_splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
 
 def _list_pictures(root: Path, place: str, name: str, others: Counter[str]) -> list[str]:
     """Returns the pictures of a class, at any depth; counts the other files by their kinds."""
-    pictures, seen = [], set()
-    for folder, folders, files in os.walk(root / place / name, followlinks=True):
-        seen.add(os.path.realpath(folder))
-        inner = [x for x in sorted(folders) if not x.startswith(".")]
-        folders[:] = [x for x in inner if os.path.realpath(os.path.join(folder, x)) not in seen]
+    pictures = []
+    for folder in files_lib.walk_folders([str(root / place / name)]):
         relative = os.path.relpath(folder, root)
-        for file in files:
-            if not file.startswith("."):
+        with contextlib.suppress(OSError):  # a folder that may not be read
+            for file in _list_folder(Path(folder))[1]:
                 extension = os.path.splitext(file)[1].lower()
                 if extension in photos.extensions():
                     pictures.append(f"{relative}/{file}")

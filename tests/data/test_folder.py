@@ -90,6 +90,17 @@ def test_folders_of_splits(tmp_path, train, held):
     assert tree.remarks == (words,)
 
 
+def test_no_folder_is_entered_twice(root):
+    """Links between the folders of a class: each picture counts once, by its shortest path."""
+    for number in range(6):
+        write(root / "cat" / f"in{number}" / "x.png", number)
+    for number in range(6):
+        for other in range(6):
+            (root / "cat" / f"in{number}" / f"to{other}").symlink_to(root / "cat" / f"in{other}")
+    inner = [file for file, _ in find_tree(str(root)).splits["train"] if "/in" in file]
+    assert sorted(inner) == [f"cat/in{number}/x.png" for number in range(6)]
+
+
 def test_a_class_may_be_called_train(root):
     write(root / "train" / "engine.png")
     assert find_tree(str(root)).class_names == ("cat", "dog", "train")
