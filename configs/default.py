@@ -40,8 +40,20 @@ def get_config() -> ConfigDict:
     config.steps_per_call = placeholder(int)
 
     config.data = ConfigDict()
-    # "digits" (comes with scikit-learn) or the name of any image classification set of TFDS.
+    # "digits" (comes with scikit-learn), "folder" (of pictures) or the name of any image
+    # classification set of TFDS.
     config.data.name = "cifar10"
+    # For "folder": PATH with PATH/CLASS/*.jpg, or PATH/train/CLASS, PATH/val/CLASS and
+    # PATH/test/CLASS.
+    config.data.path = placeholder(str)
+    # The images' height and width, and their channels: 1, 3 or 4 (with transparency). Unset: those
+    # of the set, for a folder 32 and 3.
+    config.data.image_size = placeholder(int)
+    config.data.channels = placeholder(int)
+    # The share of each class of a folder that is for testing, chosen by the seed, if there is no
+    # PATH/test; and the most pictures that may be unreadable.
+    config.data.test_fraction = 0.2
+    config.data.max_broken = 10
     # Where TFDS keeps its sets; unset: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     config.data.data_dir = placeholder(str)
     # The training and test images, in TFDS's notation: "train[:90%]", "train+validation". Unset,

@@ -110,7 +110,7 @@ def _split_options() -> dict[str, Any]:
 
 
 def _explore() -> int:
-    from cifar_jax.data import datasets
+    from cifar_jax.data import datasets, sources
     from cifar_jax.reports import explore
 
     if FLAGS["config"].present:
@@ -119,7 +119,7 @@ def _explore() -> int:
                 raise UserError(f"--{name} cannot be combined with --config: leave one out")
         check_given()
         config, data = FLAGS.config, FLAGS.config.data
-        place = FLAGS.data_dir or data.data_dir
+        place = sources.find_place(config, given=FLAGS.data_dir)
         options = datasets.run_options(config)
         explore.explore_dataset(data.name, place, _output(), **options)
     else:

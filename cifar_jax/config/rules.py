@@ -23,6 +23,7 @@ _RULES = (
             *("num_cpu_devices", "steps_per_call", "optimizer.learning_rate", "optimizer.eps"),
             *("optimizer.accumulation_steps", "optimizer.base_batch_size", "optimizer.num_epochs"),
             *("schedule.factor", "test_time.confidence_threshold"),
+            *("data.image_size", "data.test_fraction"),
         ),
         "must be greater than 0",
         lambda value: value > 0,
@@ -30,6 +31,7 @@ _RULES = (
     (
         (
             *("seed", "data.seed", "data.validation_examples", "data.validation_fold"),
+            "data.max_broken",
             *("augment.crop_padding", "augment.cutout"),
             *("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"),
             *("augment.rand_augment_ops", "augment.rand_augment_magnitude"),
@@ -60,6 +62,9 @@ _RULES = (
         "must be at most 1",
         lambda value: value <= 1,
     ),
+    (("data.image_size",), "must be at most 1024", lambda value: value <= 1024),
+    (("data.channels",), "must be 1, 3 or 4", lambda value: value in (1, 3, 4)),
+    (("data.test_fraction",), "must be less than 1", lambda value: value < 1),
     (("augment.hue",), "must be at most 0.5", lambda value: value <= 0.5),
     (("augment.rand_augment_magnitude",), "must be at most 30", lambda value: value <= 30),
     (("augment.rand_augment_ops",), "must be at most 16", lambda value: value <= 16),
@@ -97,6 +102,9 @@ def find_problems(config: ConfigDict) -> list[str]:
             problems.append(f"{name} is {unknown(fields[name], known)}")
     problems += _check_milestones(fields["schedule.milestones"])
     problems += _check_class_weights(fields["loss.class_weights"])
+    if fields["data.path"] and fields["data.name"] != "folder":
+        words = "set --config.data.name=folder too, or leave it out"
+        problems.append(f"data.path is set but data.name is {fields['data.name']!r}: {words}")
     if fields["augment.flip"] and fields["augment.alternating_flip"]:
         problems.append("augment.flip and augment.alternating_flip are both on: choose one")
     rest = fields["batch_size"]

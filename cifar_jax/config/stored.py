@@ -12,7 +12,8 @@ from cifar_jax.config.fields import OPTIMIZER_OPTIONS, flatten
 
 # Fields that may change when a run is resumed: they do not affect the training.
 HARMLESS = (
-    *("log.", "data.data_dir", "data.placement", "num_cpu_devices", "steps_per_call"),
+    *("log.", "data.data_dir", "data.path", "data.max_broken", "data.placement"),
+    *("num_cpu_devices", "steps_per_call"),
     *("eval_batch_size", "eval_every_", "test_time.", "checkpoint.", "deterministic"),
     "seeds_at_once",
 )
@@ -28,6 +29,11 @@ _ADDED = {
     "augment.alternating_flip": False,
     "augment.custom": "",
     "loss.class_weights": None,
+    "data.path": None,
+    "data.image_size": None,
+    "data.channels": None,
+    "data.test_fraction": 0.2,
+    "data.max_broken": 10,
     "data.train_split": "train",
     "data.test_split": None,
     "optimizer.base_batch_size": 128,

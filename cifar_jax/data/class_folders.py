@@ -16,6 +16,8 @@ from cifar_jax.data.picture_files import describe_others
 from cifar_jax.errors import UserError
 from cifar_jax.text import printable
 
+# The name of the set.
+FOLDER = "folder"
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 _MOST_NAMED = 5

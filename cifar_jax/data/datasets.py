@@ -1,4 +1,4 @@
-"""Loads the data: any TFDS set of images of one size, or scikit-learn's handwritten digits.
+"""Loads the data: any TFDS set of images of one size, a folder of pictures, or the digits.
 
 A set is read from its prepared TFDS folder, decoded once, and kept as memory-mapped uint8 arrays.
 Reading a set that is prepared as ArrayRecord does not import TensorFlow; once it is decoded, not
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from cifar_jax.data import cache
 from cifar_jax.data import splits as splits_lib
 from cifar_jax.data.sampling import partition, replace_labels
-from cifar_jax.data.sources import find_sizes, open_source
+from cifar_jax.data.sources import Source, find_place, find_sizes, open_source
 from cifar_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Dataset:
         set without "train": over the first of `splits`).
       std: the standard deviation of each channel, in units of pixel / 255, over the same images.
       splits: the splits that were loaded, by name.
+      remarks: lines about a folder of pictures, to show before training.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     splits: dict[str, Split]
+    remarks: tuple[str, ...] = ()
 
 
 class _NoLabels(UserError):
@@ -64,14 +66,16 @@ class _NoLabels(UserError):
 
 
 def load_dataset(
-    name: str, data_dir: str | None = None, splits: Sequence[str] = ("train", "test")
+    name: str, data_dir: str | Source | None = None, splits: Sequence[str] = ("train", "test")
 ) -> Dataset:
     """Loads splits of a set; prepares and decodes them if needed.
 
     Args:
-      name: "digits"; or the name of a TFDS set, with its config where it has one
-        ("emnist/letters"); or the name of a folder of your own in `data_dir` that TFDS prepared.
-      data_dir: the TFDS data directory; None: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      name: "digits"; or "folder", for a folder of pictures; or the name of a TFDS set, with its
+        config where it has one ("emnist/letters"); or the name of a set of your own that TFDS
+        prepared in `data_dir`.
+      data_dir: the TFDS data directory (None: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`) or the
+        folder of pictures; or the result of `sources.find_place`.
       splits: the set's splits or parts of them, in TFDS's notation ("train[:90%]").
 
     Raises:
@@ -87,17 +91,15 @@ def load_dataset(
     for split, own in parts.items():
         labels = splits_lib.join(own, lambda part: load(part).labels)
         if not -1 <= labels.min() <= labels.max() < len(first.class_names):
-            words = f"labels from {labels.min()} to {labels.max()}"
-            raise UserError(
-                f"{name} has {words} but {len(first.class_names)} class names: prepare it again"
-            )
+            words = f"has labels from {labels.min()} to {labels.max()} but {len(first.class_names)}"
+            raise UserError(f"{name} {words} class names: prepare it again")
         if labels.min() < 0:
             raise _NoLabels(name, split)
         loaded[split] = Split(splits_lib.join(own, lambda part: load(part).images), labels)
-    return Dataset(name, first.class_names, first.mean, first.std, loaded)
+    return Dataset(name, first.class_names, first.mean, first.std, loaded, source.remarks)
 
 
-def load_labelled(name: str, data_dir: str | None, splits: Sequence[str]) -> Dataset:
+def load_labelled(name: str, data_dir: str | Source | None, splits: Sequence[str]) -> Dataset:
     """Loads those splits whose images all have a class; the others are named in the log.
 
     Arguments and errors are otherwise those of `load_dataset`.
@@ -115,7 +117,7 @@ def load_labelled(name: str, data_dir: str | None, splits: Sequence[str]) -> Dat
 
 def load_run_data(
     name: str,
-    data_dir: str | None = None,
+    data_dir: str | Source | None = None,
     train_split: str = "train",
     test_split: str | None = None,
     validation_examples: int = 0,
@@ -126,14 +128,13 @@ def load_run_data(
     """Loads what a run uses, as the splits "train", "test" and, if there is one, "validation".
 
     Args:
-      name: the set's name, as for `load_dataset`.
-      data_dir: the folder of the data, as for `load_dataset`.
+      name, data_dir: as for `load_dataset`.
       train_split: the training images, in TFDS's notation.
       test_split: the test images. None: the set's split "test" if its images have classes and none
         is in `train_split`; otherwise a tenth of the training images, the same for every seed.
       validation_examples: the number of training images to hold out. 0: "validation" is the set's
         split of that name, if it has classes and none of its images is used otherwise.
-      seed: chooses the images that are held out for validation, and the labels that are replaced.
+      seed: chooses the images to hold out for validation, and the labels to replace.
       validation_fold: which part of that size to hold out, counted from 0.
       label_noise: the share of the labels, of these images too, that get another class.
 
@@ -144,9 +145,9 @@ def load_run_data(
     Raises:
       UserError: as for `load_dataset`; or the splits overlap, or have too few images.
     """
-    sizes = open_source(name, data_dir).sizes
+    sizes = (source := open_source(name, data_dir)).sizes
     chosen = splits_lib.choose_splits(name, sizes, train_split, test_split, not validation_examples)
-    dataset = load_labelled(name, data_dir, tuple(chosen.values()))
+    dataset = load_labelled(name, source, tuple(chosen.values()))
     for role, split in (("train", train_split), ("test", test_split)):
         if split is not None and split not in dataset.splits:
             raise _NoLabels(name, split, f"set --config.data.{role}_split")
@@ -167,6 +168,12 @@ def load_run_data(
     return dataset
 
 
+def load_for(config: ConfigDict, **changes: Any) -> Dataset:
+    """Loads what a run with this config uses; `changes` replace arguments of `load_run_data`."""
+    options = run_options(config) | changes
+    return load_run_data(config.data.name, find_place(config), **options)
+
+
 def run_options(config: ConfigDict) -> dict[str, Any]:
     """Returns the arguments of `load_run_data`, apart from the set and its place, for a run."""
     data, seed = config.data, config.seed if config.data.seed is None else config.data.seed
@@ -185,11 +192,6 @@ def check_run_data(
         splits_lib.check_notation(split)
     if sizes := find_sizes(name, data_dir):
         splits_lib.choose_splits(name, sizes, train_split, test_split, False)
-
-
-def split_names(name: str, data_dir: str | None = None) -> tuple[str, ...]:
-    """Returns the names of a set's splits; arguments and errors are those of `load_dataset`."""
-    return tuple(open_source(name, data_dir).sizes)
 
 
 def carve_validation(dataset: Dataset, num_examples: int, seed: int, fold: int = 0) -> Dataset:

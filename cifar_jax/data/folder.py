@@ -19,11 +19,10 @@ import PIL
 from tqdm import tqdm
 
 from cifar_jax.data import cache, photos
-from cifar_jax.data.class_folders import Tree, find_tree, name_some
+from cifar_jax.data.class_folders import FOLDER, Tree, find_tree, name_some
 from cifar_jax.errors import UserError
 from cifar_jax.text import format_table, printable
 
-NAME = "folder"
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +80,7 @@ def open_folder(options: Options) -> tuple[dict[str, cache.CachedSplit], list[st
     """
     tree = find_tree(options.path)
     shape = (options.image_size, options.image_size, options.channels)
-    name = f"{NAME}-{'x'.join(map(str, shape))}"
+    name = f"{FOLDER}-{'x'.join(map(str, shape))}"
     broken: list[str] = []
     parts: dict[str, Pictures] = {}
     statistics: dict[str, Any] = {}

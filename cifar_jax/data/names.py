@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from cifar_jax.data.class_folders import FOLDER, find_tree
 from cifar_jax.errors import UserError
 
 _EXAMPLES = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn_cropped", "digits")
@@ -79,18 +80,21 @@ def check_name(name: str, data_dir: str | None = None) -> None:
 
     Args:
       name: the set's name, as for `load_dataset`.
-      data_dir: the TFDS data directory, as for `load_dataset`: it may hold a prepared set that TFDS
-        does not know.
+      data_dir: as for `load_dataset`: a TFDS data directory may hold a prepared set that TFDS does
+        not know.
 
     Raises:
       UserError: there is no such set; the message suggests similar names.
     """
+    if name == FOLDER:
+        find_tree(data_dir)
+        return
     parts = split_name(name)
     if name == "digits" or (parts and find_prepared(name, data_root(data_dir))):
         return
     import tensorflow_datasets as tfds
 
-    known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+    known = ["digits", FOLDER, *tfds.list_builders(with_community_datasets=False)]
     base = re.split("[/:]", name)[0]
     if parts and base in known and base != "digits":
         _check_builder(name, *parts)
@@ -103,7 +107,8 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(
         f"unknown dataset {name!r}: {hint}Give NAME, NAME/CONFIG or NAME:1.2.3 of a TFDS set of "
-        f"labelled images of one size, for instance {', '.join(_EXAMPLES)}"
+        f"labelled images of one size, for instance {', '.join(_EXAMPLES)}, or {FOLDER!r} and "
+        "data.path for your own pictures"
     )
 
 

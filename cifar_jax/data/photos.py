@@ -190,6 +190,11 @@ def _to_8_bits(image: Image.Image, channels: int, background: str) -> Image.Imag
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
+def from_array(image: np.ndarray) -> Image.Image:
+    """Returns an image, uint8 [height, width, 1, 3 or 4], as a picture."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
 def fit(image: Image.Image, shape: Sequence[int], resize: str = "crop") -> np.ndarray:
     """Returns a picture as an array of a given shape.
 

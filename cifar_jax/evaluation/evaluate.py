@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cifar_jax.data import datasets
+from cifar_jax.data import datasets, sources
+from cifar_jax.data.class_folders import FOLDER
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import scores, trained
 from cifar_jax.evaluation.trained import Trained
@@ -80,7 +81,9 @@ def predict_split(
     models = trained.load_seeds(workdir, checkpoint, seed, stored_code)
     first, config = models[0], models[0].config
     name = dataset_name or config.data.name
-    place = data_dir or settings.get("data.data_dir")
+    field = "data.path" if name == FOLDER else "data.data_dir"
+    given = data_dir or settings.get(field)
+    place = sources.find_place(config, name, given, first.image_shape)
     if name == config.data.name and split in ("train", "test", "validation"):
         options = datasets.run_options(config)
         if split == "test":

@@ -104,7 +104,7 @@ _SETTINGS: dict[str, Any] = {
     "eval_batch_size": int,
     "num_cpu_devices": int | None,
     "deterministic": bool | None,
-    "data.data_dir": str | None,
+    **dict.fromkeys(("data.data_dir", "data.path"), str | None),
 }
 
 

@@ -81,8 +81,11 @@ def find_class(name: str) -> type[nn.Module]:
 
 
 def create_model(config: ConfigDict, num_classes: int) -> nn.Module:
-    """Returns the model of a config."""
+    """Returns the model of a config; a ResNet's stem fits `data.image_size` if it is set."""
     options = config.model.to_dict()
+    size = config.data.image_size
+    if size and config.model.name in ("resnet", "wide_resnet"):
+        options.setdefault("stem_stride", resnet.choose_stem_stride(size))
     return create(options.pop("name"), num_classes, jnp.dtype(config.dtype).type, **options)
 
 

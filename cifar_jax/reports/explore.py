@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from cifar_jax import files
 from cifar_jax.data import datasets
 from cifar_jax.data.sampling import random_order
+from cifar_jax.data.sources import Source
 from cifar_jax.reports.style import colour_of, new_canvas, new_figure, save_figure, styled
 from cifar_jax.text import format_table, printable, shorten_middle
 
@@ -23,7 +24,7 @@ _CHANNELS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blu
 
 def explore_dataset(
     name: str,
-    data_dir: str | None = None,
+    data_dir: str | Source | None = None,
     output: Path | None = None,
     seed: int = 0,
     **run_splits: Any,
@@ -49,12 +50,12 @@ def explore_dataset(
         if run_splits:
             dataset = datasets.load_run_data(name, data_dir, seed=seed, **run_splits)
         else:
-            known = datasets.split_names(name, data_dir)
+            known = datasets.open_source(name, data_dir).sizes
             splits = [split for split in _SPLITS if split in known] or list(known)
             dataset = datasets.load_labelled(name, data_dir, splits)
         counts = count_classes(dataset)
         print(format_counts(dataset.class_names, counts))
-        print("\n" + format_statistics(dataset))
+        print("\n".join(["", format_statistics(dataset), *dataset.remarks]))
         described = {
             "name": name,
             "image_shape": next(iter(dataset.splits.values())).images.shape[1:],

@@ -65,6 +65,26 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return files.read_json(workdir / workdir_lib.CONFIG)
 
 
+def read_data(workdir: Path) -> dict[str, Any]:
+    """Returns what a run's last checkpoint or a file of weights says of its data.
+
+    That is "class_names", "image_shape" [height, width, channels], "mean", "std" and others.
+
+    Raises:
+      UserError: there is no such run or file, it has no checkpoint yet, or it cannot be read.
+    """
+    if file := find_file(workdir):
+        return read_weights(file)[1]["data"]
+    steps = workdir_lib.list_steps(workdir)
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    path = workdir / "checkpoints" / str(steps[-1]) / "meta.json"
+    data = files.read_json(path).get("data")
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is damaged: it does not describe the data")
+    return data
+
+
 def write_weights(path: Path, variables: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Writes a file of weights, whole or not at all.
 

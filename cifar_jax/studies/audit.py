@@ -41,9 +41,7 @@ def audit_labels(
       UserError: the folds do not fit the data, or as for `loop.train_model`.
     """
     training.check_folder(workdir, "audit")
-    place, options = (config.data.name, config.data.data_dir), datasets.run_options(config)
-    plain = options | {"validation_examples": 0, "label_noise": 0}
-    whole = datasets.load_run_data(*place, **plain)
+    whole = datasets.load_for(config, validation_examples=0, label_noise=0)
     images, clean = whole.splits["train"]
     total, classes = len(clean), len(whole.class_names)
     if not 2 <= num_folds <= total:
@@ -55,7 +53,8 @@ def audit_labels(
         with lock(folder):
             if code := training.train_in(fold, folder, config_text):
                 return code
-    labels = replace_labels(clean, classes, config.data.label_noise, options["seed"])
+    seed = datasets.run_options(config)["seed"]
+    labels = replace_labels(clean, classes, config.data.label_noise, seed)
     probabilities = np.full((total, classes), np.nan)
     for number, fold in enumerate(folds):
         data = fold.data

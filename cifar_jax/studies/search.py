@@ -93,8 +93,7 @@ def hold_out(config: ConfigDict) -> ConfigDict:
     """Returns the config of all trials: with a validation split, and without reports."""
     fields: dict[str, Any] = {"log.report": False}
     if not config.data.validation_examples:
-        place, options = (config.data.name, config.data.data_dir), datasets.run_options(config)
-        splits = datasets.load_run_data(*place, **options).splits
+        splits = datasets.load_for(config).splits
         if "validation" not in splits:
             total = len(splits["train"].labels)
             fields["data.validation_examples"] = min(max(1, total // _HELD_OUT), _MOST_HELD_OUT)

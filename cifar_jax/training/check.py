@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from cifar_jax.augment import own as own_augment
 from cifar_jax.config import custom, fields, rules
 from cifar_jax.data import datasets, names
+from cifar_jax.data.class_folders import FOLDER
 from cifar_jax.errors import UserError
 from cifar_jax.models import own, registry
 from cifar_jax.optim import build
@@ -29,17 +30,16 @@ def check_config(config: Any, default: ConfigDict | None = None) -> None:
     problems += own_augment.find_custom_problems(config.augment.custom)
     model = config.model.to_dict()
     data = config.data
+    place = data.path if data.name == FOLDER else data.data_dir
     for attempt in (
         lambda: _check_model(**model),
-        lambda: names.check_name(data.name, data.data_dir),
-        lambda: datasets.check_run_data(
-            data.name, data.data_dir, data.train_split, data.test_split
-        ),
+        lambda: names.check_name(data.name, place),
+        lambda: datasets.check_run_data(data.name, place, data.train_split, data.test_split),
     ):
         try:
             attempt()
         except UserError as error:
-            problems.append(str(error))
+            problems += [str(error)] if str(error) not in problems else []
     if problems:
         raise UserError("\n".join(problems))
 

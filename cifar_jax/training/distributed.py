@@ -53,7 +53,8 @@ def train_together(
             f"the code of {field}": custom.digest_source(field, reference)
             for field, reference in custom.find_references(config).items()
         }
-        processes.check_same({name: values[name] for name in values if name != "data.data_dir"})
+        own = ("data.data_dir", "data.path")  # may differ between machines
+        processes.check_same({name: values[name] for name in values if name not in own})
         processes.run_on_first(lambda: stack.enter_context(lock(workdir, take_over)))
         received = stack.enter_context(Signals())
         return train_here(config, workdir, received)

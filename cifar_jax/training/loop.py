@@ -61,8 +61,7 @@ def train_model(
     devices.configure_jax(part, config.num_cpu_devices, config.deterministic)
     processes.run_on_first(lambda: resume.check_workdir(config, workdir))
     mesh = devices.make_mesh(part, config.num_seeds)
-    place, options = (config.data.name, config.data.data_dir), datasets.run_options(config)
-    dataset = processes.first_then_others(lambda: datasets.load_run_data(*place, **options))
+    dataset = processes.first_then_others(lambda: datasets.load_for(config))
     split = dataset.splits["train"]
     durations = durations_lib.resolve_durations(config, len(split.labels))
     num_classes = len(dataset.class_names)

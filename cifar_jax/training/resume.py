@@ -194,6 +194,6 @@ def _check_data(old: Any, new: dict[str, Any], workdir: Path) -> None:
     elif name == "labels_sha256":
         words = "the labels of the training images differ"
     raise UserError(
-        f"{workdir} was trained on other data: {words}; set --config.data.data_dir to the data of "
-        "that run, or choose another --workdir"
+        f"{workdir} was trained on other data: {words}; set --config.data.data_dir (data.path for "
+        "a folder of pictures) to the data of that run, or choose another --workdir"
     )

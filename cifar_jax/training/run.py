@@ -111,6 +111,10 @@ def log_summary(run: Run, progress: Progress) -> None:
     run.logs.say(f"data: {dataset.name} ({sizes}), {placed}; {devices.describe_devices()}")
     epochs = durations.total / durations.steps_per_epoch
     run.logs.say(f"{durations.total} steps ({epochs:g} epochs) in {run.workdir}")
+    for remark in dataset.remarks:
+        run.logs.say(remark)
+    if (stride := getattr(run.model, "stem_stride", 1)) > 1:
+        run.logs.say(f"the stem has a stride of {stride}, for images of {shape[0]}x{shape[1]}")
     if len(run.seeds) > 1:
         run.logs.say(seeds.describe_seeds(run.config, run.mesh))
     if progress.step:

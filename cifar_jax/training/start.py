@@ -1,7 +1,7 @@
 """Starts a run: from its last checkpoint, another run's weights or new weights."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cifar_jax.config.durations import Durations
+from cifar_jax.config.fields import flatten
 from cifar_jax.data.datasets import Dataset
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import trained
@@ -72,27 +73,39 @@ def transplant(workdir: Path, state: TrainState, class_names: Sequence[str]) -> 
       class_names: of this run's data.
 
     Raises:
-      UserError: the other run has another model.
+      UserError: the other run has another model, or images of another size or number of channels.
     """
     other = trained.load(workdir)
     old = other.variables
     new = {"params": dict(state.params), "batch_stats": state.batch_stats}
     source = {"params": dict(old["params"]), "batch_stats": old.get("batch_stats", {})}
 
-    def shapes(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.shape, tree)
-
     if "head" in new["params"] and "head" in source["params"]:
         head = new["params"]["head"]
         if tuple(class_names) != other.class_names:
             source["params"]["head"] = head
-    if shapes(new) != shapes(source):
-        raise UserError(
-            f"init_from {workdir} holds another model than this run's: choose a run of this model"
-        )
+    _compare_shapes(workdir, dict(flatten(source)), dict(flatten(new)))
     # Copies, so that donating this state does not delete the other model's arrays.
     source = jax.tree.map(jax.numpy.copy, source)
     ema = jax.tree.map(jax.numpy.copy, source) if state.ema else {}
     return dataclasses.replace(
         state, params=source["params"], batch_stats=source["batch_stats"], ema=ema
     )
+
+
+def _compare_shapes(workdir: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises UserError, which names the first array that does not fit, unless the shapes agree."""
+    for name in dict.fromkeys([*ours, *theirs]):
+        shapes = [list(tree[name].shape) if name in tree else None for tree in (theirs, ours)]
+        if shapes[0] == shapes[1]:
+            continue
+        layer = name.partition(".")[2]
+        if None in shapes:
+            where, other = ("that run", "this one") if shapes[0] else ("this run", "that one")
+            words = f"only {where} has {layer}, {other} does not: choose a run of the same model"
+        else:
+            words = (
+                f"{layer} has the shape {shapes[0]} there and {shapes[1]} here: give the model the "
+                "same options; if the images differ, data.image_size and data.channels change them"
+            )
+        raise UserError(f"init_from {workdir} does not fit: {words}")

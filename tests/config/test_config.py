@@ -8,6 +8,7 @@ import jax
 import pytest
 from hypothesis import strategies as st
 from ml_collections.config_flags import config_path
+from PIL import Image
 
 from cifar_jax.config import durations
 from cifar_jax.errors import UserError
@@ -79,9 +80,13 @@ def kind(name):
     return config_path.get_type(name, default.get_config())
 
 
-def test_every_config_file_passes_the_check():
+def test_every_config_file_passes_the_check(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "x.png")
     for path in sorted((program.ROOT / "configs").glob("[!_]*.py")):
-        assert wrong_configs.try_config(f"--config={path}", []) == (0, stops.SURVIVED)
+        flag = f"--config={path}" + (f":{tmp_path}" if path.stem == "folder" else "")
+        assert wrong_configs.try_config(flag, []) == (0, stops.SURVIVED)
 
 
 @pytest.mark.parametrize(

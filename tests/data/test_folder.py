@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_jax.data import cache, folder, photos
+import cifar_jax
+from cifar_jax.data import cache, datasets, folder, photos
 from cifar_jax.data.class_folders import find_tree
+from cifar_jax.data.sources import find_place
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import evaluate
+from cifar_jax.reports import predict
+from cifar_jax.runs.signals import Signals
+from cifar_jax.training import check, loop
+from tests import tiny
 
 
 def write(path, seed=0, size=(12, 9), mode="RGB", **options):
@@ -269,3 +276,106 @@ def test_pictures_are_decoded_once_and_changes_are_noticed(root, monkeypatch):
     assert not [name for name in os.listdir(root) if name not in ("cat", "wolf")]
     (stored,) = (root.parent / "cache" / "cifar_jax").iterdir()
     assert sorted(path.suffix for path in stored.iterdir()) == [".json", ".npy", ".npy"]
+
+
+def make_config(root, **fields):
+    return tiny.config(
+        data__name="folder", data__path=str(root), data__image_size=8, batch_size=4, **fields
+    )
+
+
+def test_a_run_sees_the_folder_by_its_config(root):
+    write(root / "dog" / "grey.png", 40, mode="L")
+    config = make_config(root, data__channels=1, data__test_fraction=0.4, seed=3)
+    config.data.validation_examples = 2
+    dataset = datasets.load_for(config)
+    options = folder.Options(str(root), 8, 1, test_fraction=0.4, seed=3)
+    splits, lines = folder.open_folder(options)
+    np.testing.assert_array_equal(dataset.splits["test"].images, splits["test"].images)
+    assert {name: len(split.labels) for name, split in dataset.splits.items()} == {
+        "train": 8, "validation": 2, "test": 4 + 2
+    }  # fmt: skip
+    assert dataset.remarks == tuple(lines)
+    config.data.seed = 4
+    other = datasets.load_for(config).splits["test"].images
+    assert other.tobytes() != splits["test"].images.tobytes()
+
+
+def test_the_folder_for_validation_is_used_unless_images_are_held_out(root):
+    (root.parent / "set").mkdir()
+    root = root.rename(root.parent / "set" / "train")
+    write(root.parent / "valid" / "cat" / "v.png", 70)
+    config = make_config(root.parent)
+    config.data.validation_examples = 0
+    assert len(datasets.load_for(config).splits["validation"].labels) == 1
+    config.data.validation_examples = 3
+    assert len(datasets.load_for(config).splits["validation"].labels) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"data__path": "x"}, "the folder of pictures .*/x does not exist"),
+        ({"data__path": None}, "data.path is not set: name your folder, --config.data.path=PATH"),
+        ({"data__name": "digits"}, "data.path is set but data.name is 'digits': set --config.data"),
+        ({"data__image_size": 0}, "data.image_size is 0 but must be greater than 0"),
+        ({"data__image_size": 2000}, "data.image_size is 2000 but must be at most 1024"),
+        ({"data__channels": 2}, "data.channels is 2 but must be 1, 3 or 4"),
+        ({"data__test_fraction": 0.0}, "data.test_fraction is 0.0 but must be greater than 0"),
+        ({"data__test_fraction": 1.0}, "data.test_fraction is 1.0 but must be less than 1"),
+        ({"data__max_broken": -1}, "data.max_broken is -1 but must not be negative"),
+    ],
+)
+def test_a_wrong_config_is_refused_before_anything_is_decoded(root, monkeypatch, fields, line):
+    monkeypatch.setattr(folder, "open_folder", None)
+    config = make_config(root)
+    check.check_config(config)
+    with config.unlocked():
+        for name, value in fields.items():
+            config.data[name.removeprefix("data__")] = value
+    with pytest.raises(UserError, match=rf"^{line}[^\n]*$"):
+        check.check_config(config)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(16, None), (None, 3), (40, 4)])
+def test_other_sets_can_be_brought_to_a_size_and_to_channels(size, channels):
+    own = datasets.load_dataset("digits")
+    fields = {"data__image_size": size, "data__channels": channels}
+    dataset = datasets.load_for(tiny.config(data__validation_examples=0, **fields))
+    shape = (size or 32, size or 32, channels or 1)
+    for split in ("train", "test"):
+        images = dataset.splits[split].images
+        picture = Image.fromarray(own.splits[split].images[7, ..., 0])
+        assert images.shape[1:] == shape
+        np.testing.assert_array_equal(images[7], photos.fit(picture, shape))
+    assert dataset.mean == cache.channel_statistics(dataset.splits["train"].images)[0]
+
+
+def test_a_folder_is_trained_evaluated_and_predicted_alike(root, tmp_path, capsys):
+    config = make_config(root, data__validation_examples=0, num_epochs=1.0)
+    run = tmp_path / "run"
+    run.mkdir()
+    assert loop.train_model(config, run, Signals()) == 0
+    out = capsys.readouterr().out
+    assert "cat        8     2  12x9\n" in out
+    assert "no folder for testing: 3 of 15 pictures are it (data.test_fraction 0.2, seed 0)" in out
+    whole = root.rename(tmp_path / "moved")  # by another path: also what is evaluated
+    scores = evaluate.evaluate_model(run, data_dir=str(whole))
+    with pytest.raises(UserError, match="does not exist"):
+        evaluate.evaluate_model(run)
+    images, labels = datasets.load_run_data("folder", find_place(config, given=str(whole))).splits[
+        "test"
+    ]
+    right = (cifar_jax.load(run).predict(images).argmax(1) == labels).sum()
+    assert scores.accuracy == right / 3
+    assert predict.predict_pictures(run, [str(whole)]) == 0
+    rows = (run / "predictions/predictions.csv").read_text().splitlines()[1:]
+    by_file = {row.split(",")[0]: row.split(",")[2] for row in rows}
+    for image, label in zip(images, labels, strict=True):
+        file = next(
+            file
+            for file in by_file
+            if (photos.fit(photos.read_picture(file), (8, 8, 3)) == image).all()
+        )
+        expected = ("cat", "dog")[cifar_jax.load(run).predict(image[None]).argmax()]
+        assert (by_file[file], file.split("/")[-2]) == (expected, ("cat", "dog")[label])
