@@ -21,7 +21,7 @@ MODE_FLAGS = {
     "explore": ("config", "dataset", "data_dir", "seed", "output"),
     "predict": (
         *("workdir", "images", "checkpoint", "resize", "batch_size", "seed", "output"),
-        *("background", "invert", "stored_code"),
+        *("background", "invert", "explain", "stored_code"),
     ),
     "compare": ("workdirs", "output"),
     "export": ("workdir", "formats", "output", "checkpoint", "data_dir", "batch_size", "seed"),
@@ -106,6 +106,9 @@ flags.DEFINE_string(
     "background", "white", "predict: the colour behind transparent parts, a name or #RRGGBB"
 )
 flags.DEFINE_bool("invert", False, "predict: swap dark and light")
+flags.DEFINE_bool(
+    "explain", False, "predict: draw what in each picture speaks for its class, by Grad-CAM"
+)
 flags.DEFINE_bool(
     "stored_code",
     False,

@@ -133,7 +133,8 @@ def _predict(*images: str) -> int:
     workdir = _finished_workdir()
     from cifar_jax.reports import predict
 
-    names = ("checkpoint", "resize", "batch_size", "seed", "background", "invert", "stored_code")
+    names = ["checkpoint", "resize", "batch_size", "seed", "background", "invert"]
+    names += ["explain", "stored_code"]
     options: dict[str, Any] = {name: FLAGS[name].value for name in names}
     given = parse.split_paths([*FLAGS.images, *images])
     return predict.predict_pictures(workdir, given, _output(), **options)

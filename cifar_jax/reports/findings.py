@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from scipy import special
 
 from cifar_jax.config.fields import evaluated_split, flatten
-from cifar_jax.evaluation import scores
+from cifar_jax.evaluation import gradcam, scores
 from cifar_jax.evaluation.evaluate import Predictions
 from cifar_jax.models import layer_table
 from cifar_jax.reports import diagnostics, plots
@@ -19,6 +19,7 @@ from cifar_jax.reports.style import render
 from cifar_jax.text import shorten_middle
 
 _NUM_SHOWN = 12  # random images in a grid
+_SHINING = "Grad-CAM: what shines, from red to yellow, raises the logit"
 
 
 class Findings(NamedTuple):
@@ -101,5 +102,10 @@ def draw_images(found: Findings, num_mistakes: int = 12) -> Iterator[Picture]:
     ):
         if len(shown):
             titles = [f"{shorten_middle(names[labels[index]], 11)} #{index}" for index in shown]
-            arguments = (images[shown], probabilities[shown], names, labels[shown], titles)
-            yield _picture(name, title, caption, plots.plot_predictions, *arguments)
+            arguments = (probabilities[shown], names, labels[shown], titles)
+            yield _picture(name, title, caption, plots.plot_predictions, images[shown], *arguments)
+    if len(shown) and gradcam.find_last_map(trained.model, trained.image_shape) is not None:
+        heat = gradcam.explain_images(trained, images[shown], found.predicted[shown])
+        shining = [plots.overlay_heat(*pair) for pair in zip(images[shown], heat, strict=True)]
+        title, words = "What the mistakes rest on", f"{_SHINING} of the predicted class."
+        yield _picture("explanations", title, words, plots.plot_predictions, shining, *arguments)

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from cifar_jax.reports.style import NUM_COLOURS, WIDTH, colour_of, new_canvas, new_figure, styled
 from cifar_jax.text import shorten_middle
@@ -128,6 +129,23 @@ def plot_predictions(
         _draw_top(axes, probabilities[number], class_names, bars, colour)
     axes.set(xlim=(0, columns * width), ylim=(rows * height, 0), aspect="equal")
     return figure
+
+
+def overlay_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Returns an image, uint8 [height, width, 3], on which a map shines from red to yellow.
+
+    Args:
+      image: uint8 [height, width, 1, 3 or 4 channels].
+      heat: float [map height, map width], from 0, which leaves the image as it is, to 1; enlarged
+        bilinearly.
+    """
+    height, width, channels = image.shape
+    size, resample = (width, height), Image.Resampling.BILINEAR
+    large = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, resample))[..., None]
+    base = np.broadcast_to(image, (height, width, 3)) if channels == 1 else image[..., :3]
+    colours = 255 * matplotlib.colormaps["autumn"](large[..., 0])[..., :3]
+    share = 0.7 * large
+    return np.rint((1 - share) * base + share * colours).astype(np.uint8)
 
 
 def _draw_image(

@@ -32,6 +32,7 @@ def predict_pictures(
     batch_size: int | None = None,
     background: str = "white",
     invert: bool = False,
+    explain: bool = False,
     **which: Any,
 ) -> int:
     """Classifies pictures; prints a table and writes predictions.csv, .json and .png.
@@ -47,13 +48,14 @@ def predict_pictures(
       batch_size: pictures per step; None: the run's own.
       background: the colour behind transparent parts, as for `photos.read_picture`.
       invert: whether to swap dark and light.
+      explain: whether to draw by Grad-CAM, in explanations.png, what speaks for each class.
       **which: checkpoint, seed and stored_code, as for `trained.load`.
 
     Returns:
       The exit code: 0, or 1 if some of the files could not be read.
 
     Raises:
-      UserError: there is no picture or no model, or the folder cannot be written.
+      UserError: there is no picture, model or feature map, or the folder cannot be written.
     """
     photos.check_background(background)
     weights.read_config(workdir)
@@ -64,15 +66,16 @@ def predict_pictures(
 
         own_size = trained.configure_for_run(workdir)["eval_batch_size"]
         model = trained.load(workdir, **which)
-        read = functools.partial(
-            photos.read_picture, channels=model.image_shape[2], background=background, invert=invert
-        )
+        how: dict[str, Any] = {"background": background, "invert": invert}
+        read = functools.partial(photos.read_picture, channels=model.image_shape[2], **how)
         pictures, drawn = _read(paths, read, model.image_shape, resize, failures)
         images = np.stack(list(pictures.values()))
         probabilities = model.predict(images, batch_size or own_size)
         paths, names = list(pictures), model.class_names
         facts = {"workdir": str(workdir), "step": model.step, "seed": model.seed, "resize": resize}
-        facts |= {"background": background, "invert": invert, "failures": failures}
+        facts |= how | {"failures": failures}
+        if explain:
+            _explain(output, paths, model, images, drawn, probabilities)
         _write(output, paths, drawn, probabilities, names, facts)
     print(format_top(paths, probabilities, names))
     words = f"{len(paths)} picture{'s' if len(paths) > 1 else ''} predicted by the checkpoint of "
@@ -81,6 +84,27 @@ def predict_pictures(
     _print_right(find_classes(paths, names), [names[place] for place in probabilities.argmax(1)])
     _print_hints(images, model.mean, model.std)
     return 1 if failures else 0
+
+
+def _explain(
+    output: Path,
+    paths: Sequence[str],
+    model: Any,
+    images: np.ndarray,
+    drawn: Sequence[np.ndarray],
+    probabilities: np.ndarray,
+) -> None:
+    """Writes explanations.png: the pictures as in predictions.png, with what they rest on."""
+    from cifar_jax.evaluation import gradcam
+    from cifar_jax.reports import plots
+    from cifar_jax.reports.style import save_figure
+
+    count = len(drawn)
+    heat = gradcam.explain_images(model, images[:count], probabilities[:count].argmax(axis=1))
+    shining = [plots.overlay_heat(*pair) for pair in zip(drawn, heat, strict=True)]
+    titles = short_names(paths)[:count]
+    figure = plots.plot_predictions(shining, probabilities, model.class_names, titles=titles)
+    save_figure(figure, output / "explanations.png")
 
 
 def _find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:

@@ -76,6 +76,23 @@ def test_predictions_equal_those_of_the_model(run, here, monkeypatch):
     assert out.splitlines()[-1].startswith("5 pictures predicted by the checkpoint of step 2")
 
 
+def test_explanations_are_drawn_for_a_model_with_a_feature_map(run, here):
+    Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save("a.png")
+    code, out, err = start(run, "--images=a.png", "--explain")
+    assert (code, out) == (2, "")
+    assert err == "error: the model mlp has no feature map, which Grad-CAM explains\n"
+    assert not Path("out").exists()
+    shutil.copytree(program.ROOT / "tests" / "data" / "format-1", "conv")
+    code, out, err = start("conv", "--images=a.png", "--explain")
+    assert (code, err) == (0, "")
+    assert sorted(os.listdir("out")) == ["explanations.png", *FILES]
+    with Image.open("out/explanations.png") as ours, Image.open("out/predictions.png") as plain:
+        assert ours.size == plain.size
+        difference = np.asarray(ours.convert("RGB"), int) - np.asarray(plain.convert("RGB"), int)
+    # Where it shines, blue is taken away and red is added.
+    assert difference[..., 0].max() > 30 > 0 > -30 > difference[..., 2].min()
+
+
 def make_odd_files():
     """Writes pictures that can be predicted and files that cannot; returns the names of both."""
     scene().save("photo.jpg")

@@ -213,7 +213,8 @@ def test_names_with_html_in_them_and_a_run_without_a_log(tmp_path, monkeypatch):
     logits = np.eye(4, dtype=np.float32)[(labels + (np.arange(40) < 3)) % 4] * 3
     found = assert_self_contained(made_up(tmp_path, monkeypatch, names, logits, labels))
     assert set(names) <= set(found.texts)
-    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == PREDICTIONS | {"filters"}
+    drawn = {path.stem for path in (tmp_path / "report").glob("*.png")}
+    assert drawn == PREDICTIONS | {"filters", "explanations"}
 
 
 def test_a_hundred_classes_without_a_mistake(tmp_path, monkeypatch):

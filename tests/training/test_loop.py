@@ -160,7 +160,9 @@ def test_every_batch_size_counts_every_image_once(finished, batch_size, monkeypa
     digits = datasets.load_dataset("digits")
     part = datasets.Split(*(array[:50] for array in digits.splits["test"]))
     monkeypatch.setattr(
-        datasets, "load_run_data", lambda *_: dataclasses.replace(digits, splits={"test": part})
+        datasets,
+        "load_run_data",
+        lambda *_, **__: dataclasses.replace(digits, splits={"test": part}),
     )
     expected = cifar_jax.load(finished).predict(part.images).argmax(axis=1) == part.labels
     scores = evaluate.evaluate_model(finished, batch_size=batch_size)
