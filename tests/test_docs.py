@@ -30,7 +30,7 @@ NOT_HERE = {
         "report/report.html",
     ),
     *("my_models.py", "my_optim.py", "my_augment.py", "FILE.py"),
-    *("stripes.py", "configs/two_layers.py"),
+    *("stripes.py", "configs/two_layers.py", "run_stablehlo.py", "model.stablehlo.json"),
 }
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

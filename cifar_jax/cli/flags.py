@@ -24,7 +24,10 @@ MODE_FLAGS = {
         *("background", "invert", "explain", "stored_code"),
     ),
     "compare": ("workdirs", "output"),
-    "export": ("workdir", "formats", "output", "checkpoint", "data_dir", "batch_size", "seed"),
+    "export": (
+        *("workdir", "formats", "output", "checkpoint", "data_dir", "batch_size", "seed"),
+        "stored_code",
+    ),
     "audit": ("config", "workdir", "folds"),
     "search": ("config", "study", "trials", "space", "objective", "pruner", "storage"),
 }
@@ -112,10 +115,10 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
     "stored_code",
     False,
-    "evaluate, report, predict: run the copy of your own model's code that the workdir holds; it "
-    "is a program: look at it first",
+    "evaluate, report, predict, export: run the copy of your own model's code that the workdir "
+    "holds; it is a program: look at it first",
 )
-flags.DEFINE_list("formats", [], "export: safetensors, separated by commas")
+flags.DEFINE_list("formats", [], "export: onnx, stablehlo, safetensors, separated by commas")
 flags.DEFINE_string(
     "output", None, "report, explore, predict, compare, export: the folder to write to"
 )

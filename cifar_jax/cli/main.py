@@ -154,7 +154,7 @@ def _export() -> int:
     output = _output()
     from cifar_jax.export import export
 
-    names = ("checkpoint", "data_dir", "batch_size", "seed")
+    names = ("checkpoint", "data_dir", "batch_size", "seed", "stored_code")
     options: dict[str, Any] = {name: FLAGS[name].value for name in names}
     export.export_model(workdir, FLAGS.formats, output, **options)
     return 0

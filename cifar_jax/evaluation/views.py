@@ -110,3 +110,28 @@ def make_predict(
         return logits
 
     return predict
+
+
+def apply_views(
+    apply: Callable[[jax.Array], jax.Array], images: jax.Array, test_time: Any
+) -> jax.Array:
+    """Returns logits [batch, classes] as `make_predict` computes them, for a single program.
+
+    It computes the shifted views of every image, where `make_predict` may leave some out.
+
+    Args:
+      apply: from normalised images [batch, height, width, channels] to logits.
+      images: normalised.
+      test_time: the config's `test_time`.
+    """
+    if test_time.views == "plain":
+        return apply(images)
+    logits = (apply(images) + apply(mirror(images))) / 2
+    if test_time.views == "mirror":
+        return logits
+    shifted = sum(apply(view(images)) for view in _SHIFTED) / len(_SHIFTED)
+    mean_logits = (logits + shifted) / 2
+    if test_time.confidence_threshold is None:
+        return mean_logits
+    confidence = jax.nn.softmax(logits).max(axis=1, keepdims=True)
+    return jnp.where(confidence < test_time.confidence_threshold, mean_logits, logits)

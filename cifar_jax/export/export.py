@@ -12,12 +12,16 @@ import numpy as np
 
 from cifar_jax import files
 from cifar_jax.errors import UserError
-from cifar_jax.export import weights_file
+from cifar_jax.export import onnx_file, stablehlo, weights_file
 from cifar_jax.export.subject import Format, Subject, read_subject
 from cifar_jax.runs import weights
 from cifar_jax.text import format_table, printable
 
-FORMATS: dict[str, Format] = {"safetensors": weights_file.FORMAT}
+FORMATS: dict[str, Format] = {
+    "onnx": onnx_file.FORMAT,
+    "stablehlo": stablehlo.FORMAT,
+    "safetensors": weights_file.FORMAT,
+}
 # Two logits that are closer than this may change places by the order of sums.
 TIE = 1e-4
 _MOST_APART = 1e-3  # of two probabilities

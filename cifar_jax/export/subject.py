@@ -76,6 +76,7 @@ def read_subject(
     seed: int | None = None,
     data_dir: str | None = None,
     batch_size: int | None = None,
+    stored_code: bool = False,
 ) -> Subject:
     """Loads a model and applies it to the test split of its data.
 
@@ -87,19 +88,17 @@ def read_subject(
       seed: one of several seeds that were trained together; None: the first.
       data_dir: the folder of the data; None: the run's own.
       batch_size: images per step; None: the run's own.
+      stored_code: as for `trained.load`.
 
     Raises:
       UserError: there is no model, or `data_dir` does not hold the data.
     """
     settings = trained.configure_for_run(workdir)
-    model = trained.load(workdir, checkpoint, seed)
+    model = trained.load(workdir, checkpoint, seed, stored_code)
     about = _describe(model, workdir)
     try:
-        found = next(
-            evaluate.predict_split(
-                workdir, "test", checkpoint, None, data_dir, batch_size, model.seed
-            )
-        )
+        options = (None, data_dir, batch_size, model.seed, stored_code)
+        found = next(evaluate.predict_split(workdir, "test", checkpoint, *options))
         images, labels = found.images, found.labels
     except UserError as error:
         if data_dir:

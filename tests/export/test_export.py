@@ -1,8 +1,6 @@
 """Exported files answer as the model does, and one that does not is refused."""
 
 import re
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +9,6 @@ import cifar_jax
 from cifar_jax.errors import UserError
 from cifar_jax.export import export
 from tests import program, sample_run
-
-RUN = Path(__file__).parents[1] / "data" / "format-1"
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A copy of a small run on the digits, with moving averages."""
-    return Path(shutil.copytree(RUN, tmp_path / "run"))
 
 
 def test_safetensors_have_the_bits_of_the_run(run):
