@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     config.data.data_dir = placeholder(str)
     # The training and test images, in TFDS's notation: "train[:90%]", "train+validation". Unset,
     # the test images are the set's split "test", or, if that is missing or has no labels, a tenth
-    # of the training images, the same for every seed.
+    # of the training images, chosen by `data.seed`.
     config.data.train_split = "train"
     config.data.test_split = placeholder(str)
     # Training images set aside, at random, as the split "validation". With 0 it is the
@@ -71,7 +71,8 @@ def get_config() -> ConfigDict:
     # The share of the training labels, held-out images included, that are replaced by another class
     # at random: to study wrong labels.
     config.data.label_noise = 0.0
-    # The seed that chooses the held-out images and the replaced labels; unset: `seed`.
+    # The seed that chooses the held-out images and the replaced labels; unset: `seed`, but 0 for
+    # test images that are held out, so that all runs have the same.
     config.data.seed = placeholder(int)
     # "device": all training images are on every device. "host": each call's images are streamed.
     # "auto": on the device if they take at most a quarter of its memory.

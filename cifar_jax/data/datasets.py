@@ -1,9 +1,4 @@
-"""Loads the data: any TFDS set of images of one size, a folder of pictures, or the digits.
-
-A set is read from its prepared TFDS folder, decoded once, and kept as memory-mapped uint8 arrays.
-Reading a set that is prepared as ArrayRecord does not import TensorFlow; once it is decoded, not
-even TFDS.
-"""
+"""Loads the data: any TFDS set of images of one size, a folder of pictures, or the digits."""
 
 import dataclasses
 import functools
@@ -124,6 +119,7 @@ def load_run_data(
     seed: int = 0,
     validation_fold: int = 0,
     label_noise: float = 0.0,
+    test_seed: int = 0,
 ) -> Dataset:
     """Loads what a run uses, as the splits "train", "test" and, if there is one, "validation".
 
@@ -131,12 +127,13 @@ def load_run_data(
       name, data_dir: as for `load_dataset`.
       train_split: the training images, in TFDS's notation.
       test_split: the test images. None: the set's split "test" if its images have classes and none
-        is in `train_split`; otherwise a tenth of the training images, the same for every seed.
+        is in `train_split`; otherwise a tenth of the training images.
       validation_examples: the number of training images to hold out. 0: "validation" is the set's
         split of that name, if it has classes and none of its images is used otherwise.
       seed: chooses the images to hold out for validation, and the labels to replace.
       validation_fold: which part of that size to hold out, counted from 0.
       label_noise: the share of the labels, of these images too, that get another class.
+      test_seed: chooses that tenth.
 
     Returns:
       The set. Its mean and standard deviation are those of its training images, the ones held out
@@ -154,7 +151,7 @@ def load_run_data(
     parts = {x: dataset.splits[y] for x, y in chosen.items() if y in dataset.splits}
     dataset = dataclasses.replace(dataset, splits=parts)
     if "test" not in parts:
-        dataset = _carve_test(dataset, ", ".join(sizes))
+        dataset = _carve_test(dataset, ", ".join(sizes), test_seed)
     if "test" not in parts or train_split != "train":
         mean, std = cache.channel_statistics(dataset.splits["train"].images)
         dataset = dataclasses.replace(dataset, mean=mean, std=std)
@@ -178,7 +175,8 @@ def run_options(config: ConfigDict) -> dict[str, Any]:
     """Returns the arguments of `load_run_data`, apart from the set and its place, for a run."""
     data, seed = config.data, config.seed if config.data.seed is None else config.data.seed
     names = ("train_split", "test_split", "validation_examples", "validation_fold", "label_noise")
-    return {name: data[name] for name in names} | {"seed": seed}
+    # So that runs can be compared, a test split does not follow the run's own seed.
+    return {name: data[name] for name in names} | {"seed": seed, "test_seed": data.seed or 0}
 
 
 def check_run_data(
@@ -225,14 +223,14 @@ def carve_validation(dataset: Dataset, num_examples: int, seed: int, fold: int =
     return _carve(dataset, "validation", num_examples, seed, fold)
 
 
-def _carve_test(dataset: Dataset, known: str) -> Dataset:
+def _carve_test(dataset: Dataset, known: str, seed: int) -> Dataset:
     total = len(dataset.splits["train"].labels)
-    count = max(1, round(total / 10))
     if total < 2:
         raise UserError(f"{dataset.name} has {total} training image: none is left for the test")
-    words = "%s has no test images with classes (its splits: %s): %d of %d training images, %s"
-    _log.info(words, dataset.name, known, count, total, "the same for every seed, are held out")
-    return _carve(dataset, "test", count, seed=0)
+    count = max(1, round(total / 10))
+    words = f"{count} of {total} training images, chosen by data.seed ({seed}), are held out"
+    _log.info("%s has no test images with classes (its splits: %s): %s", dataset.name, known, words)
+    return _carve(dataset, "test", count, seed)
 
 
 def _carve(dataset: Dataset, name: str, num_examples: int, seed: int, fold: int = 0) -> Dataset:

@@ -9,6 +9,7 @@ import pytest
 from cifar_jax.data import datasets
 from cifar_jax.data import splits as splits_lib
 from cifar_jax.errors import UserError
+from configs import default
 from tests import own_set, program
 
 SIZES = {
@@ -89,16 +90,21 @@ def test_a_set_with_only_train_gets_a_test_split(tmp_path, caplog):
     own_set.prepare(tmp_path, "shades", train=examples(40))
     first = load(tmp_path)
     assert sizes(first) == {"train": 36, "test": 4}
-    assert "4 of 40 training images, the same for every seed, are held out" in caplog.text
+    assert "4 of 40 training images, chosen by data.seed (0), are held out" in caplog.text
     whole = datasets.load_dataset("shades", str(tmp_path), ("train",)).splits["train"]
     test, train = first.splits["test"], first.splits["train"]
     assert sorted([*train.labels, *test.labels]) == sorted(whole.labels)
     np.testing.assert_allclose(first.mean, [(train.images / 255).mean()], rtol=1e-12)
-    # Another seed validates on others, and tests on the same.
-    second = load(tmp_path, validation_examples=6, seed=7)
+    # Another seed of the run validates on others, and tests on the same.
+    config = default.get_config()
+    config.seed, config.data.validation_examples = 7, 6
+    second = load(tmp_path, **datasets.run_options(config))
     assert sizes(second) == {"train": 30, "test": 4, "validation": 6}
-    np.testing.assert_array_equal(second.splits["test"].labels, test.labels)
+    np.testing.assert_array_equal(second.splits["test"].images, test.images)
     assert (second.mean, second.std) == (first.mean, first.std)
+    config.data.seed = 3
+    other = load(tmp_path, **datasets.run_options(config)).splits["test"]
+    assert other.labels.tolist() != test.labels.tolist()
 
 
 def test_a_split_named_validation_is_used_as_such(tmp_path):

@@ -331,3 +331,12 @@ def test_lines_of_the_log_that_cannot_be_read_are_skipped(tmp_path, caplog):
     assert history.read_history(tmp_path) == [{"step": 1, "epoch": 1.0}]
     states = [line.rpartition(" is ")[2] for line in caplog.messages]
     assert states == ["damaged and skipped", "incomplete and skipped"]
+
+
+def test_a_split_that_earlier_versions_left_out_is_no_difference():
+    """They did not use a set's own validation split."""
+    old = {"num_images": {"train": 5, "test": 2}}
+    new = {"num_images": {"train": 5, "test": 2, "validation": 3}}
+    resume._check_data(old, new, Path("run"))
+    with pytest.raises(UserError, match="num_images was"):
+        resume._check_data(old, {"num_images": {"train": 6, "test": 2}}, Path("run"))
