@@ -26,7 +26,6 @@ from cifar_jax.errors import UserError
 from cifar_jax.models import registry
 from cifar_jax.optim import build
 from cifar_jax.parallel import devices
-from cifar_jax.training import metrics as metrics_lib
 from cifar_jax.training import program as program_lib
 from cifar_jax.training import state as state_lib
 from cifar_jax.training import step as step_lib
@@ -85,11 +84,7 @@ def compile_steps(config: Any, mesh: Mesh, image_shape: tuple[int, ...]) -> Any:
             jax.ShapeDtypeStruct((num, *image_shape), jnp.uint8),
             jax.ShapeDtypeStruct((num,), jnp.int32),
         )
-        whole = (
-            jax.eval_shape(create, key),
-            jax.eval_shape(metrics_lib.Metrics.empty),
-            data,
-        )
+        whole = (jax.eval_shape(create, key), data)
         rows = jax.ShapeDtypeStruct((2, config.batch_size), jnp.int32)
         count = jax.ShapeDtypeStruct((), jnp.int32)
         arguments = (

@@ -105,7 +105,7 @@ def _cases(options: Any) -> Iterator[tuple[str, Callable[..., Any], Any]]:
     for name, fields in (("a step by SGD", sgd), ("a step of the recipe", {})):
         racer = make_racer(options, dtype="float32", batch_size=_COMPARED_BATCH, **fields)
         with jax.set_mesh(racer.mesh):
-            start = jax.device_get(racer.begin(jax.random.key(0))[0])
+            start = jax.device_get(racer.begin(jax.random.key(0)))
 
         def step(state: Any, batch: Any, key: Any, racer: Racer = racer) -> Any:
             new, _ = racer.step(state, batch, jax.random.wrap_key_data(key))

@@ -85,7 +85,7 @@ class Steps:
         length = self.number if variant.static else None
         program = program_lib.compile_train(step, racer.mesh, resident=True, length=length)
         with jax.set_mesh(racer.mesh), _pooling(racer) if variant.pooling else nullcontext():
-            return program.lower(*self._start, *self._inputs, self.number, self._key)
+            return program.lower(self._start, *self._inputs, self.number, self._key)
 
     def start(self, compiled: jax.stages.Compiled) -> Callable[[int], float]:
         """Returns the function from a number of steps to the seconds that they take.
@@ -97,8 +97,7 @@ class Steps:
         def call(number: int) -> float:
             nonlocal current
             begun = time.perf_counter()
-            current = compiled(*current, *self._inputs, number, self._key)
-            jax.block_until_ready(current)
+            current, _ = jax.block_until_ready(compiled(current, *self._inputs, number, self._key))
             return time.perf_counter() - begun
 
         return call

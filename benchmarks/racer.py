@@ -17,7 +17,6 @@ from cifar_jax.models import registry
 from cifar_jax.optim import build
 from cifar_jax.parallel import devices
 from cifar_jax.training import check, state
-from cifar_jax.training import metrics as metrics_lib
 from cifar_jax.training import program as program_lib
 from cifar_jax.training import step as step_lib
 
@@ -53,7 +52,6 @@ class Racer:
         self.shape = train.images.shape[1:]
         # As those of the training are, the images of the evaluation are on the devices already.
         self.images = devices.replicate(self.mesh, dataset.splits["test"].images)
-        self.sums = metrics_lib.put_metrics(self.mesh, {}, 1)
         self._is_compiled = False
 
         def create(key: jax.Array, given: Any) -> state.TrainState:
@@ -67,10 +65,10 @@ class Racer:
         key = devices.replicate(self.mesh, jax.random.key(seed))
         return key, program_lib.Feed(train, self.mesh, [seed], size, resident=True)
 
-    def begin(self, key: jax.Array) -> tuple[state.TrainState, Any]:
-        """Returns the state before the first step, and empty metrics."""
+    def begin(self, key: jax.Array) -> state.TrainState:
+        """Returns the state before the first step."""
         given = state.params_from_data(self.model, self.dataset)
-        return devices.replicate(self.mesh, self.create(key, given)), self.sums
+        return devices.replicate(self.mesh, self.create(key, given))
 
     def calls(
         self, feed: program_lib.Feed, num_steps: int | None = None
@@ -89,14 +87,14 @@ class Racer:
         """
         if self._is_compiled:
             return
-        current, sums = self.begin(key)
+        current = self.begin(key)
         ran: list[jax.stages.Compiled] = []
         for made, number in self.calls(feed):
-            arguments = (current, sums, *feed(made, number), number, key)
+            arguments = (current, *feed(made, number), number, key)
             program = self.programs.compile(made, arguments)
             if jax.default_backend() != "cpu" and program not in ran:
                 ran.append(program)
-                current, sums = jax.block_until_ready(program(*arguments))
+                current, _ = jax.block_until_ready(program(*arguments))
         self._is_compiled = True
 
     def run(self, seed: int, num_steps: int | None = None) -> dict[str, float]:
@@ -112,11 +110,11 @@ class Racer:
             self.compile(key, feed)
             jax.block_until_ready(feed(0, 1))
             begun = time.perf_counter()
-            current, sums = self.begin(key)
+            current = self.begin(key)
             for made, number in self.calls(feed, num_steps):
                 data, indices = feed(made, number)
-                arguments = (current, sums, data, indices, number, key)
-                current, sums = self.programs.compile(made, arguments)(*arguments)
+                arguments = (current, data, indices, number, key)
+                current, _ = self.programs.compile(made, arguments)(*arguments)
             logits = self.predict(current.variables(), self.images, self.config.eval_batch_size)
             seconds = time.perf_counter() - begun
         accuracy = float((logits.argmax(axis=-1) == labels).mean())
@@ -168,15 +166,15 @@ def measure_throughput(racer: Racer, seconds: float) -> list[float]:
     size, epoch = racer.config.batch_size, racer.durations.steps_per_epoch
     with jax.set_mesh(racer.mesh):
         key, feed = racer.lay(0)
-        current, sums = racer.begin(key)
+        current = racer.begin(key)
         rates = []
         for number in range(THROUGHPUT_ROUNDS + 1):
             made, begun = 0, time.perf_counter()
             while made == 0 or time.perf_counter() - begun < seconds:
                 data, indices = feed(0, epoch)
-                arguments = (current, sums, data, indices, epoch, key)
-                current, sums = racer.programs.compile(0, arguments)(*arguments)
-                jax.block_until_ready(sums)
+                arguments = (current, data, indices, epoch, key)
+                current, metrics = racer.programs.compile(0, arguments)(*arguments)
+                jax.block_until_ready(metrics)
                 made += epoch
             if number:  # the first compiles
                 rates.append(made * size / (time.perf_counter() - begun))

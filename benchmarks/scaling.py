@@ -149,7 +149,7 @@ def speed(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 train(workdir, cell, *steps, f"--config.batch_size={total}")
                 lines = (workdir / workdir_lib.METRICS).read_text().splitlines()
                 row = {"kind": kind, "devices": cell[0] * cell[1], "processes": cell[1]}
-                rate = max(json.loads(line)["images_per_second"] for line in lines)
+                rate = max(json.loads(line).get("images_per_second", 0) for line in lines)
                 rows.append(row | {"batch_size": total, "images_per_second": rate})
                 print(rows[-1], flush=True)
     return rows

@@ -55,6 +55,13 @@ def shorten_middle(text: str, most: int) -> str:
     return text[: most - tail - 1] + "\N{HORIZONTAL ELLIPSIS}" + text[-tail:]
 
 
+def format_number(value: float) -> str:
+    """Returns a number with at most two decimals, such as "1,000", "0.25" or, if small, "0.004"."""
+    if 0 < abs(value) < 0.01:
+        return f"{value:.1g}"
+    return f"{value:,.2f}".rstrip("0").rstrip(".")
+
+
 def format_duration(seconds: float) -> str:
     """Returns a time such as "1:05" or "2:03:09"; "-" if it is not finite."""
     if not math.isfinite(seconds):

@@ -191,6 +191,9 @@ def get_config() -> ConfigDict:
     config.checkpoint.every_steps = placeholder(int)
 
     config.log = ConfigDict()
+    # Steps between two lines of metrics.jsonl within an epoch, each with the means of training
+    # since the line before. Unset: about a tenth of an epoch. 0: none within an epoch.
+    config.log.every_steps = placeholder(int)
     # Curves for TensorBoard in WORKDIR/tensorboard.
     config.log.tensorboard = True
     # Pictures and a page about the finished run in WORKDIR/report.

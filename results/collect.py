@@ -21,6 +21,7 @@ from cifar_jax import files
 from cifar_jax.config import fields, shipped, stored
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import scores
+from cifar_jax.runs import history
 from cifar_jax.runs import workdir as workdir_lib
 
 FOLDER = Path(__file__).resolve().parent
@@ -132,12 +133,16 @@ def describe_config(config: Mapping[str, Any], command: Sequence[str]) -> dict[s
 
 
 def read_curve(path: Path, seed: int) -> dict[str, list[Any]]:
-    """Returns column name -> values of a seed's metrics.jsonl; None where a line lacks one."""
+    """Returns column name -> values of a seed's metrics.jsonl; None where a line lacks one.
+
+    Lines within an epoch are merged into the one at its end.
+    """
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     lines = [line for line in lines if line.pop("seed", seed) == seed]
+    lines = history.whole_lines(lines)
     names = dict.fromkeys(name for line in lines for name in line)
     return {name: [_short(line.get(name)) for line in lines] for name in names}
 

@@ -35,7 +35,11 @@ def write_run(folder, seed, changes=None):
         },
     }
     (folder / "result.json").write_text(json.dumps(result | (changes or {})))
-    lines = [{"step": 5, "train_loss": 1.23456789}, {"step": 10, "eval_loss": 0.5}]
+    lines = [
+        {"step": 2, "train_loss": 1.73456789},
+        {"step": 5, "train_loss": 0.901234567, "seconds": 1.0},
+        {"step": 10, "eval_loss": 0.5},
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -53,7 +57,12 @@ def test_seeds_are_collected_into_one_result(tmp_path, capsys):
     assert result["wall_seconds"] == pytest.approx(11)
     assert [row["seed"] for row in result["seeds"]] == [0, 1, 2]
     curve = result["seeds"][0]["curve"]
-    assert curve == {"step": [5, 10], "train_loss": [1.23457, None], "eval_loss": [None, 0.5]}
+    assert curve == {
+        "step": [5, 10],
+        "train_loss": [1.23457, None],
+        "seconds": [1.0, None],
+        "eval_loss": [None, 0.5],
+    }
     assert result["hardware"] == "2 CPU devices, 2 cores of Abacus 3000"
     assert result["config"]["file"] == "configs/resnet.py:20"
     assert (result["commit"], result["versions"]) == ("abc", {"jax": "0.10.2"})
@@ -96,12 +105,12 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(tmp_path, changes,
 def test_seeds_trained_together_are_collected_too(tmp_path):
     each = [{"seed": seed, "test_accuracy": seed / 10, "test_loss": 1.0} for seed in (4, 5)]
     both = write_run(tmp_path / "both", 4, {"seeds": [{**x, "num_correct": 3} for x in each]})
-    lines = [{"step": 5, "seed": seed, "train_loss": seed} for seed in (4, 5)]
+    lines = [{"step": 5, "seed": seed, "train_loss": seed, "seconds": 1.0} for seed in (4, 5)]
     (both / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = collect.collect("digits", [both, write_run(tmp_path / "alone", 3)])
     assert [row["seed"] for row in result["seeds"]] == [3, 4, 5]
     assert [row["wall_seconds"] for row in result["seeds"]] == [13, 7, 7]
-    assert result["seeds"][2]["curve"] == {"step": [5], "train_loss": [5]}
+    assert result["seeds"][2]["curve"] == {"step": [5], "train_loss": [5], "seconds": [1.0]}
     values = [0.93, 0.4, 0.5]
     half = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)
     mean = np.mean(values)

@@ -61,7 +61,7 @@ class Training:
         self.mesh = devices.make_mesh(config.batch_size, len(own))
         self.model = registry.create_model(config, protocol.NUM_CLASSES)
         self.key = seeds.stack(self.mesh, [jax.random.key(seed) for seed in own])
-        self.step = 0
+        self.step, self.batch_size = 0, config.batch_size
         with jax.set_mesh(self.mesh):
             create = jax.jit(state.make_init(config, durations, self.model, images.shape[1:]))
             self.state = seeds.stack(self.mesh, [create(jax.random.key(seed)) for seed in own])
@@ -80,14 +80,17 @@ class Training:
         """Makes steps in calls of an epoch at most; returns the mean loss and accuracy."""
         most = steps_per_call or self.feed.capacity
         with jax.set_mesh(self.mesh):
-            sums = metrics.put_metrics(self.mesh, {}, len(self.seeds))
+            sums: metrics.Sums = {}
             last = self.step + num_steps
             while self.step < last:
                 number = min(most, self.feed.capacity, last - self.step)
                 data, indices = self.feed(self.step, number)
-                self.state, sums = self.program(self.state, sums, data, indices, number, self.key)
+                arguments = (self.state, data, indices, number, self.key)
+                self.state, found = self.program(*arguments)
+                measured = np.asarray(found)[..., :number, :]
+                sums = metrics.add_steps(sums, measured, self.batch_size)
                 self.step += number
-            return metrics.means(metrics.to_sums(jax.device_get(sums)))
+            return metrics.means(sums)
 
 
 def prepare(model: str, batch_size: int) -> protocol.Runner:

@@ -3,7 +3,11 @@
 from absl import flags
 from ml_collections import config_flags
 
+from cifar_jax.cli import overrides
+
 FLAGS = flags.FLAGS
+# The arguments in which overrides of the config are looked for; `parse.parse` sets them.
+ARGV: list[str] = []
 
 # Flags of `--distributed`, for jobs that JAX does not recognise.
 JOB = ("coordinator", "num_processes", "process_id")
@@ -40,7 +44,9 @@ config_flags.DEFINE_config_file(
     None,
     "train, explore, search, audit: the config file; text after a colon is passed to its "
     "get_config; --config.FIELD=VALUE overrides a field (all of them: configs/default.py)",
+    sys_argv=ARGV,
 )
+overrides.extend(FLAGS["config"], ARGV)
 flags.DEFINE_enum("mode", "train", list(MODE_FLAGS), "what to do")
 flags.DEFINE_string(
     "workdir",

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from cifar_jax import files
-from cifar_jax.cli.flags import FLAGS, MODE_FLAGS, WITH_REST
+from cifar_jax.cli.flags import ARGV, FLAGS, MODE_FLAGS, WITH_REST
 from cifar_jax.config import fields, shipped
 from cifar_jax.errors import UserError
 from cifar_jax.text import printable
@@ -26,7 +26,11 @@ def parse(argv: list[str]) -> list[str]:
       UserError: a flag or field is unknown, has a wrong value or belongs to another mode; or the
         config file cannot be read.
     """
-    argv = _find_shipped(argv)
+    try:
+        argv = _find_shipped(FLAGS.read_flags_from_files(argv, force_gnu=False))
+    except (flags.Error, OSError, UnicodeError) as error:
+        raise UserError(f"--flagfile: {_one_line(error).removeprefix('ERROR:: ')}") from error
+    ARGV[:] = argv
     file = _check_file(argv)
     try:
         with shipped.importable():

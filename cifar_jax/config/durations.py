@@ -8,10 +8,17 @@ from cifar_jax.errors import UserError
 
 # The state counts steps in an int32.
 MOST_STEPS = 2**31 - 1
+# The length of a warm-up that would be longer than the run, divided by the run's.
+WARMUP_SHARE = 0.1
+# Lines of metrics.jsonl per epoch, unless `log.every_steps` says otherwise.
+_LINES_PER_EPOCH = 10
 
 
 class Durations(NamedTuple):
-    """Durations in steps; an interval of 0 means only at the end."""
+    """Durations in steps; an interval of 0 means only at the end.
+
+    `warmup` is shorter than `full_warmup`, the config's, if that is longer than the run.
+    """
 
     steps_per_epoch: int
     total: int
@@ -19,6 +26,12 @@ class Durations(NamedTuple):
     eval_every: int
     checkpoint_every: int
     milestones: tuple[int, ...]
+    full_warmup: int = 0
+    log_every: int = 0
+
+    def is_whole(self, step: int) -> bool:
+        """Whether an epoch ends after a step, or an evaluation follows it."""
+        return step % self.steps_per_epoch == 0 or due(step, self.eval_every, self.total)
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -41,11 +54,6 @@ def resolve_durations(config: ConfigDict, num_examples: int) -> Durations:
 
     total = steps(config.num_epochs, config.num_steps)
     warmup = steps(config.schedule.warmup_epochs, config.schedule.warmup_steps)
-    if warmup >= total and warmup:
-        raise UserError(
-            f"the warm-up of {warmup} steps leaves none of the {total} steps: shorten it by "
-            "schedule.warmup_epochs or schedule.warmup_steps"
-        )
     if total > MOST_STEPS:
         raise UserError(f"a run of {total} steps is too long: the most is {MOST_STEPS}")
     milestones = tuple(steps(epoch, None) for epoch in config.schedule.milestones)
@@ -56,8 +64,10 @@ def resolve_durations(config: ConfigDict, num_examples: int) -> Durations:
     return Durations(
         steps_per_epoch=steps_per_epoch,
         total=total,
-        warmup=warmup,
+        warmup=warmup if warmup < total else int(WARMUP_SHARE * total),
         eval_every=steps(config.eval_every_epochs, config.eval_every_steps),
         checkpoint_every=steps(config.checkpoint.every_epochs, config.checkpoint.every_steps),
         milestones=milestones,
+        full_warmup=warmup,
+        log_every=steps(1 / _LINES_PER_EPOCH, config.log.every_steps),
     )

@@ -44,7 +44,7 @@ _RULES = (
             ),
             *("schedule.final_fraction", "eval_every_epochs", "eval_every_steps"),
             *("checkpoint.every_epochs", "checkpoint.every_steps"),
-            *("log.profile_steps", "log.profile_start"),
+            *("log.every_steps", "log.profile_steps", "log.profile_start"),
         ),
         "must not be negative",
         lambda value: value >= 0,
@@ -91,6 +91,9 @@ def find_problems(config: ConfigDict) -> list[str]:
     """Returns a line for each value that is out of range or does not fit the others."""
     fields = dict(flatten(config))
     outside = dict(_out_of_range(fields))
+    for name in [name for name in fields if name.endswith("_epochs")]:
+        if fields.get(f"{name.removesuffix('epochs')}steps") is not None:
+            del fields[name]  # the one in steps counts
     problems = [f"{name} is {words}" for name, words in outside.items()]
     for names, words, holds in _RULES:
         for name in _with_groups(names, fields):

@@ -36,6 +36,7 @@ _ADDED = {
     "data.max_broken": 10,
     "data.train_split": "train",
     "data.test_split": None,
+    "log.every_steps": None,
     "optimizer.base_batch_size": 128,
     "optimizer.decoupled_decay": None,
     "optimizer.learning_rate_scaling": "none",

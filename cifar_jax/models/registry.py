@@ -6,8 +6,9 @@ in the collections "params" and "batch_stats"; in training it draws from the str
 last layer of every model is called "head".
 """
 
-import contextlib
+import bisect
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ MODELS: dict[str, type[nn.Module]] = {
     "wide_resnet": resnet.WideResNet,
     "speedrun": speedrun.Speedrun,
 }
+# The largest side of images that is looked at for the smallest one that a model takes.
+_MOST_PIXELS = 512
 # Fields of a module that are not options: arguments of `create`, and Flax's own.
 _NOT_OPTIONS = ("num_classes", "dtype", "parent", "name")
 
@@ -51,13 +54,11 @@ def create(name: str, num_classes: int, dtype: Any = jnp.float32, **options: Any
     """
     defaults = default_options(name)
     for option, value in options.items():
-        if option not in defaults:
-            known = ", ".join(defaults) or "none"
-            raise UserError(f"model {name} has no option {option!r}: it has {known}")
+        default = find_default(name, option)
         if isinstance(value, list):
             options[option] = tuple(value)
         check = own.check_option if custom.is_reference(name) else _check
-        check(f"model {name}: {option}", options[option], defaults[option])
+        check(f"model {name}: {option}", options[option], default)
     for option in defaults.keys() - options.keys():
         if defaults[option] is dataclasses.MISSING:
             raise UserError(f"model {name} needs the option {option!r}: set model.{option}")
@@ -102,17 +103,39 @@ def make_variables(
     """
 
     def init(key: jax.Array) -> dict[str, Any]:
-        with contextlib.suppress(ZeroDivisionError):  # of older JAX, for a kernel without inputs
-            variables = dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
-            if all(leaf.size for leaf in jax.tree.leaves(variables)):
-                return variables
+        variables = _init(model, image_shape, key)
+        if variables is not None:
+            return variables
         size = " x ".join(map(str, image_shape[:2]))
+        least = _find_least_side(model, image_shape[2])
+        larger = f"images of at least {least} x {least} pixels" if least else "another size"
         raise UserError(
-            f"{type(model).__name__} reduces images of {size} pixels to nothing: choose another "
-            "model.name, or larger images"
+            f"{type(model).__name__} reduces images of {size} pixels to nothing: it takes {larger}"
+            "; choose another model.name or larger images"
         )
 
     return init
+
+
+def _init(model: nn.Module, image_shape: Sequence[int], key: jax.Array) -> dict[str, Any] | None:
+    """Returns a model's initial variables; None if nothing is left of the images in it."""
+    try:
+        variables = dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
+    except ZeroDivisionError:  # of older JAX, for a kernel without inputs
+        return None
+    return variables if all(leaf.size for leaf in jax.tree.leaves(variables)) else None
+
+
+def _find_least_side(model: nn.Module, channels: int) -> int | None:
+    """Returns the side in pixels of the smallest square images that a model takes, if any."""
+
+    def takes(side: int) -> bool:
+        init = functools.partial(_init, model, (side, side, channels))
+        return jax.eval_shape(init, jax.random.key(0)) is not None
+
+    sides = range(1, _MOST_PIXELS + 1)
+    place = bisect.bisect_left(sides, True, key=takes)
+    return sides[place] if place < len(sides) else None
 
 
 def default_options(name: str) -> dict[str, Any]:
@@ -125,6 +148,15 @@ def default_options(name: str) -> dict[str, Any]:
         for field in fields
         if field.name not in _NOT_OPTIONS
     }
+
+
+def find_default(name: str, option: str) -> Any:
+    """Returns the default of an option; raises UserError if there is no such model or option."""
+    defaults = default_options(name)
+    if option not in defaults:
+        known = ", ".join(defaults) or "none"
+        raise UserError(f"model {name} has no option {option!r}: it has {known}")
+    return defaults[option]
 
 
 def _check(what: str, value: Any, default: Any) -> None:

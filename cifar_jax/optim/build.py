@@ -144,7 +144,7 @@ def _find_problems(where: str, options: ConfigDict) -> list[str]:
         return [f"{where}.name is {unknown(name, known)}"]
     parameters = inspect.signature(_find_rule(name)).parameters
     problems = [
-        f"{where}.{field} is set but {name} does not take it"
+        f"{where}.{field} is set but {name} does not take it: unset it by None"
         for field in OPTIMIZER_OPTIONS
         if options[field] is not None and field not in parameters
     ]

@@ -14,12 +14,19 @@ from cifar_jax.data.class_folders import name_some
 from cifar_jax.errors import UserError
 from cifar_jax.runs import history
 from cifar_jax.runs.workdir import CONFIG, RESULT
-from cifar_jax.text import format_duration, format_table, printable, short_names, shorten_middle
+from cifar_jax.text import (
+    format_duration,
+    format_number,
+    format_table,
+    printable,
+    short_names,
+    shorten_middle,
+)
 
 _log = logging.getLogger(__name__)
 # The rows of the table: their names, the value that they show, and how it is written.
 _ROWS = {
-    "epochs": ("epoch", "{:g}".format),
+    "epochs": ("epoch", format_number),
     "test accuracy": ("test_accuracy", "{:.2%}".format),
     "test loss": ("test_loss", "{:.4f}".format),
     "validation accuracy": ("validation_accuracy", "{:.2%}".format),
@@ -132,7 +139,9 @@ def read(workdir: Path) -> Record:
     rows = history.read_history(workdir)
     split = fields.evaluated_split(config)
     values = {
-        name.replace("eval_", f"{split}_", 1): value for row in rows for name, value in row.items()
+        name.replace("eval_", f"{split}_", 1): value
+        for row in [*rows, *history.whole_lines(rows)[-1:]]
+        for name, value in row.items()
     } | result
     values["seconds"] = values.get("wall_seconds", values.get("seconds", math.nan))
     return Record(config, rows, bool(result), values)

@@ -56,8 +56,7 @@ class Checkpoints:
         Raises:
           UserError: a checkpoint has a newer format than this version reads.
         """
-        # TensorStore refuses "..".
-        self.folder = Path(workdir).resolve() / "checkpoints"
+        self.folder = Path(workdir).resolve() / "checkpoints"  # TensorStore refuses ".."
         self.failure = ""
         self._writable = writable
         self._saving: Future[None] | None = None
@@ -107,9 +106,12 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for the last save and ends the thread."""
+        """Waits for the last save and ends the thread; removes the folder if it is empty."""
         self.wait()
         self._pool.shutdown()
+        if self._writable:
+            with contextlib.suppress(OSError):  # it holds a checkpoint
+                self.folder.rmdir()
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, in ascending order."""

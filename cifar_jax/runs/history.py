@@ -81,6 +81,30 @@ def _merge(lines: list[dict[str, float]]) -> list[dict[str, float]]:
     return [average(lines) | edges]
 
 
+def whole_lines(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the lines at which an epoch or an evaluation ends.
+
+    Their training metrics are the means over all steps since the one before.
+
+    Args:
+      lines: of one run and one seed, in order.
+    """
+    found, part, step = [], [], 0
+    for line in lines:
+        part.append((line["step"] - step, line))
+        step = line["step"]
+        if "seconds" not in line and "eval_loss" not in line:
+            continue
+        means = {}
+        for name in line if len(part) > 1 else ():
+            if name.startswith("train_"):
+                pairs = [(count, own[name]) for count, own in part if name in own]
+                means[name] = sum(count * x for count, x in pairs) / sum(n for n, _ in pairs)
+        found.append({**line, **means})
+        part = []
+    return found
+
+
 def average(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Returns the mean of each number over the seeds; a single line unchanged."""
     every = [numbers(line) for line in lines]

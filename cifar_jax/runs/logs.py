@@ -30,6 +30,9 @@ finally:
     if not _had_torch:
         del sys.modules["torch"]
 
+# How long lines wait that need not be written at once.
+_WAIT_SECONDS = 1.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +61,7 @@ class Logs:
         self._active = active
         self._bar: tqdm | None = None
         self._waiting: list[str] = []
+        self._written = 0.0
         self._curves_folder = workdir / "tensorboard" if tensorboard else None
         self._curves: Curves | None = None
         self._step = step
@@ -79,19 +83,23 @@ class Logs:
             except (OSError, ValueError) as error:  # ValueError: the stream has been closed
                 _log.warning("a line could not be printed: %s", error)
 
-    def write(self, *lines: Mapping[str, Any]) -> None:
+    def write(self, *lines: Mapping[str, Any], at_once: bool = True) -> None:
         """Adds lines to metrics.jsonl, and their means to the curves.
 
         Args:
           *lines: objects with "step" and metrics: one, or one per seed, all of the same step.
+          at_once: whether they are written now, or by the next `flush` or `keep_up`: a write takes
+            the time that the disk needs.
         """
         if not self._active:
             return
         self._waiting.append("".join(json.dumps(dict(line)) + "\n" for line in lines))
-        self._append_waiting()
+        if at_once:
+            self.flush()
         if self._curves_folder:
             points = history.average(lines)
             step = points.pop("step")
+            points.pop("epoch", None)
             try:
                 self._curves = self._curves or Curves(self._curves_folder, self._step)
                 self._curves.write(int(step), points)
@@ -99,7 +107,17 @@ class Logs:
                 _log.warning("TensorBoard: step %d is skipped: %s", step, error.strerror)
                 self._curves = None
 
-    def _append_waiting(self) -> None:
+    def keep_up(self) -> None:
+        """Writes the lines that wait, unless some were written just now; checks the lease."""
+        workdir_lib.check_lease(self._path.parent)
+        if time.monotonic() - self._written > _WAIT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the lines that wait."""
+        if not self._waiting:
+            return
+        self._written = time.monotonic()
         workdir_lib.check_lease(self._path.parent)
         try:
             _append(self._path, "".join(self._waiting))
@@ -131,8 +149,7 @@ class Logs:
     def close(self) -> None:
         """Removes the bar and closes the files."""
         self.close_bar()
-        if self._waiting:
-            self._append_waiting()
+        self.flush()
         if self._curves:
             with contextlib.suppress(OSError):
                 self._curves.close()

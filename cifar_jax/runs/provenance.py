@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    *("cifar_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu"),
+    *("cifar_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("ml-collections", "tensorflow-datasets", "numpy"),
 )
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from cifar_jax.augment import own as own_augment
@@ -11,6 +12,9 @@ from cifar_jax.data.class_folders import FOLDER
 from cifar_jax.errors import UserError
 from cifar_jax.models import own, registry
 from cifar_jax.optim import build
+
+# Of the images at which parameters are looked up before the data are known.
+_SHAPE = (32, 32, 3)
 
 
 def check_config(config: Any, default: ConfigDict | None = None) -> None:
@@ -42,9 +46,31 @@ def check_config(config: Any, default: ConfigDict | None = None) -> None:
             problems += [str(error)] if str(error) not in problems else []
     if problems:
         raise UserError("\n".join(problems))
+    if config.optimizer.groups or config.optimizer.name == "muon":
+        _check_params(config)
 
 
 def _check_model(name: str, **options: Any) -> None:
     model = registry.create(name, num_classes=10, **options)
     if custom.is_reference(name):
-        own.check_outputs(model, (32, 32, 3), certain=False)
+        own.check_outputs(model, _SHAPE, certain=False)
+
+
+def _check_params(config: ConfigDict) -> None:
+    """Checks that the optimizer and its groups fit the model's parameters.
+
+    Their names do not depend on the data; a model that does not take images of this size is looked
+    at when the data are known.
+    """
+    try:
+        model = registry.create_model(config, num_classes=10)
+        variables = jax.eval_shape(registry.make_variables(model, _SHAPE), jax.random.key(0))
+    except Exception:  # whatever a model of the user's own raises for these images
+        return
+
+    def schedule(step: Any) -> Any:
+        return 0.0 * step
+
+    schedules = dict.fromkeys(config.optimizer.groups, schedule)
+    rule = build.combine_rules(config.optimizer, schedule, schedules)
+    jax.eval_shape(rule.init, variables["params"])

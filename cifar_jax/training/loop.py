@@ -17,14 +17,13 @@ from cifar_jax.evaluation import scores as scores_lib
 from cifar_jax.evaluation import views
 from cifar_jax.models.own import check_outputs
 from cifar_jax.models.registry import create_model
+from cifar_jax.optim.schedules import create_schedule
 from cifar_jax.parallel import cpu, devices, processes, seeds
 from cifar_jax.runs import signals as signals_lib
-from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.logs import Logs
 from cifar_jax.training import resume, saving, start
 from cifar_jax.training import run as run_lib
-from cifar_jax.training.metrics import put_metrics
 from cifar_jax.training.program import Feed, TrainPrograms, fits_on_device
 from cifar_jax.training.run import Progress, Run
 from cifar_jax.training.state import TrainState
@@ -84,8 +83,9 @@ def train_model(
         ending.callback(feed.close)
         logs = Logs(workdir, progress.step, config.log.tensorboard, processes.is_first())
         ending.callback(logs.close)
-        run = Run(config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs, watch)
-        return _loop(run, state, progress, signals, weights)
+        rate = jax.jit(create_schedule(config, durations))
+        parts = (config, workdir, dataset, durations, mesh, model, checkpoints, feed, logs)
+        return _loop(Run(*parts, rate, watch), state, progress, signals, weights)
 
 
 def _loop(
@@ -104,7 +104,6 @@ def _loop(
     predict = _make_predict(run)
     on_cpu = jax.default_backend() == "cpu"
     most = config.steps_per_call or (1 if on_cpu else run.feed.capacity)
-    metrics = put_metrics(run.mesh, progress.sums, len(run.seeds))
     scores: list[scores_lib.Scores] = []
     with _tracer(run) as trace:
         while progress.step < durations.total:
@@ -112,12 +111,13 @@ def _loop(
             room = min(_next_stop(run, first) - first, programs.most(first))
             num_steps = min(most, run.feed.capacity, room)
             trace(first)
-            state, metrics, seconds = call(state, metrics, first, num_steps)
-            progress.add(num_steps, seconds, metrics)
-            processes.run_on_first(lambda: workdir_lib.check_lease(run.workdir))
-            finite = np.isfinite(np.atleast_1d(progress.sums["loss"][0]))
+            state, measured, seconds = call(state, first, num_steps)
+            progress.add(num_steps, seconds)
+            processes.run_on_first(run.logs.keep_up)
+            finite = np.atleast_1d(np.isfinite(measured).all(axis=(-2, -1)))
             what = f"the loss is not finite in steps {first + 1} to {progress.step}"
             saving.check_finite(run, finite, what)
+            run_lib.log_steps(run, progress, measured)
             run_lib.update_bar(run, progress)
             run.checkpoints.poll()
             scores = []
@@ -126,9 +126,8 @@ def _loop(
                 finite = np.isfinite([own.loss for own in scores])
                 what = f"the loss of the evaluation after step {progress.step} is not finite"
                 saving.check_finite(run, finite, what)
-            if scores or progress.step % durations.steps_per_epoch == 0:
+            if durations.is_whole(progress.step):
                 run_lib.log_metrics(run, progress, scores)
-                metrics = put_metrics(run.mesh, progress.sums, len(run.seeds))
             stop = signals.received or run.logs.unread
             received, seconds = processes.agree_to_stop(stop, seconds)
             if on_cpu and not config.steps_per_call:
@@ -153,21 +152,23 @@ def _loop(
 def _make_call(
     run: Run, programs: TrainPrograms, ready: Callable[[], None]
 ) -> Callable[..., tuple[TrainState, Any, float]]:
-    """Returns the function that makes some steps and measures their time in seconds.
+    """Returns the function that makes some steps: (state, first step, number of steps) -> (state,
+    the steps' metrics [steps, 2] or [seeds, steps, 2], their time in seconds).
 
     Once the first program is compiled, it calls `ready`.
     """
     key = seeds.stack(run.mesh, [jax.random.key(seed) for seed in run.seeds])
 
-    def call(state: TrainState, metrics: Any, first: int, num_steps: int) -> Any:
+    def call(state: TrainState, first: int, num_steps: int) -> tuple[TrainState, Any, float]:
         data, indices = run.feed(first, num_steps)
-        arguments = (state, metrics, data, indices, num_steps, key)
+        arguments = (state, data, indices, num_steps, key)
         # Compiled separately, so that its time does not count as that of steps.
         program = programs.compile(first, arguments)
         ready()
         begin = time.monotonic()
         state, metrics = jax.block_until_ready(program(*arguments))
-        return state, metrics, time.monotonic() - begin
+        seconds = time.monotonic() - begin
+        return state, np.asarray(metrics)[..., :num_steps, :], seconds
 
     return call
 

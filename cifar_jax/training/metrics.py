@@ -1,59 +1,46 @@
-"""Loss and accuracy during training, summed on the device."""
+"""Loss and accuracy during training: measured in each step, added up on the host."""
 
 from typing import Any
 
-import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
-from clu import metrics
-from jax.sharding import Mesh
 
-from cifar_jax.parallel import devices, seeds
-
-
-@flax.struct.dataclass
-class Metrics(metrics.Collection):
-    """Mean loss and accuracy over the images seen.
-
-    `Metrics.single_from_model_output(loss=, logits=, labels=, mask=)` takes the loss of each image
-    [batch], logits [batch, classes], labels [batch] and, optionally, a mask [batch] of the images
-    that count; `merge` adds up, `compute` gives the means.
-    """
-
-    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
-    accuracy: metrics.Accuracy
-
-
+# What `measure` gives, in its order.
+NAMES = ("loss", "accuracy")
 # Name -> (total, number of images): numbers, or with several seeds lists with a number per seed.
 Sums = dict[str, tuple[Any, Any]]
 
 
-def to_sums(collection: Metrics) -> Sums:
-    """Returns the sums as Python numbers, fetched from the device."""
-    parts = {"loss": collection.loss, "accuracy": collection.accuracy}
-    return {
-        name: tuple(np.asarray(array, np.float64).tolist() for array in (part.total, part.count))
-        for name, part in parts.items()
-    }
+def measure(losses: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the sums over a batch, float32 [2]: of the losses, and of the correct images.
+
+    Args:
+      losses: of each image, float32 [batch].
+      logits: [batch, classes].
+      labels: int32 [batch].
+    """
+    correct = jnp.argmax(logits, axis=-1) == labels
+    return jnp.stack([jnp.sum(losses), jnp.sum(correct, dtype=losses.dtype)]).astype(jnp.float32)
 
 
-def from_sums(sums: Sums, num_seeds: int = 1) -> Metrics:
-    """Returns the collection with these sums, the inverse of `to_sums`; missing ones are 0."""
-    shape = (num_seeds,) if num_seeds > 1 else ()
-    empty = jax.tree.map(lambda leaf: np.broadcast_to(leaf, shape), Metrics.empty())
+def add_steps(sums: Sums, measured: np.ndarray, batch_size: int) -> Sums:
+    """Returns the sums with those of more steps, which are added one after another.
 
-    def fill(part: Any, name: str) -> Any:
-        total, count = (np.broadcast_to(number, shape) for number in sums.get(name, (0, 0)))
-        return part.replace(
-            total=np.asarray(total, part.total.dtype), count=np.asarray(count, part.count.dtype)
-        )
+    So the sums do not depend on how the steps are divided into calls.
 
-    return empty.replace(loss=fill(empty.loss, "loss"), accuracy=fill(empty.accuracy, "accuracy"))
-
-
-def put_metrics(mesh: Mesh, sums: Sums, num_seeds: int) -> Metrics:
-    """Returns the metrics that continue these sums, on the mesh."""
-    return devices.put(mesh, from_sums(sums, num_seeds), seeds.spec(num_seeds))
+    Args:
+      sums: of earlier steps; {} for none.
+      measured: the results of `measure`, [steps, 2] or [seeds, steps, 2].
+      batch_size: images per step.
+    """
+    added = {}
+    for name, each in zip(NAMES, np.moveaxis(np.asarray(measured, np.float64), -1, 0), strict=True):
+        total, count = (np.broadcast_to(x, each.shape[:-1]) for x in sums.get(name, (0.0, 0.0)))
+        total = np.cumsum(np.concatenate([total[..., None], each], axis=-1), axis=-1)[..., -1]
+        count = count + float(batch_size * each.shape[-1])
+        added[name] = (total.tolist(), count.tolist())
+    return added
 
 
 def means(sums: Sums) -> dict[str, float]:

@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -15,6 +16,7 @@ from cifar_jax.data.sampling import batch_indices
 from cifar_jax.optim.build import create_optimizer
 from cifar_jax.optim.schedules import find_ends
 from cifar_jax.parallel import cpu, devices, seeds
+from cifar_jax.training.metrics import NAMES
 from cifar_jax.training.step import Step, make_train_step
 
 # Images of one call that are streamed from the host.
@@ -30,12 +32,13 @@ def compile_train(
     length: int | None = None,
 ) -> jax.stages.Wrapped:
     """Returns the compiled program
-    (state, metrics, data, indices, num_steps, key) -> (state, metrics).
+    (state, data, indices, num_steps, key) -> (state, metrics).
 
     The number of steps is an argument, not a shape: the same program makes any number of steps, so
-    a run that is interrupted anywhere and resumed executes the same instructions. The metrics of
-    the steps are added to those given. The state is donated. With several seeds, the first axis of
-    state, metrics, indices, key and streamed images is that of the seeds.
+    a run that is interrupted anywhere and resumed executes the same instructions. The metrics are
+    those of each step, float32 [steps, 2], with zeros for steps that are not made. The state is
+    donated. With several seeds, the first axis of state, metrics, indices, key and streamed images
+    is that of the seeds.
 
     Args:
       step: the train step.
@@ -49,24 +52,25 @@ def compile_train(
         all of them at once, where otherwise the host decides after each step whether to continue.
     """
 
-    def run(state, metrics, data, indices, num_steps, key):
+    def run(state, data, indices, num_steps, key):
         def body(i, carry):
             state, metrics = carry
             images, labels = jax.tree.map(lambda x: x[indices[i]] if resident else x[i], data)
-            state, more = step(state, (images, labels, indices[i]), key)
-            return state, metrics.merge(more)
+            state, measured = step(state, (images, labels, indices[i]), key)
+            return state, jax.lax.dynamic_update_index_in_dim(metrics, measured, i, 0)
 
+        metrics = jnp.zeros((len(indices), len(NAMES)), jnp.float32)
         return jax.lax.fori_loop(0, length or num_steps, body, (state, metrics))
 
     if num_seeds > 1:
-        run = seeds.map_seeds(run, mesh, (0, 0, None if resident else 0, 0, None, 0), at_once)
+        run = seeds.map_seeds(run, mesh, (0, None if resident else 0, 0, None, 0), at_once)
     whole, own, rows = (
         NamedSharding(mesh, spec)
         for spec in (PartitionSpec(), seeds.spec(num_seeds), seeds.spec(num_seeds, None, "data"))
     )
     return jax.jit(
         run,
-        in_shardings=(own, own, whole if resident else rows, rows, whole, own),
+        in_shardings=(own, whole if resident else rows, rows, whole, own),
         out_shardings=own,
         donate_argnums=0,
     )
@@ -135,7 +139,7 @@ class TrainPrograms:
           first_step: of the call.
           arguments: of the program, see `compile_train`.
         """
-        indices, num_steps = arguments[3:5]
+        indices, num_steps = arguments[2:4]
         start = max(start for start in self._starts if start <= first_step)
         is_full = num_steps == indices.shape[-2]
         form = start, num_steps if is_full and not self._any_length else None

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from cifar_jax import files
 from cifar_jax.config import stored
-from cifar_jax.config.durations import Durations
+from cifar_jax.config.durations import Durations, resolve_durations
 from cifar_jax.data.datasets import Dataset
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import trained
@@ -148,7 +148,15 @@ def find_saved(
             f"the run has made {step} steps already, more than the {durations.total} asked for: "
             "raise num_epochs or num_steps, or choose another --workdir"
         )
-    _check_data(meta.get("data"), describe_data(dataset), checkpoints.folder.parent)
+    workdir = checkpoints.folder.parent
+    _check_data(meta.get("data"), describe_data(dataset), workdir)
+    if theirs:
+        before = resolve_durations(stored.from_json(theirs), len(dataset.splits["train"].labels))
+        if before.warmup != durations.warmup:
+            raise UserError(
+                f"the warm-up of {workdir} took {before.warmup} steps, because the run was to be "
+                f"short, and would now take {durations.warmup}: choose another --workdir"
+            )
     return meta["progress"]
 
 
@@ -161,16 +169,22 @@ def _is_progress(progress: Any, step: int) -> bool:
     def is_total(value: Any) -> bool:
         return is_number(value) or (isinstance(value, list) and all(map(is_number, value)))
 
-    sums = progress.get("sums") if isinstance(progress, dict) else None
+    def is_sums(sums: Any) -> bool:
+        return (
+            isinstance(sums, dict)
+            and set(sums) in (set(), {"loss", "accuracy"})
+            and all(
+                isinstance(x, list) and len(x) == 2 and all(map(is_total, x)) for x in sums.values()
+            )
+        )
+
     return (
-        isinstance(sums, dict)
+        isinstance(progress, dict)
         and progress.get("step") == step
         and is_number(progress.get("seconds"))
         and is_number(progress.get("stepping"))
-        and all(
-            isinstance(x, list) and len(x) == 2 and all(map(is_total, x)) for x in sums.values()
-        )
-        and set(sums) in (set(), {"loss", "accuracy"})
+        and is_sums(progress.get("sums"))
+        and is_sums(progress.get("recent", {}))  # earlier versions have none
     )
 
 

@@ -38,7 +38,12 @@ def save_checkpoint(
         "data": describe_data(run.dataset),
         "versions": provenance.versions(),
     }
-    processes.run_on_first(lambda: run.checkpoints.save(progress.step, state, meta, metrics))
+
+    def save() -> None:
+        run.logs.flush()
+        run.checkpoints.save(progress.step, state, meta, metrics)
+
+    processes.run_on_first(save)
 
 
 def is_best(run: Run, scores: Sequence[scores_lib.Scores]) -> bool:

@@ -1,6 +1,7 @@
 """Starts a run: from its last checkpoint, another run's weights or new weights."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from cifar_jax.augment import batch as augment
 from cifar_jax.config.durations import Durations
 from cifar_jax.config.fields import flatten
 from cifar_jax.data.datasets import Dataset
@@ -33,15 +35,20 @@ def start(
     """Returns the state to start from and the progress saved with it; {} for a new run.
 
     Raises:
-      UserError: the last checkpoint does not fit the config, or `init_from` holds another model.
+      UserError: the last checkpoint does not fit the config, `init_from` holds another model, or
+        the augmentation or the model does not take images of this size.
     """
+    key = jax.random.key(config.seed)
     shape = dataset.splits["train"].images.shape[1:]
     seed_list = seeds.seed_list(config)
     saved = processes.run_on_first(
         lambda: resume.find_saved(checkpoints, config, durations, dataset)
     )
+    # What does not fit the images is refused before anything is written.
+    apply = functools.partial(augment.apply, options=config.augment, fill=(0,) * shape[-1])
+    jax.eval_shape(apply, key, jax.ShapeDtypeStruct((1, *shape), "uint8"))
     create = make_init(config, durations, model, shape)
-    shapes = jax.eval_shape(create, jax.random.key(config.seed))
+    shapes = jax.eval_shape(create, key)
 
     def make() -> TrainState:
         own = devices.make_mesh(num_seeds=len(seed_list))

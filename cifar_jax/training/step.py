@@ -20,13 +20,13 @@ from cifar_jax.augment.own import augment_by
 from cifar_jax.errors import UserError
 from cifar_jax.optim import groups
 from cifar_jax.optim.schedules import find_ends
-from cifar_jax.training.metrics import Metrics
+from cifar_jax.training.metrics import NAMES, measure
 from cifar_jax.training.state import TrainState
 
 # images uint8 [batch, height, width, channels], labels int32 [batch], and their indices in the
 # training set, int32 [batch]
 Batch = tuple[jax.Array, jax.Array, jax.Array]
-Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, jax.Array]]
 
 
 def make_train_step(
@@ -40,6 +40,8 @@ def make_train_step(
     class_weights: np.ndarray | None = None,
 ) -> Step:
     """Returns the pure function (state, batch, key) -> (state, metrics) of one step.
+
+    The metrics are those of `metrics.measure`.
 
     Args:
       model: the network.
@@ -63,7 +65,7 @@ def make_train_step(
     ema_decay, alternating_flip = config.ema_decay, config.augment.alternating_flip
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, jax.Array]:
         images, labels, indices = batch
         if alternating_flip:
             epoch = state.step // steps_per_epoch
@@ -144,7 +146,7 @@ def _make_loss(
             rngs={"dropout": dropout_key},
         )
         losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
-        metrics = Metrics.single_from_model_output(loss=losses, logits=logits, labels=labels)
+        metrics = measure(losses, logits, labels)
         return jnp.mean(losses), (updates.get("batch_stats", batch_stats), metrics)
 
     return compute_loss
@@ -185,9 +187,9 @@ def _accumulate(compute_gradient: Callable[..., Any], parts: int) -> Callable[..
             more, (batch_stats, new) = compute_gradient(
                 params, batch_stats, part, jax.random.fold_in(key, number)
             )
-            return (optax.tree.add(gradient, more), batch_stats, metrics.merge(new)), None
+            return (optax.tree.add(gradient, more), batch_stats, metrics + new), None
 
-        start = (optax.tree.zeros_like(params), batch_stats, Metrics.empty())
+        start = (optax.tree.zeros_like(params), batch_stats, jnp.zeros(len(NAMES), jnp.float32))
         (gradient, batch_stats, metrics), _ = jax.lax.scan(add, start, (jnp.arange(parts), split))
         return optax.tree.scale(1 / parts, gradient), (batch_stats, metrics)
 

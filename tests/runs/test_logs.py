@@ -53,7 +53,7 @@ def test_curves_hold_each_metric_at_its_step(tmp_path):
         for event in read_events(tmp_path)
         for value in event.summary.value
     ]
-    expected = [(x["step"], tag, x[tag]) for x in LINES for tag in ("epoch", "train_loss")]
+    expected = [(x["step"], "train_loss", x["train_loss"]) for x in LINES]
     assert [point[:2] for point in points] == [point[:2] for point in expected]
     assert [point[2] for point in points] == pytest.approx([point[2] for point in expected])
 

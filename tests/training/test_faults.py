@@ -13,6 +13,7 @@ import cifar_jax
 from cifar_jax.reports import report
 from cifar_jax.runs import manifest
 from cifar_jax.runs.checkpoint import Checkpoints
+from cifar_jax.training import loop
 from cifar_jax.training import run as run_lib
 from tests import program
 from tests.faults import damages, stops
@@ -130,14 +131,18 @@ def test_the_same_command_twice_gives_the_same_bits(undisturbed, tmp_path):
 @pytest.mark.parametrize("step", [1, 6])
 def test_a_loss_that_is_not_finite_ends_the_run(undisturbed, monkeypatch, tmp_path, step):
     _, flag = undisturbed
-    original = run_lib.Progress.add
+    original = loop._make_call
 
-    def add(self, num_steps, seconds, metrics):
-        original(self, num_steps, seconds, metrics)
-        if self.step == step:
-            self.sums["loss"] = (float("nan"), 64.0)
+    def make_call(*arguments):
+        call = original(*arguments)
 
-    monkeypatch.setattr(run_lib.Progress, "add", add)
+        def spoil(state, first, num_steps):
+            state, measured, seconds = call(state, first, num_steps)
+            return state, measured * (np.nan if first + num_steps == step else 1), seconds
+
+        return spoil
+
+    monkeypatch.setattr(loop, "_make_call", make_call)
     code, _, err = program.run_here(flag, f"--workdir={tmp_path}")
     kept = (
         f"the checkpoint of step {step - 1} is kept" if step > 1 else "there is no checkpoint yet"

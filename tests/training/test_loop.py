@@ -23,7 +23,7 @@ from cifar_jax.models import speedrun
 from cifar_jax.optim import build
 from cifar_jax.runs import history, logs, workdir
 from cifar_jax.runs import signals as signals_lib
-from cifar_jax.training import check, loop, metrics
+from cifar_jax.training import check, loop
 from cifar_jax.training.run import Progress
 from tests import program, tiny
 
@@ -120,7 +120,7 @@ def test_the_stem_is_whitened_by_the_first_images_and_stays(tmp_path):
 
 
 def test_the_log_and_the_result_agree_with_the_evaluation(finished, capsys):
-    lines = log_lines(finished)
+    lines = [line for line in log_lines(finished) if "eval_loss" in line]
     assert [line["step"] for line in lines] == [5, 10]
     assert [line["epoch"] for line in lines] == [1, 2]
     # The rates of the steps just made, of a fall from 1e-3 to 0 in 10 steps.
@@ -150,8 +150,53 @@ def test_class_weights_reach_the_loss_and_are_one_for_each_class(tmp_path):
     assert not list((tmp_path / "wrong").iterdir())
 
 
+def test_lines_within_an_epoch_are_the_means_of_their_steps(tmp_path):
+    """And they change no weight."""
+    lines = {}
+    for every in (1, 2, 0):
+        start(tiny.config(log__every_steps=every, steps_per_call=4), tmp_path / str(every))
+        lines[every] = history.read_lines(tmp_path / str(every) / workdir.METRICS)
+        assert_same_bits(tmp_path / str(every), tmp_path / "1")
+    names = ("train_loss", "train_accuracy")
+    steps = np.array([[line[name] for name in names] for line in lines[1]])
+    assert len(steps) == 10
+    for every, ends in ((2, [2, 4, 5, 6, 8, 10]), (0, [5, 10])):
+        assert [line["step"] for line in lines[every]] == ends
+        for line, first in zip(lines[every], [0, *ends], strict=False):
+            expected = steps[first : line["step"]].mean(axis=0)
+            np.testing.assert_allclose([line[name] for name in names], expected, rtol=1e-12)
+            assert ("eval_loss" in line) == ("seconds" in line) == (line["step"] in (5, 10))
+            assert line["learning_rate"] == np.float32(1e-3)
+    whole = history.whole_lines(lines[2])
+    for line, expected in zip(whole, lines[0], strict=True):
+        assert line["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-12)
+        assert line["eval_loss"] == expected["eval_loss"]
+    assert history.whole_lines(lines[0]) == lines[0]
+
+
+def test_lines_within_an_epoch_wait_for_later_ones_but_not_past_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "_WAIT_SECONDS", 1e9)
+    appended = []
+    monkeypatch.setattr(logs, "_append", lambda path, text: appended.append(text.count("\n")))
+    start(tiny.config(steps_per_call=1, checkpoint__every_steps=3), tmp_path)
+    # Of steps 1 to 3, before the checkpoint; 4 and 5, at the end of the epoch; and so on.
+    assert appended == [3, 2, 1, 3, 1]
+
+
+def test_a_quick_try_of_a_recipe_warms_up_in_a_share_of_it(tmp_path, capsys):
+    quick = {"schedule__warmup_epochs": 3.0, "num_epochs": 0.0, "num_steps": 10}
+    start(tiny.config(**quick), tmp_path)
+    words = "the warm-up of 15 steps is as long as the run or longer: it takes 1 steps, 10% of the"
+    assert words in capsys.readouterr().out
+    rates = [line["learning_rate"] for line in history.read_lines(tmp_path / workdir.METRICS)]
+    assert rates == [0, *[np.float32(1e-3)] * 9]
+    with pytest.raises(UserError, match=r"the warm-up of .* took 1 steps, .* would now take 15"):
+        start(tiny.config(**quick | {"num_steps": 20}), tmp_path)
+
+
 def test_the_best_on_the_validation_split_is_kept(finished):
-    accuracies = {line["step"]: line["eval_accuracy"] for line in log_lines(finished)}
+    lines = [line for line in log_lines(finished) if "eval_loss" in line]
+    accuracies = {line["step"]: line["eval_accuracy"] for line in lines}
     assert accuracies[cifar_jax.load(finished, "best").step] == max(accuracies.values())
 
 
@@ -197,7 +242,7 @@ def test_the_time_left_ignores_the_time_before_the_first_step(monkeypatch):
     stopwatch = types.SimpleNamespace(monotonic=lambda: next(clock))
     monkeypatch.setattr(loop.run_lib, "time", stopwatch)
     progress = Progress()
-    progress.add(4, 2.0, metrics.Metrics.empty())
+    progress.add(4, 2.0)
     assert progress.pace() == 1.0
 
 
@@ -206,7 +251,7 @@ def test_the_time_includes_earlier_starts(monkeypatch):
     monkeypatch.setattr(loop.run_lib, "time", clock)
     progress = Progress()
     clock.now = 35.0
-    progress.add(4, 2.0, metrics.Metrics.empty())
+    progress.add(4, 2.0)
     assert progress.seconds == 25
     saved = json.loads(json.dumps(progress.saved()))
     clock.now = 1000.0
@@ -214,7 +259,7 @@ def test_the_time_includes_earlier_starts(monkeypatch):
     clock.now = 1003.0
     progress.resume(saved)
     clock.now = 1010.0
-    progress.add(1, 2.0, metrics.Metrics.empty())
+    progress.add(1, 2.0)
     assert (progress.step, progress.seconds) == (5, 25 + 10)
 
 

@@ -11,7 +11,6 @@ from cifar_jax.models import registry
 from cifar_jax.optim import build, schedules
 from cifar_jax.optim.groups import REST
 from cifar_jax.parallel import devices, seeds
-from cifar_jax.training import metrics as metrics_lib
 from cifar_jax.training import state
 from cifar_jax.training import step as steps
 from cifar_jax.training.program import TrainPrograms
@@ -120,14 +119,13 @@ def test_what_is_not_trained_has_the_gradient_zero():
 def run(programs, state, calls, mesh, num_seeds=1):
     """Makes steps in calls of these lengths; returns all arrays of the state but the momenta."""
     key = seeds.stack(mesh, [jax.random.key(0)] * num_seeds)
-    metrics = metrics_lib.put_metrics(mesh, {}, num_seeds)
     current, first = jax.tree.map(jnp.copy, state), 0
     for length in calls:
         assert length <= programs.most(first)
         rows = np.zeros_like(ROWS)
         rows[:length] = np.take(ROWS, range(first, first + length), axis=0, mode="wrap")
-        arguments = (current, metrics, (IMAGES, LABELS), rows, length, key)
-        current, metrics = programs.compile(first, arguments)(*arguments)
+        arguments = (current, (IMAGES, LABELS), rows, length, key)
+        current, _ = programs.compile(first, arguments)(*arguments)
         first += length
     return [np.asarray(leaf) for leaf in jax.tree.leaves(current)]
 
@@ -150,7 +148,7 @@ def test_a_whole_epoch_has_a_program_of_its_own_on_an_accelerator():
     mesh = devices.make_mesh(config.batch_size)
     with jax.set_mesh(mesh):
         current = devices.replicate(mesh, begin(config, lengths, model))
-        arguments = current, metrics_lib.put_metrics(mesh, {}, 1), (IMAGES, LABELS), ROWS
+        arguments = current, (IMAGES, LABELS), ROWS
         key = jax.random.key(0)
         results = {}
         for platform in ("cpu", "accelerator"):

@@ -15,11 +15,9 @@ from cifar_jax.errors import UserError
 from cifar_jax.models import registry
 from cifar_jax.optim import build
 from cifar_jax.parallel import devices
-from cifar_jax.training import metrics as metrics_lib
 from cifar_jax.training import program as program_lib
 from cifar_jax.training import state as state_lib
 from cifar_jax.training import step as step_lib
-from cifar_jax.training.metrics import Metrics, to_sums
 from cifar_jax.training.state import TrainState
 from tests import tiny
 
@@ -75,10 +73,9 @@ def test_a_step_of_softmax_regression_is_numpys():
     np.testing.assert_allclose(new.params["head"]["kernel"], kernel - 0.1 * gradient, atol=1e-6)
     bias = -0.1 * (probabilities - targets).mean(axis=0)
     np.testing.assert_allclose(new.params["head"]["bias"], bias, atol=1e-6)
-    sums = to_sums(metrics)
     loss = -(targets * np.log(probabilities)).sum()
-    np.testing.assert_allclose(sums["loss"], (loss, 32), rtol=1e-5)
-    assert sums["accuracy"] == ((logits.argmax(axis=1) == LABELS).sum(), 32)
+    np.testing.assert_allclose(metrics[0], loss, rtol=1e-5)
+    assert metrics[1] == (logits.argmax(axis=1) == LABELS).sum()
     assert new.step == 1
 
 
@@ -97,11 +94,10 @@ def test_class_weights_multiply_the_losses_of_their_images():
     parts = (model, optax.sgd(0.1), tiny.config(), MEAN, STD, 3)
     step = step_lib.make_train_step(*parts, class_weights=factors)
     with jax.numpy_dtype_promotion("strict"):
-        new, metrics = jax.jit(step)(state, (IMAGES, LABELS, np.arange(32)), jax.random.key(0))
+        new, _ = jax.jit(step)(state, (IMAGES, LABELS, np.arange(32)), jax.random.key(0))
     kernel = np.asarray(state.params["head"]["kernel"], np.float64)
     gradient, _ = numpy_gradient(kernel, factors)
     np.testing.assert_allclose(new.params["head"]["kernel"], kernel - 0.1 * gradient, atol=1e-6)
-    assert to_sums(metrics)["loss"][1] == 32
 
 
 def test_balanced_class_weights_are_those_of_scikit_learn():
@@ -142,7 +138,7 @@ def test_accumulated_parts_equal_the_whole_batch():
     _, whole, metrics = softmax_regression()
     _, parts, more = softmax_regression(optimizer__accumulation_steps=4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), whole, parts)
-    np.testing.assert_allclose(to_sums(metrics)["loss"], to_sums(more)["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics, more, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("number", "decay"), [(0, 0.1), (5, 6 / 15), (26, 0.75), (90, 0.75)])
@@ -171,13 +167,13 @@ def test_the_network_trains_with_statistics_of_the_batch():
     logits = (hidden - mean) / np.sqrt(variance + 1e-5) @ params["head"]["kernel"]
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     loss = -np.log(probabilities[np.arange(32), LABELS]).sum()
-    np.testing.assert_allclose(to_sums(metrics)["loss"], (loss, 32), rtol=1e-4)
+    np.testing.assert_allclose(metrics[0], loss, rtol=1e-4)
 
 
 def test_the_network_trains_with_dropout_drawn_for_each_step():
     def loss(dropout_rate, number):
         metrics = take_step(small_bn_net(dropout_rate), number=number)[2]
-        return round(metrics_lib.means(to_sums(metrics))["loss"], 3)
+        return round(float(metrics[0]) / 32, 3)
 
     assert loss(0.5, 0) == loss(0.5, 0)
     assert len({loss(0.0, 0), loss(0.5, 0), loss(0.5, 1)}) == 3
@@ -208,7 +204,7 @@ def bn_program():
         programs = {}
         for resident, data in ((True, (IMAGES, LABELS)), (False, (IMAGES[rows], LABELS[rows]))):
             program = program_lib.compile_train(step, mesh, resident)
-            arguments = (state, Metrics.empty(), data, rows, 12, jax.random.key(0))
+            arguments = (state, data, rows, 12, jax.random.key(0))
             programs[resident] = program.lower(*arguments).compile()
         yield programs, state, rows
 
@@ -217,14 +213,15 @@ def run(bn_program, calls, resident=True):
     """Runs the program in calls of the given lengths; returns all its arrays."""
     programs, state, rows = bn_program
     key = jax.random.key(0)
-    state, metrics, first = jax.tree.map(jnp.copy, state), Metrics.empty(), 0
+    state, metrics, first = jax.tree.map(jnp.copy, state), [], 0
     for length in calls:
         indices = np.zeros_like(rows)
         indices[:length] = rows[first : first + length]
         data = (IMAGES, LABELS) if resident else (IMAGES[indices], LABELS[indices])
-        state, metrics = programs[resident](state, metrics, data, indices, length, key)
+        state, found = programs[resident](state, data, indices, length, key)
+        metrics.append(found[:length])
         first += length
-    return [np.asarray(leaf) for leaf in jax.tree.leaves((state, metrics))]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((state, jnp.concatenate(metrics)))]
 
 
 def test_the_calls_do_not_change_a_bit(bn_program):
@@ -271,10 +268,10 @@ def test_a_step_of_convolutions_in_bfloat16_on_two_devices_is_near_float32():
             before = jax.device_get(state.params)
             program = program_lib.compile_train(step, mesh, resident=True)
             rows = np.arange(32, dtype=np.int32)[None]
-            arguments = (devices.replicate(mesh, state), Metrics.empty(), (IMAGES, LABELS), rows, 1)
+            arguments = (devices.replicate(mesh, state), (IMAGES, LABELS), rows, 1)
             new, metrics = program(*arguments, jax.random.key(0))
         assert {leaf.dtype for leaf in jax.tree.leaves(new.params)} == {jnp.dtype("float32")}
-        losses.append(metrics_lib.means(to_sums(metrics))["loss"])
+        losses.append(metrics[0, 0])
         move = jax.tree.map(lambda a, b: np.asarray(a) - b, new.params, before)
         moves.append(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(move)]))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2)
