@@ -12,6 +12,10 @@ class UserError(Exception):
         super().__init__(text)
         self.exit_code = exit_code
 
+    def _render_traceback_(self) -> list[str]:
+        """Returns what a notebook shows: the lines of the text, as the command line does."""
+        return [f"error: {line}" for line in str(self).splitlines()]
+
 
 class NotFiniteError(UserError):
     """A run had to stop because its loss or its weights are not finite."""

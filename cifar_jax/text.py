@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,13 @@ def printable(text: str) -> str:
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether a standard stream is a terminal; False if it is closed."""
     return stream is not None and not stream.closed and stream.isatty()
+
+
+def bar_stream() -> TextIO | None:
+    """Returns where a progress bar can be drawn: on a terminal or in a notebook; None: nowhere."""
+    if type(sys.stdout).__module__ == "ipykernel.iostream":
+        return sys.stdout  # what is printed besides stays in the same place
+    return sys.stderr if is_terminal(sys.stderr) else None
 
 
 def format_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

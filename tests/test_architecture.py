@@ -27,6 +27,7 @@ ORDER = [
     {"reports"},
     {"export"},
     {"studies"},
+    {"api"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

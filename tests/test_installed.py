@@ -21,14 +21,20 @@ def run(*command, cwd, **environment):
     return done.stdout
 
 
+def copy_source(folder):
+    """Copies the repository, where setuptools leaves build/ and an egg-info; returns the copy."""
+    names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # setuptools leaves build/ and an egg-info in the source
-    names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-    for name in filter(None, names.split("\0")):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((ROOT / name).read_bytes())
+    source = copy_source(folder / "source")
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, source, cwd=folder)
     return next(folder.glob("*.whl"))
 
@@ -74,3 +80,16 @@ def test_the_command_trains_outside_the_repository(wheel, tmp_path):
         tmp_path / "env/bin/python", "-c", "import cifar_jax; print(cifar_jax.__file__)", cwd="/"
     )
     assert Path(text.strip()).is_relative_to(site)
+
+
+@pytest.mark.slow
+def test_the_distributions_are_built_and_checked(tmp_path):
+    for name in ("build", "twine"):
+        pytest.importorskip(name)
+    source = copy_source(tmp_path / "source")
+    run(sys.executable, "-m", "build", source, "--outdir", tmp_path / "dist", cwd=tmp_path)
+    names = sorted(path.name for path in (tmp_path / "dist").iterdir())
+    assert [name.partition("-")[0] for name in names] == ["cifar_jax", "cifar_jax"]
+    assert [name.endswith((".whl", ".tar.gz")) for name in names] == [True, True]
+    out = run(sys.executable, "-m", "twine", "check", "--strict", *tmp_path.glob("dist/*"), cwd="/")
+    assert out.count("PASSED") == 2

@@ -17,6 +17,7 @@ the same command resumes: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP,
 140 after SIGUSR2.
 """
 
+import functools
 import io
 import os
 import sys
@@ -24,9 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from cifar_jax import files
+from cifar_jax import api, files
 from cifar_jax.cli import flags, parse, studies
 from cifar_jax.cli.flags import FLAGS
 from cifar_jax.cli.given import check_given, config_folder, read_config_file
@@ -48,36 +47,14 @@ def _train() -> int:
         from cifar_jax.training import distributed
 
         job = (FLAGS[name].value for name in flags.JOB)
-        return distributed.train_together(
-            FLAGS.config, workdir, _train_and_report, FLAGS.take_over, *job
-        )
+        text = read_config_file()
+        train_here = functools.partial(api.train_and_report, config_text=text)
+        return distributed.train_together(FLAGS.config, workdir, train_here, FLAGS.take_over, *job)
     if found := [name for name in flags.JOB if FLAGS[name].present]:
         raise UserError(f"--{found[0]} is only for --distributed")
     with lock(workdir, FLAGS.take_over), Signals() as signals:
         check_given()
-        return _train_and_report(FLAGS.config, workdir, signals)
-
-
-def _train_and_report(config: ConfigDict, workdir: Path, signals: Signals) -> int:
-    from cifar_jax.parallel import processes
-    from cifar_jax.training import loop, resume
-
-    result = processes.run_on_first(lambda: resume.find_result(config, workdir))
-    if result:
-        accuracy = f"test accuracy {result['test_accuracy']:.2%}"
-        if processes.is_first():
-            print(f"{workdir} is finished: step {result['step']}, {accuracy}; nothing was changed")
-    else:
-        code = loop.train_model(config, workdir, signals, read_config_file())
-        if code:
-            return code
-    if config.log.report and processes.is_first():
-        signals.end()  # the report can be made again by --mode=report
-        from cifar_jax.reports import report
-
-        if not (result and (workdir / report.FOLDER / report.PAGE).exists()):
-            report.try_report(workdir)
-    return 0
+        return api.train_and_report(FLAGS.config, workdir, signals, read_config_file())
 
 
 def _evaluate() -> int:

@@ -12,6 +12,7 @@ from absl import flags
 from cifar_jax import files
 from cifar_jax.cli.flags import ARGV, FLAGS, MODE_FLAGS, WITH_REST
 from cifar_jax.config import fields, shipped
+from cifar_jax.config.shipped import run_name as run_name
 from cifar_jax.errors import UserError
 from cifar_jax.text import printable
 
@@ -111,13 +112,10 @@ def _unknown_field(argv: list[str], error: Exception) -> str | None:
     known = [name for name, _ in fields.flatten(shipped.default_config())]
     for argument in argv:
         name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
-        leaf = name.rpartition(".")[2]
         if not argument.lstrip("-").startswith("config.") or name in known:
             continue
         if any(re.search(rf"\b{re.escape(part)}\b", str(error)) for part in name.split(".")):
-            leaves = [field for field in known if field.rpartition(".")[2] == leaf]
-            near = leaves or difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean --config.{near[0]}?" if near else "; see configs/default.py"
+            hint = fields.suggest_field(name, known, "--config.")
             return f"--config.{name}: there is no such field{hint}"
     return None
 
@@ -148,12 +146,6 @@ def check_environment() -> None:
     value = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
     if not value.removeprefix("-").isdecimal():
         raise UserError(f"JAX_NUM_CPU_DEVICES is {value!r}: unset it or make it a number")
-
-
-def run_name(config: str) -> str:
-    """Returns the default name of a run: "resnet_20" for configs/resnet.py:20."""
-    file, _, option = config.partition(":")
-    return re.sub(r"[^\w.+-]+", "_", Path(file).stem + (f"_{option}" if option else ""))
 
 
 def show_log() -> None:

@@ -1,7 +1,7 @@
 """The fields of a config: their names and types, compared with configs/default.py."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -58,6 +58,19 @@ def unknown(name: Any, known: Any) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{name!r}, none of {', '.join(known)}{hint}"
+
+
+def suggest_field(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """Returns the end of a message about an unknown field: the one that may have been meant.
+
+    Args:
+      name: the unknown field.
+      known: the dotted names of the known ones.
+      prefix: is written before the suggested field.
+    """
+    leaves = [field for field in known if field.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = leaves or difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else "; see configs/default.py"
 
 
 def check_fields(config: Any, default: ConfigDict) -> None:

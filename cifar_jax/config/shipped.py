@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,12 @@ def find_config(config: str) -> str:
     shipped = FOLDER / f"{path.stem if in_configs else name}.py"
     known = in_configs or (path.name == name and not path.is_file())
     return f"{shipped}{colon}{option}" if known and shipped in list_files() else config
+
+
+def run_name(config: str) -> str:
+    """Returns the default name of a run: "resnet_20" for configs/resnet.py:20."""
+    file, _, option = config.partition(":")
+    return re.sub(r"[^\w.+-]+", "_", Path(file).stem + (f"_{option}" if option else ""))
 
 
 def list_files() -> list[Path]:

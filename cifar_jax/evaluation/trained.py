@@ -152,7 +152,7 @@ def load_seeds(
     workdir: str | Path, checkpoint="last", seed=None, stored_code=False
 ) -> list[Trained]:
     """Returns the models of all seeds of a run, or of the given one; otherwise as `load`."""
-    devices.check_not_forked()
+    devices.configure_jax()
     workdir = files.user_path(workdir)
     file = weights.find_file(workdir)
     every = [load_file(file, checkpoint)] if file else _read_run(workdir, checkpoint, stored_code)
@@ -212,8 +212,7 @@ def _restore(workdir: Path, saved: Checkpoints, which: str, stored_code: bool) -
     if step is None:
         raise UserError(f"{workdir} has no intact checkpoint")
     meta = {**saved.meta(step), "step": step}
-    where = f"the checkpoint of step {step} in {workdir}"
-    model = _describe(meta, where, workdir, stored_code)
+    model = _describe(meta, f"the checkpoint of step {step} in {workdir}", workdir, stored_code)
     seed_list = seeds.seed_list(model.config)
     abstract = seeds.abstract_stack(devices.make_mesh(), model.variables, len(seed_list))
     wanted = {"ema": abstract} if model.config.get("ema_decay") else abstract

@@ -1,6 +1,7 @@
 """JAX's devices: their setup, the mesh that they form, and arrays on that mesh."""
 
-import contextlib
+import functools
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cifar_jax.errors import UserError
 from cifar_jax.parallel import cpu, programs
+
+_log = logging.getLogger(__name__)
 
 # The process that has used JAX's devices, which those forked from it cannot.
 _user: int | None = None
@@ -32,7 +35,8 @@ def configure_jax(
     """Sets JAX up for this process: CPU devices, threads and the persistent compilation cache.
 
     On a CPU several single-threaded devices are faster than one with several threads. Must be
-    called before JAX starts its backend; afterwards it changes nothing.
+    called before JAX starts its backend; afterwards it changes nothing, and says so if the devices
+    are not those asked for.
 
     Args:
       batch_size: images that the devices must share evenly; None: no such condition.
@@ -45,9 +49,11 @@ def configure_jax(
     config: Any = jax.config
     if num_cpu_devices is None and config.jax_num_cpu_devices < 1:
         num_cpu_devices = _forced_devices() or cpu.default_num_devices(batch_size)
-    with contextlib.suppress(RuntimeError):  # the backend is already running
+    try:
         if num_cpu_devices is not None:
             jax.config.update("jax_num_cpu_devices", num_cpu_devices)
+    except RuntimeError:  # the backend is already running
+        _say_started(num_cpu_devices, deterministic)
     if config.jax_num_cpu_devices > 1:
         _add_xla_flag("xla_cpu_multi_thread_eigen=false")
         # Otherwise XLA ends the process when one device waits 40 seconds for another, which happens
@@ -56,6 +62,21 @@ def configure_jax(
     if deterministic:
         _add_xla_flag("xla_gpu_deterministic_ops=true")
     programs.use_cache()
+
+
+@functools.cache  # once in a process
+def _say_started(wanted: int | None, deterministic: bool) -> None:
+    """Warns that JAX was started before, if it was started otherwise than this program would."""
+    found = jax.local_device_count()
+    if jax.default_backend() == "cpu" and found != wanted:
+        _log.warning(
+            "JAX was already started with %d CPU device%s, so this runs on %d and not on %s: to "
+            "change that, start Python again, and use JAX only after cifar_jax or set "
+            "JAX_NUM_CPU_DEVICES=%s before",
+            *(found, "s" if found > 1 else "", found, wanted, wanted),
+        )
+    if deterministic and jax.default_backend() == "gpu":
+        _log.warning("JAX was already started, so deterministic=True has no effect on its GPUs")
 
 
 def _add_xla_flag(flag: str) -> None:

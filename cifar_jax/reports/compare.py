@@ -88,7 +88,7 @@ def find_workdirs(given: Iterable[Path], from_shell: bool = False) -> list[Path]
     return list(found.values())
 
 
-def compare_runs(workdirs: Sequence[Path], output: Path) -> None:
+def compare_runs(workdirs: Sequence[Path], output: Path) -> dict[str, Record]:
     """Prints the results of runs and how their configs differ; draws their curves.
 
     The runs need not be finished. Writes comparison.csv and comparison.png.
@@ -96,6 +96,9 @@ def compare_runs(workdirs: Sequence[Path], output: Path) -> None:
     Args:
       workdirs: the folders of the runs, as `find_workdirs` returns them.
       output: the folder to write to.
+
+    Returns:
+      What each run has written, by its shortest name.
 
     Raises:
       UserError: a workdir holds no run or a damaged one (with a line for each), or the output
@@ -125,6 +128,7 @@ def compare_runs(workdirs: Sequence[Path], output: Path) -> None:
         save_figure(figure, output / "comparison.png")
     print(format_table(rows, right=range(1, len(rows[0]))))
     print(f"comparison.csv and comparison.png are in {printable(str(output))}")
+    return dict(zip(names, records, strict=True))
 
 
 def read(workdir: Path) -> Record:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cifar_jax.runs import history
 from cifar_jax.runs import workdir as workdir_lib
-from cifar_jax.text import is_terminal
+from cifar_jax.text import bar_stream
 
 # tensorboardX imports PyTorch if it is installed, which takes seconds and is not needed here.
 _had_torch = "torch" in sys.modules
@@ -128,12 +128,15 @@ class Logs:
             )
 
     def progress(self, epoch: int, done: int, total: int, **metrics: float) -> None:
-        """Updates the progress bar of an epoch, on a terminal only."""
-        if not self._active or not is_terminal(sys.stderr):
+        """Updates the progress bar of an epoch, on a terminal or in a notebook."""
+        stream = bar_stream()
+        if not self._active or stream is None:
             return
         with contextlib.suppress(OSError, ValueError):  # the terminal has been closed
             if self._bar is None:
-                self._bar = tqdm(total=total, leave=False, unit="step", dynamic_ncols=True)
+                self._bar = tqdm(
+                    total=total, leave=False, unit="step", dynamic_ncols=True, file=stream
+                )
             self._bar.set_description(f"epoch {epoch}", refresh=False)
             self._bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()}, False)
             self._bar.n = done

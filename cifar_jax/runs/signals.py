@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -98,3 +99,33 @@ class Signals:
                     first = first or time.monotonic()
                     if time.monotonic() - first > _SAME_SIGNAL:
                         os._exit(code)
+
+
+class Interrupts(Signals):
+    """The same for a program that goes on after the run, such as a notebook.
+
+    Only Ctrl-C is noted, and it raises KeyboardInterrupt: at once while there is nothing to save,
+    otherwise when it comes a second time. In another thread than the main one nothing is noted.
+    """
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._old[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def end(self) -> None:
+        """From now on there is nothing to save; an interrupt that has come already is raised."""
+        self._deferred = False
+        if self.received is not None:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, _: object) -> None:
+        if self.received is not None or not self._deferred:
+            raise KeyboardInterrupt
+        self.received = number
+        with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted another print
+            print("interrupted: saving, then stopping", file=sys.stderr, flush=True)

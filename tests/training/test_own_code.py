@@ -1,16 +1,20 @@
 """A model, an optimizer and an augmentation of the user's own, from training to evaluation."""
 
+import hashlib
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import cifar_jax
 from cifar_jax.augment import own
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate
+from cifar_jax.models import registry
+from cifar_jax.runs import sources
 from cifar_jax.training import check
 from tests import program, tiny
 from tests.models.test_own import GOOD
@@ -106,19 +110,34 @@ def test_code_that_changed_is_not_used_and_the_copy_only_on_demand(trained, tmp_
     assert program.run_here(*evaluation) == before
 
 
-def test_a_workdir_that_names_its_own_code_does_not_run_it(trained, tmp_path, monkeypatch):
+def test_a_workdir_that_names_its_own_code_does_not_run_it(tmp_path, monkeypatch):
     """Such as one from the internet, whose config leads to the copy, with its right hash."""
-    folder, _, _ = trained
-    (folder / "project" / "mine.py").rename(folder / "project" / "away.py")
-    monkeypatch.chdir(folder / "run" / "code")
-    shutil.copy("model.name.py", "mine.py")
-    try:
-        for place in (folder / "run", folder / "run" / "code" / ".."):
-            with pytest.raises(UserError, match="is not here: start where it is"):
-                cifar_jax.load(place)
-    finally:
-        (folder / "project" / "away.py").rename(folder / "project" / "mine.py")
-        (folder / "run" / "code" / "mine.py").unlink()
+    code = tmp_path / "run" / "code"
+    code.mkdir(parents=True)
+    text = "raise SystemExit('run')\n"
+    for name in ("mine.py", "model.name.py", "mine_module.py"):
+        (code / name).write_text(text)
+    for reference, place in (
+        ("mine.py:Net", code),
+        ("run/code/mine.py:Net", tmp_path),
+        (f"{code}/mine.py:Net", tmp_path),
+        ("mine_module:Net", code),
+        ("elsewhere.py:Net", tmp_path),
+    ):
+        monkeypatch.chdir(place)
+        config = ConfigDict({"model": {"name": reference}})
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        record = {"model.name": {"path": str(code / "mine.py"), "sha256": sha256}}
+        (code / "sources.json").write_text(json.dumps(record))
+        for workdir in (tmp_path / "run", tmp_path / "run" / "code" / ".."):
+            with pytest.raises(
+                UserError, match=r"to run the copy that is kept in .* look at it first"
+            ):
+                sources.use_sources(config, workdir)
+        used = sources.use_sources(config, tmp_path / "run", stored_code=True)
+        assert used.model.name == f"{code / 'model.name.py'}:Net"
+        with pytest.raises(UserError, match="SystemExit: run"):
+            registry.create(used.model.name, 10)
 
 
 @pytest.mark.parametrize(
