@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from cifar_jax.ops import cpu_conv
 from cifar_jax.ops.batches import map_batch
+from cifar_jax.ops.derivatives import with_gradient
 from cifar_jax.ops.stock import is_stock
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -39,8 +40,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Convolves as `lax.conv_general_dilated` does, with gradients that are fast on a CPU too.
 
-    Two-dimensional NHWC convolutions without groups or dilation have their own gradient (reverse
-    mode only); all others are `lax.conv_general_dilated`, unchanged.
+    Two-dimensional NHWC convolutions without groups or dilation have their own gradient in
+    reverse mode; all others are `lax.conv_general_dilated`, unchanged.
 
     Args:
       lhs: images, [batch, height, width, channels].
@@ -97,21 +98,24 @@ def _suits(images, kernel, dimension_numbers):
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(images, kernel, strides, padding, precision):
-    def cpu(images, kernel):
-        run = functools.partial(cpu_conv.convolve, strides=strides, padding=padding)
-        return map_batch(run, images, kernel, batched=(True, False), total=False)
+    plain = _xla_conv(strides, padding, precision)
 
-    default = _xla_conv(strides, padding, precision)
-    return lax.platform_dependent(images, kernel, cpu=cpu, default=default)
+    def convolve(images, kernel):
+        def cpu(images, kernel):
+            run = functools.partial(cpu_conv.convolve, strides=strides, padding=padding)
+            return map_batch(run, images, kernel, batched=(True, False), total=False)
+
+        return lax.platform_dependent(images, kernel, cpu=cpu, default=plain)
+
+    def forward(images, kernel):
+        return convolve(images, kernel), (images, kernel)
+
+    backward = functools.partial(_backward, strides, padding, precision)
+    return with_gradient(convolve, plain, forward, backward)(images, kernel)
 
 
-def _conv_forward(images, kernel, strides, padding, precision):
-    return _conv(images, kernel, strides, padding, precision), (images, kernel)
-
-
-def _conv_backward(strides, padding, precision, saved, gradient):
+def _backward(strides, padding, precision, saved, gradient):
     images, kernel = saved
     conv = _xla_conv(strides, padding, precision)
     options = {"strides": strides, "padding": padding}
@@ -135,9 +139,6 @@ def _conv_backward(strides, padding, precision, saved, gradient):
         lax.platform_dependent(gradient, kernel, cpu=cpu_images, default=xla_images),
         lax.platform_dependent(images, gradient, cpu=cpu_kernel, default=xla_kernel),
     )
-
-
-_conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _xla_conv(strides, padding, precision):

@@ -1,12 +1,12 @@
 """A dense layer's product, whose gradient by the kernel has the kernel's own memory layout."""
 
-import functools
 from typing import Any
 
 import jax
 from jax import lax
 from jax.typing import DTypeLike
 
+from cifar_jax.ops.derivatives import with_gradient
 from cifar_jax.ops.stock import is_stock
 
 
@@ -22,7 +22,7 @@ def dot_general(
 
     JAX computes the transpose of the gradient by `rhs`. On a CPU the optimizer then reads it across
     its rows, which took as long as a whole convolution with 32 channels. Here the same product is
-    written the other way round (reverse mode only).
+    written the other way round.
 
     Args:
       lhs: [batch, inputs]; other shapes are passed to `lax.dot_general`, unchanged.
@@ -45,24 +45,21 @@ def dot_general(
     return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type, **kwargs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _multiply(lhs, rhs, precision):
-    return _contract(lhs, rhs, (1, 0), precision)
+    def multiply(lhs, rhs):
+        return _contract(lhs, rhs, (1, 0), precision)
 
+    def forward(lhs, rhs):
+        return multiply(lhs, rhs), (lhs, rhs)
 
-def _multiply_forward(lhs, rhs, precision):
-    return _multiply(lhs, rhs, precision), (lhs, rhs)
+    def backward(saved, gradient):
+        lhs, rhs = saved
+        return (
+            _contract(gradient, rhs, (1, 1), precision),
+            _contract(lhs, gradient, (0, 0), precision),
+        )
 
-
-def _multiply_backward(precision, saved, gradient):
-    lhs, rhs = saved
-    return (
-        _contract(gradient, rhs, (1, 1), precision),
-        _contract(lhs, gradient, (0, 0), precision),
-    )
-
-
-_multiply.defvjp(_multiply_forward, _multiply_backward)
+    return with_gradient(multiply, multiply, forward, backward)(lhs, rhs)
 
 
 def _contract(lhs, rhs, axes, precision):

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from cifar_jax.ops.activation import relu
+from cifar_jax.ops.derivatives import with_gradient
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -25,8 +26,8 @@ def normalize_batch(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises each channel over all other axes (Ioffe and Szegedy, 2015).
 
-    Everything is computed in float32 at least. The gradient (reverse mode only) keeps `x` and
-    `shortcut`, or the result instead of it, and computes the rest again.
+    Everything is computed in float32 at least. The gradient keeps `x` and `shortcut`, or the result
+    instead of it, and computes the rest again.
 
     Args:
       x: [..., channels].
@@ -41,12 +42,17 @@ def normalize_batch(
       The result, and the mean and the variance, [channels] each. The last two have no gradient.
     """
     result = jnp.dtype(dtype or _wide(x))
-    return _normalize(activation, result, x, scale, bias, epsilon, shortcut)
+    forward = functools.partial(_forward, activation, result)
 
+    def normalize(*args):
+        return forward(*args)[0]
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _normalize(activation, dtype, x, scale, bias, epsilon, shortcut):
-    return _forward(activation, dtype, x, scale, bias, epsilon, shortcut)[0]
+    def plain(*args):
+        y, mean, variance = normalize(*args)
+        return y, lax.stop_gradient(mean), lax.stop_gradient(variance)
+
+    backward = functools.partial(_backward, activation)
+    return with_gradient(normalize, plain, forward, backward)(x, scale, bias, epsilon, shortcut)
 
 
 def _forward(activation, dtype, x, scale, bias, epsilon, shortcut):
@@ -74,8 +80,7 @@ def _scale(x, statistics, shortcut=None):
     return y if shortcut is None else y + shortcut
 
 
-def _backward(activation, dtype, saved, gradients):
-    del dtype
+def _backward(activation, saved, gradients):
     gradient, (x, statistics, clue, kind) = gradients[0], _recompute(saved)
     if activation is relu and kind is not None:
         # The masked gradient is that of the shortcut: it is stored once.
@@ -83,12 +88,12 @@ def _backward(activation, dtype, saved, gradients):
 
     def enter(gradient, x):
         """The gradient by what the activation was applied to."""
-        wide = gradient.astype(_wide(x))
         if activation is None:
-            return wide
-        return jax.vjp(activation, _scale(x, statistics, clue))[1](wide)[0]
+            return gradient.astype(jnp.result_type(_wide(x), scale, bias))
+        result, pull = jax.vjp(activation, _scale(x, statistics, clue))
+        return pull(gradient.astype(result.dtype))[0]
 
-    mean, inverse, scale, _ = statistics
+    mean, inverse, scale, bias = statistics
     count = x.size // x.shape[-1]
     inner = enter(gradient, x)
     for_bias, products = _sum_both(inner, inner * x.astype(inner.dtype))
@@ -102,12 +107,11 @@ def _backward(activation, dtype, saved, gradients):
     inner = enter(gradient, x)
     for_x = inner * factor + (x.astype(inner.dtype) * slope + offset)
     for_shortcut = None if kind is None else inner.astype(kind.dtype)
+    for_scale, for_bias = for_scale.astype(scale.dtype), for_bias.astype(bias.dtype)
     return for_x.astype(x.dtype), for_scale, for_bias, None, for_shortcut
 
 
-_normalize.defvjp(_forward, _backward)
-
-
+@jax.custom_jvp
 def _sum_both(one, other):
     """The sums of each channel of two arrays; on an accelerator they are one reduction.
 
@@ -125,6 +129,11 @@ def _sum_both(one, other):
         return jnp.sum(one, axes), jnp.sum(other, axes)
 
     return lax.platform_dependent(one, other, cpu=separate, default=reduce)
+
+
+@_sum_both.defjvp
+def _sum_both_jvp(arrays, tangents):
+    return _sum_both(*arrays), tuple(jnp.sum(t, tuple(range(t.ndim - 1))) for t in tangents)
 
 
 def _recompute(tree: Any) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from cifar_jax.ops.derivatives import with_gradient
 from cifar_jax.ops.stock import is_stock
 
 # Places in a window are kept in one byte.
@@ -45,8 +46,14 @@ def max_pool(
     return nn.max_pool(inputs, window_shape=window, strides=strides, padding=padding)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _pool_blocks(inputs, window):
+    pool, plain, forward, backward = (
+        functools.partial(step, window) for step in (_pool, _plain_pool, _forward, _backward)
+    )
+    return with_gradient(pool, plain, forward, backward)(inputs)
+
+
+def _pool(window, inputs):
     pool = functools.partial(nn.max_pool, window_shape=window, strides=window)
     return lax.platform_dependent(
         inputs,
@@ -55,11 +62,16 @@ def _pool_blocks(inputs, window):
     )
 
 
-def _pool_forward(inputs, window):
+def _plain_pool(window, inputs):
+    """The same, whose derivative takes the first of several largest elements, too."""
+    return functools.reduce(lambda x, y: jnp.where(y > x, y, x), _corners(inputs, window))
+
+
+def _forward(window, inputs):
     """The largest values and their places in the windows, counted by rows."""
 
     def cpu(inputs):
-        outputs = _pool_blocks(inputs, window)
+        outputs = _pool(window, inputs)
         return outputs, jnp.zeros(outputs.shape, jnp.uint8)
 
     def default(inputs):
@@ -75,7 +87,7 @@ def _pool_forward(inputs, window):
     return outputs, (inputs, outputs, places)
 
 
-def _pool_backward(window, saved, gradient):
+def _backward(window, saved, gradient):
     def cpu(inputs, outputs, _, gradient):
         rest, places = gradient, []
         for corner in _corners(inputs, window):
@@ -106,9 +118,6 @@ def _pool_backward(window, saved, gradient):
         return whole[:, : inputs.shape[1], : inputs.shape[2]]
 
     return (lax.platform_dependent(*saved, gradient, cpu=cpu, default=default),)
-
-
-_pool_blocks.defvjp(_pool_forward, _pool_backward)
 
 
 def _corners(inputs, window):

@@ -11,6 +11,7 @@ import pytest
 from cifar_jax.errors import UserError
 from cifar_jax.models import registry, resnet, speedrun
 from cifar_jax.models.layer_table import layer_table
+from cifar_jax.ops.stock import stock_operations
 from cifar_jax.parallel import devices
 
 CIFAR = (32, 32, 3)
@@ -154,6 +155,67 @@ def test_any_shape_classes_and_dtype(name, image_shape, dtype):
 def test_errors(name, options, message):
     with pytest.raises(UserError, match=message):
         registry.create(name, 10, **options)
+
+
+# What makes each model quick to compile; those without a row have no smaller form.
+SMALL = {
+    "mlp": {"hidden_sizes": (5,)},
+    "bn_cnn": {"conv_features": (4, 4), "dense_features": (4,)},
+    "resnet": {"depth": 20},
+    "wide_resnet": {"depth": 10, "widen_factor": 1},
+    "speedrun": {"group_features": (8, 8, 8)},
+}
+
+
+def make_derivatives(name):
+    """Returns a model's init, and the function of its variables and a direction that differentiates
+    a loss in training once and twice."""
+    images = np.random.default_rng(0).standard_normal((4, 32, 32, 1)).astype(np.float32)
+    model = registry.create(name, 3, **SMALL.get(name, {}))
+    training = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(1)}}
+
+    def derive(variables, direction):
+        def loss(params):
+            logits, _ = model.apply({**variables, "params": params}, images, **training)
+            return jax.nn.logsumexp(logits, axis=1).mean() - logits[:, 0].mean()
+
+        point = (variables["params"],)
+        rate = jax.jvp(loss, point, (direction,))[1]
+        linear = jax.linearize(loss, *point)[1](direction)
+        return rate, linear, jax.jvp(jax.grad(loss), point, (direction,))[1]
+
+    return functools.partial(model.init, jax.random.key(0), images), derive
+
+
+def rarely(*names):
+    """The registered models; all but these only in the slow tests."""
+    return [x if x in names else pytest.param(x, marks=pytest.mark.slow) for x in registry.MODELS]
+
+
+# A ResNet has the blocks of a wide ResNet, and more of them.
+@pytest.mark.parametrize("name", rarely(*set(registry.MODELS) - {"resnet"}))
+def test_forward_mode_and_hessian_products_of_every_model(name):
+    init, derive = make_derivatives(name)
+    variables = jax.eval_shape(init)
+    rate, linear, product = jax.eval_shape(derive, variables, variables["params"])
+    assert rate.shape == linear.shape == ()
+    assert jax.tree.map(jnp.shape, product) == jax.tree.map(jnp.shape, variables["params"])
+
+
+@pytest.mark.parametrize("name", rarely())
+def test_the_derivatives_of_a_model_are_xlas(name):
+    init, derive = make_derivatives(name)
+    variables, rng = devices.jit_once(init)(), np.random.default_rng(1)
+    direction = jax.tree.map(
+        lambda x: rng.standard_normal(x.shape).astype(x.dtype) / 30, variables["params"]
+    )
+    rate, linear, product = jax.jit(derive)(variables, direction)
+    with stock_operations():
+        expected = jax.jit(lambda *both: derive(*both))(variables, direction)
+    np.testing.assert_allclose((rate, linear), expected[:2], rtol=1e-3)
+    size = sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(expected[2]))
+    for one, other in zip(*map(jax.tree.leaves, (product, expected[2])), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * size**0.5)
 
 
 @pytest.mark.parametrize(("name", "size"), [("lenet", 8), ("bn_cnn", 12), ("speedrun", 16)])
