@@ -19,7 +19,14 @@ MOST_README_LINES = 200
 FOLDERS = ("cifar_jax", "configs", "tests", "benchmarks", "results", "docs")
 # What a run writes, and what the reader of an example writes.
 NOT_HERE = {
-    *("config.json", "config_file.py", "environment.json", "starts.json", "result.json"),
+    *(
+        "config.json",
+        "config_file.py",
+        "calibration.json",
+        "environment.json",
+        "starts.json",
+        "result.json",
+    ),
     *(
         "search.html",
         "audit.html",

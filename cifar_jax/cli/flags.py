@@ -15,17 +15,18 @@ JOB = ("coordinator", "num_processes", "process_id")
 MODE_FLAGS = {
     "train": ("config", "workdir", "take_over", "distributed", *JOB),
     "evaluate": (
-        *("workdir", "checkpoint", "split", "dataset", "data_dir", "batch_size", "seed"),
-        "stored_code",
+        *("workdir", "workdirs", "ensemble", "checkpoint", "split", "dataset", "data_dir"),
+        *("batch_size", "seed", "stored_code"),
     ),
+    "calibrate": ("workdir", "checkpoint", "split", "data_dir", "batch_size", "stored_code"),
     "report": (
-        *("workdir", "checkpoint", "split", "data_dir", "batch_size", "seed", "output"),
-        *("num_mistakes", "stored_code"),
+        *("workdir", "workdirs", "ensemble", "checkpoint", "split", "data_dir", "batch_size"),
+        *("seed", "output", "num_mistakes", "stored_code"),
     ),
     "explore": ("config", "dataset", "data_dir", "seed", "output"),
     "predict": (
-        *("workdir", "images", "checkpoint", "resize", "batch_size", "seed", "output"),
-        *("background", "invert", "explain", "stored_code"),
+        *("workdir", "workdirs", "ensemble", "images", "checkpoint", "resize", "batch_size"),
+        *("seed", "output", "background", "invert", "explain", "stored_code"),
     ),
     "compare": ("workdirs", "output"),
     "export": (
@@ -58,10 +59,12 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "checkpoint",
     "last",
-    "evaluate, report, predict, export: last, best (on the validation split) or a step",
+    "evaluate, calibrate, report, predict, export: last, best (on the validation split) or a step",
 )
 flags.DEFINE_string(
-    "split", "test", "evaluate, report: train, validation, test or the set's own name"
+    "split",
+    None,
+    "evaluate, report (test), calibrate (validation): train, validation, test or the set's own",
 )
 flags.DEFINE_string(
     "dataset", None, "evaluate: another set with the same classes; explore: any set (cifar10)"
@@ -69,10 +72,13 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "data_dir",
     None,
-    "evaluate, report, explore, export: the folder of the data, if not the config's",
+    "evaluate, calibrate, report, explore, export: the folder of the data, if not the config's",
 )
 flags.DEFINE_integer(
-    "batch_size", None, "evaluate, report, predict, export: images per step", lower_bound=1
+    "batch_size",
+    None,
+    "evaluate, calibrate, report, predict, export: images per step",
+    lower_bound=1,
 )
 flags.DEFINE_multi_string(
     "images", [], "predict: files, folders or patterns, separated by commas or spaces"
@@ -84,7 +90,13 @@ flags.DEFINE_enum(
     "predict: how pictures are brought to the model's proportions",
 )
 flags.DEFINE_multi_string(
-    "workdirs", [], "compare: the folders of the runs, separated by commas or spaces"
+    "workdirs",
+    [],
+    "compare: the folders of the runs, separated by commas or spaces; evaluate, report, predict: "
+    "the runs of an ensemble, separated by commas",
+)
+flags.DEFINE_bool(
+    "ensemble", False, "evaluate, report, predict: all seeds of the run together, as an ensemble"
 )
 flags.DEFINE_integer(
     "seed",

@@ -3,6 +3,8 @@
   python main.py --config=configs/simple_cnn.py           train; the same command resumes
   python main.py --config=configs/resnet.py:20 --config.optimizer.learning_rate=0.01
   python main.py --mode=evaluate --workdir=runs/simple_cnn
+  python main.py --mode=evaluate --workdirs=runs/a,runs/b   an ensemble
+  python main.py --mode=calibrate --workdir=runs/simple_cnn
   python main.py --mode=report --workdir=runs/simple_cnn  pictures, in runs/simple_cnn/report
   python main.py --mode=explore --dataset=cifar100        images and counts of each class
   python main.py --mode=predict --workdir=runs/simple_cnn --images photos/*.jpg
@@ -23,10 +25,9 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from cifar_jax import api, files
-from cifar_jax.cli import flags, parse, studies
+from cifar_jax import api
+from cifar_jax.cli import flags, options, parse, studies
 from cifar_jax.cli.flags import FLAGS
 from cifar_jax.cli.given import check_given, config_folder, read_config_file
 from cifar_jax.errors import UserError
@@ -58,32 +59,29 @@ def _train() -> int:
 
 
 def _evaluate() -> int:
-    workdir = _finished_workdir()
+    workdir = options.read_workdirs()
     from cifar_jax.evaluation import evaluate
 
-    evaluate.evaluate_model(workdir, dataset_name=FLAGS.dataset, **_split_options())
+    given = options.read_flags(*options.SPLIT, "ensemble")
+    evaluate.evaluate_model(workdir, dataset_name=FLAGS.dataset, **given)
+    return 0
+
+
+def _calibrate() -> int:
+    workdir = options.read_workdir()
+    from cifar_jax.evaluation import calibrate
+
+    calibrate.calibrate_model(workdir, **options.read_flags(*options.SPLIT))
     return 0
 
 
 def _report() -> int:
-    workdir = _finished_workdir()
+    workdir = options.read_workdirs()
     from cifar_jax.reports import report
 
-    report.make_report(
-        workdir, output=_output(), num_mistakes=FLAGS.num_mistakes, **_split_options()
-    )
+    given = options.read_flags(*options.SPLIT, "ensemble", "num_mistakes")
+    report.make_report(workdir, output=options.read_output(), **given)
     return 0
-
-
-def _finished_workdir() -> Path:
-    if FLAGS.workdir is None:
-        raise UserError(f"--workdir is missing: the folder of the run to {FLAGS.mode}")
-    return parse.run_path(FLAGS.workdir)
-
-
-def _split_options() -> dict[str, Any]:
-    names = ("split", "checkpoint", "data_dir", "batch_size", "seed", "stored_code")
-    return {name: FLAGS[name].value for name in names}
 
 
 def _explore() -> int:
@@ -97,24 +95,25 @@ def _explore() -> int:
         check_given()
         config, data = FLAGS.config, FLAGS.config.data
         place = sources.find_place(config, given=FLAGS.data_dir)
-        options = datasets.run_options(config)
-        explore.explore_dataset(data.name, place, _output(), **options)
+        given = datasets.run_options(config)
+        explore.explore_dataset(data.name, place, options.read_output(), **given)
     else:
         explore.explore_dataset(
-            FLAGS.dataset or "cifar10", FLAGS.data_dir, _output(), FLAGS.seed or 0
+            FLAGS.dataset or "cifar10", FLAGS.data_dir, options.read_output(), FLAGS.seed or 0
         )
     return 0
 
 
 def _predict(*images: str) -> int:
-    workdir = _finished_workdir()
+    workdir = options.read_workdirs()
     from cifar_jax.reports import predict
 
-    names = ["checkpoint", "resize", "batch_size", "seed", "background", "invert"]
-    names += ["explain", "stored_code"]
-    options: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    if FLAGS.explain and (FLAGS.ensemble or FLAGS.workdirs):
+        raise UserError("--explain is for one model: leave it out, or name one run by --workdir")
+    model = options.read_flags("checkpoint", "seed", "stored_code", "ensemble", "batch_size")
+    look = options.read_flags("resize", "background", "invert", "explain")
     given = parse.split_paths([*FLAGS.images, *images])
-    return predict.predict_pictures(workdir, given, _output(), **options)
+    return predict.predict_pictures(workdir, given, options.read_output(), **model, **look)
 
 
 def _compare(*workdirs: str) -> int:
@@ -122,30 +121,24 @@ def _compare(*workdirs: str) -> int:
 
     given = parse.split_paths([*FLAGS.workdirs, *workdirs])
     found = compare.find_workdirs(given, from_shell=bool(workdirs))
-    compare.compare_runs(found, _output() or Path("comparison"))
+    compare.compare_runs(found, options.read_output() or Path("comparison"))
     return 0
 
 
 def _export() -> int:
-    workdir = _finished_workdir()
-    output = _output()
+    workdir = options.read_workdir()
+    output = options.read_output()
     from cifar_jax.export import export
 
-    names = ("checkpoint", "data_dir", "batch_size", "seed", "stored_code")
-    options: dict[str, Any] = {name: FLAGS[name].value for name in names}
-    export.export_model(workdir, FLAGS.formats, output, **options)
+    given = options.read_flags("checkpoint", "data_dir", "batch_size", "seed", "stored_code")
+    export.export_model(workdir, FLAGS.formats, output, **given)
     return 0
-
-
-def _output() -> Path | None:
-    if FLAGS.output == "":
-        raise UserError("--output is empty: leave it out, or name a folder")
-    return files.user_path(FLAGS.output) if FLAGS.output else None
 
 
 MODES: dict[str, Callable[..., int]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "calibrate": _calibrate,
     "report": _report,
     "explore": _explore,
     "predict": _predict,

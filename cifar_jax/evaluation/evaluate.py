@@ -1,6 +1,6 @@
-"""`--mode=evaluate`: scores a trained model on a split of a data set."""
+"""`--mode=evaluate`: scores a trained model, or an ensemble of several, on a split of a set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,9 @@ from cifar_jax.data import datasets, sources
 from cifar_jax.data.class_folders import FOLDER
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import scores, trained
-from cifar_jax.evaluation.trained import Trained
+from cifar_jax.evaluation.calibration import measure_calibration
+from cifar_jax.evaluation.model import Trained, combine
+from cifar_jax.runs import weights
 
 
 class Predictions(NamedTuple):
@@ -20,51 +22,116 @@ class Predictions(NamedTuple):
       trained: the model.
       images: uint8 [images, height, width, channels].
       labels: int [images].
-      logits: float32 [images, classes].
+      logits: float32 [images, classes], before they are divided by the model's temperature; float64
+        for an ensemble.
+      name: what tells the model from those beside it: its run, its seed, or both.
     """
 
     trained: Trained
     images: np.ndarray
     labels: np.ndarray
     logits: np.ndarray
+    name: str = ""
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The class probabilities, float64 [images, classes]."""
+        return self.trained.probabilities(self.logits)
+
+    def score(self) -> scores.Scores:
+        """Returns the scores of the probabilities."""
+        return scores.score(self.trained.scale(self.logits), self.labels)
 
 
-def evaluate_model(workdir: Path, split: str = "test", **options: Any) -> scores.Scores:
+def evaluate_model(
+    workdir: Path | Sequence[Path], split: str = "test", **options: Any
+) -> scores.Scores:
     """Scores a trained model on a split; prints the scores and returns them.
 
     If several seeds were trained together, it prints the scores of each and their mean, and returns
-    the scores over all of them.
+    the scores over all of them; of an ensemble, it prints the scores of each member and returns
+    those of the ensemble.
 
     Args:
-      workdir: the run's folder.
+      workdir: as for `predict_split`.
       split: as for `predict_split`.
       **options: as for `predict_split`.
     """
-    seeds, every, which = [], [], ""
-    for found in predict_split(workdir, split, **options):
-        seeds.append(found.trained.seed)
-        every.append(scores.score(found.logits, found.labels))
-        which = f"step {found.trained.step}{scores.format_views(found.trained.config.test_time)}"
-    gap = "\n" if len(seeds) > 1 else " "
-    words = scores.format_seed_scores(split, seeds, every)
-    print(f"{workdir}, checkpoint of {which}:{gap}{words}")
-    return scores.pool(every)
+    every = list(predict_split(workdir, split, **options))
+    scored, last = [one.score() for one in every], every[-1]
+    model = last.trained
+    if model.members:
+        print(f"{model.describe()}:")
+        print(scores.tabulate_scores(split, _columns("model", every), scored))
+        apart, any_apart = disagreement([one.logits.argmax(axis=1) for one in every[:-1]])
+        print(
+            f"two members disagree on {apart:.2%} of the images on average; on {any_apart:.2%} not "
+            "all members agree"
+        )
+        return scored[-1]
+    views = scores.format_views(model.config.test_time)
+    print(f"{workdir}, checkpoint of step {model.step}{views}:", end="\n" if every[1:] else " ")
+    if every[1:]:
+        print(scores.tabulate_scores(split, _columns("seed", every), scored))
+        print(scores.format_means(split, scored))
+    else:
+        print(scores.format_scores(split, scored[0]))
+        print(describe_calibration(last))
+    return scores.pool(scored)
+
+
+def describe_calibration(found: Predictions) -> str:
+    """Returns the line of how well the probabilities fit the accuracy, and their temperature."""
+    measured, model = measure_calibration(found.probabilities, found.labels), found.trained
+    words = f"calibration error {measured.error:.2%} (adaptive {measured.adaptive_error:.2%})"
+    words += f"  Brier score {measured.brier:.4f}"
+    return words + (f"  {model.describe_temperature()}" if model.temperature != 1 else "")
+
+
+def _columns(head: str, every: Sequence[Predictions]) -> dict[str, list[str]]:
+    """Returns the columns of a table of models around their scores, by their heads."""
+    measured = [measure_calibration(one.probabilities, one.labels) for one in every]
+    columns = {
+        "calibration error": [f"{one.error:.2%}" for one in measured],
+        "Brier score": [f"{one.brier:.4f}" for one in measured],
+    }
+    if any(one.trained.temperature != 1 for one in every):
+        columns["temperature"] = [f"{one.trained.temperature:.3f}" for one in every]
+    return {head: [one.name for one in every]} | columns
+
+
+def disagreement(predicted: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Returns how often two models predict different classes, on average, and how often not all
+    predict the same class.
+
+    Args:
+      predicted: int [images] for each of at least two models.
+    """
+    pairs = [
+        (one != other).mean()
+        for place, one in enumerate(predicted)
+        for other in predicted[place + 1 :]
+    ]
+    return float(np.mean(pairs)), float((np.ptp(predicted, axis=0) > 0).mean())
 
 
 def predict_split(
-    workdir: Path,
+    workdir: Path | Sequence[Path],
     split: str = "test",
     checkpoint: str = "last",
     dataset_name: str | None = None,
     data_dir: str | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
+    ensemble: bool = False,
     stored_code: bool = False,
 ) -> Iterator[Predictions]:
     """Applies a trained model to a split; yields the predictions of each seed, one by one.
 
+    For an ensemble, the predictions of each member are followed by those of the whole.
+
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder; several: an ensemble of their models.
       split: "train", "test" or "validation": what the run used as such; or, in TFDS's notation, a
         split of the set itself.
       checkpoint: "last", "best" or a step.
@@ -72,25 +139,64 @@ def predict_split(
       data_dir: the folder of the data; None: the run's own.
       batch_size: images per step; None: the run's own.
       seed: one of several seeds; None: all of them.
+      ensemble: whether the seeds of a run form an ensemble.
       stored_code: as for `trained.load`.
 
     Raises:
       UserError: the run, the checkpoint or the data cannot be read, or do not fit each other.
     """
-    settings = trained.configure_for_run(workdir)
-    models = trained.load_seeds(workdir, checkpoint, seed, stored_code)
-    first, config = models[0], models[0].config
-    name = dataset_name or config.data.name
-    field = "data.path" if name == FOLDER else "data.data_dir"
-    given = data_dir or settings.get(field)
-    place = sources.find_place(config, name, given, first.image_shape)
-    if name == config.data.name and split in ("train", "test", "validation"):
-        options = datasets.run_options(config)
-        if split == "test":
-            options["validation_examples"] = 0
-        dataset = datasets.load_run_data(name, place, **options)
+    workdirs = weights.list_runs(workdir)
+    settings = trained.configure_for_run(workdirs[0])
+    models = trained.load_members(workdirs, checkpoint, seed, stored_code)
+    whole = None
+    if ensemble or len(workdirs) > 1:
+        whole = combine(list(models.values()))
+    is_folder = (dataset_name or next(iter(models.values())).config.data.name) == FOLDER
+    given = data_dir or settings.get("data.path" if is_folder else "data.data_dir")
+    images, labels = load_images(models, split, dataset_name, given)
+    every = []
+    for name, model in models.items():
+        logits = model.predict_logits(images, batch_size or settings["eval_batch_size"])
+        every.append(logits)
+        yield Predictions(model, images, labels, logits, name)
+    if whole:
+        yield Predictions(whole, images, labels, whole.average_logits(every), "ensemble")
+
+
+def load_images(
+    models: Mapping[str, Trained], split: str, dataset_name: str | None, given: str | None
+) -> datasets.Split:
+    """Returns the images and labels of a split on which all of these models can be scored.
+
+    Args:
+      models: the models by their names.
+      split: as for `predict_split`.
+      dataset_name: as for `predict_split`.
+      given: the folder of the data; None: that of the first model's config.
+
+    Raises:
+      UserError: the split cannot be read, does not fit the models, or is not the same for all.
+    """
+    configs = [model.config for model in models.values()]
+    first, name = next(iter(models.values())), dataset_name or configs[0].data.name
+    place = sources.find_place(configs[0], name, given, first.image_shape)
+    if name == configs[0].data.name and split in ("train", "test", "validation"):
+        every = [datasets.run_options(config) for config in configs]
+        for options in every:
+            if split == "test":
+                options |= {"validation_examples": 0, "validation_fold": 0, "label_noise": 0.0}
+            if not options["validation_examples"] and not options["label_noise"]:
+                options["seed"] = 0  # it chooses nothing
+        for label, config, options in zip(models, configs, every, strict=True):
+            if (config.data.name, options) != (name, every[0]):
+                raise UserError(
+                    f"the {split} split of {label} is not that of {next(iter(models))}: choose one "
+                    "that is the same for all"
+                )
+        dataset = datasets.load_run_data(name, place, **every[0])
         if split not in dataset.splits:
-            raise UserError(f"{workdir} has no split {split!r}: it has {', '.join(dataset.splits)}")
+            known = ", ".join(dataset.splits)
+            raise UserError(f"the run has no split {split!r}: it has {known}")
     else:
         dataset = datasets.load_dataset(name, place, (split,))
     # TFDS numbers the classes of a set that does not name them, such as cifar10_1.
@@ -98,15 +204,13 @@ def predict_split(
     if dataset.class_names not in (first.class_names, unnamed):
         ours, theirs = (", ".join(x.class_names[:20]) for x in (first, dataset))
         raise UserError(
-            f"{name} has other classes ({theirs}) than the model of {workdir} ({ours}): choose a "
-            "set with the same classes in the same order"
+            f"{name} has other classes ({theirs}) than the model ({ours}): choose a set with the "
+            "same classes in the same order"
         )
-    images, labels = dataset.splits[split]
+    images, _ = found = dataset.splits[split]
     if images.shape[1:] != first.image_shape:
         raise UserError(
             f"{name} has images of {images.shape[1:]}, the model takes {first.image_shape}: choose "
             "a set with images of that shape"
         )
-    for model in models:
-        logits = model.predict_logits(images, batch_size or settings["eval_batch_size"])
-        yield Predictions(model, images, labels, logits)
+    return found

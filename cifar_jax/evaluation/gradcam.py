@@ -115,8 +115,10 @@ def explain_images(trained: Trained, images: np.ndarray, classes: np.ndarray) ->
       classes: int [images], whose logits are explained.
 
     Raises:
-      UserError: the model has no feature map.
+      UserError: the model has no feature map, or is an ensemble.
     """
+    if trained.members:
+        raise UserError("Grad-CAM explains one model, not an ensemble: leave out --explain")
     call = find_last_map(trained.model, trained.image_shape)
     if call is None:
         name = trained.config.model.name

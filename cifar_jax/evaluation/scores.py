@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,15 +125,37 @@ def format_seed_scores(split: str, seeds: Sequence[int], scores: Sequence[Scores
     """Returns the line of a single seed, or a table of several seeds with their means."""
     if len(seeds) == 1:
         return format_scores(split, scores[0])
-    rows = [("seed", f"{split} accuracy", "correct", "balanced accuracy", "loss")]
-    for seed, own in zip(seeds, scores, strict=True):
-        shares = (f"{own.accuracy:.2%}", str(own.num_correct), f"{own.balanced_accuracy:.2%}")
-        rows.append((str(seed), *shares, f"{own.loss:.4f}"))
-    return (
-        format_table(rows, right=range(5))
-        + f"\n{split} accuracy {format_summary([x.accuracy for x in scores])}"
-        + f"  loss {statistics.fmean(x.loss for x in scores):.4f}"
-    )
+    columns = {"seed": [str(seed) for seed in seeds]}
+    return f"{tabulate_scores(split, columns, scores)}\n{format_means(split, scores)}"
+
+
+def tabulate_scores(
+    split: str, columns: Mapping[str, Sequence[str]], scores: Sequence[Scores]
+) -> str:
+    """Returns a table with a row for each of several models.
+
+    Args:
+      split: the split's name.
+      columns: the cells of further columns by their heads; the first is the models' names and comes
+        before the scores, the others after them.
+      scores: of each model.
+    """
+    cells: dict[str, Sequence[str]] = {
+        f"{split} accuracy": [f"{own.accuracy:.2%}" for own in scores],
+        "correct": [str(own.num_correct) for own in scores],
+        "balanced accuracy": [f"{own.balanced_accuracy:.2%}" for own in scores],
+        "loss": [f"{own.loss:.4f}" for own in scores],
+    }
+    name, *others = columns.items()
+    cells = dict([name]) | cells | dict(others)
+    rows = [tuple(cells), *zip(*cells.values(), strict=True)]
+    return format_table(rows, right=range(1, len(cells)))
+
+
+def format_means(split: str, scores: Sequence[Scores]) -> str:
+    """Returns the line of the mean scores of several seeds."""
+    words = f"{split} accuracy {format_summary([x.accuracy for x in scores])}"
+    return f"{words}  loss {statistics.fmean(x.loss for x in scores):.4f}"
 
 
 def format_summary(shares: Sequence[float]) -> str:

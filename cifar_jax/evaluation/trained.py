@@ -1,103 +1,24 @@
 """Loads a model with its trained weights from a run, or from a file of weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
 from jax.sharding import PartitionSpec
-from ml_collections import ConfigDict
-from scipy import special
 
 from cifar_jax import files
 from cifar_jax.config import stored
 from cifar_jax.config.fields import flatten
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import views
+from cifar_jax.evaluation import calibration
+from cifar_jax.evaluation.model import Trained, combine
 from cifar_jax.models.registry import create_model, make_variables
 from cifar_jax.parallel import devices, seeds
 from cifar_jax.runs import sources, weights
 from cifar_jax.runs.checkpoint import Checkpoints
-from cifar_jax.text import first_line
-
-
-class Trained(NamedTuple):
-    """A model with its trained weights.
-
-    Attributes:
-      config: the config of its run.
-      model: the network.
-      variables: the network's variables; their moving averages, if the run kept them.
-      class_names: the names of the classes, in the order of the logits.
-      mean: of each channel of the training images, in units of pixel / 255.
-      std: of each channel of the training images, in units of pixel / 255.
-      image_shape: (height, width, channels) of the training images.
-      step: the checkpoint's step.
-      seed: the seed of its run.
-      temperature: by which the logits are divided to get probabilities (Guo et al., 2017).
-    """
-
-    config: ConfigDict
-    model: nn.Module
-    variables: Any
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_shape: tuple[int, ...]
-    step: int
-    seed: int = 0
-    temperature: float = 1.0
-
-    def predict_logits(self, images: np.ndarray, batch_size: int) -> np.ndarray:
-        """Returns the logits, float32 [images, classes], computed on all devices.
-
-        With test-time augmentation in the run's config, they are the mean over the views.
-
-        Args:
-          images: uint8 [images, height, width, channels], of the training images' shape.
-          batch_size: images per step.
-        """
-        mesh = devices.make_mesh()
-        with jax.set_mesh(mesh):
-            statistics = (self.mean, self.std)
-            predict = views.make_predict(self.model, mesh, *statistics, self.config.test_time)
-            return predict(self.variables, images, batch_size)
-
-    def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
-        """Returns the class probabilities, float64 [images, classes].
-
-        Fewer images than a batch are filled up to a power of two, so that few programs serve all.
-
-        Args:
-          images: uint8 [images, height, width, channels], of the training images' shape.
-          batch_size: images per step.
-
-        Raises:
-          UserError: the images have another shape or type, or the batch size is not positive.
-        """
-        if batch_size < 1:
-            raise UserError(f"the batch size is {batch_size}: it must be at least 1")
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
-            raise UserError(
-                f"the model takes uint8 images of shape {('images', *self.image_shape)}, "
-                f"not {images.dtype} {images.shape}"
-            )
-        logits = []
-        for first in range(0, len(images), batch_size):
-            part = images[first : first + batch_size]
-            size = min(batch_size, 1 << (len(part) - 1).bit_length())
-            filled = np.resize(part, (size, *self.image_shape))
-            logits.append(self.predict_logits(filled, size)[: len(part)])
-        return self.probabilities(np.concatenate(logits))
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Returns the class probabilities, float64 [images, classes], of logits of that shape."""
-        return special.softmax(logits.astype(np.float64) / self.temperature, axis=1)
-
+from cifar_jax.text import first_line, short_names
 
 # The fields that evaluation and prediction take from config.json, which anyone may edit.
 _SETTINGS: dict[str, Any] = {
@@ -124,12 +45,14 @@ def configure_for_run(workdir: Path) -> dict[str, Any]:
 
 
 def load(
-    workdir: str | Path,
+    workdir: str | Path | Sequence[str | Path],
     checkpoint: str = "last",
     seed: int | None = None,
     stored_code: bool = False,
 ) -> Trained:
     """Returns the model that a run trained; needs neither its config file nor its data.
+
+    A list of runs gives the ensemble of their models: of every seed, unless one is named.
 
     Args:
       workdir: the run's folder, a file of weights that `--mode=export` wrote, or the name of a
@@ -143,16 +66,22 @@ def load(
       UserError: there is no run or no such checkpoint or seed, or it is damaged; or the code of
         your own model is not what the run was trained with.
     """
-    if str(workdir) in weights.shipped_names() and not Path(workdir).exists():
-        workdir = f"{weights.PREFIX}{workdir}"
+    if not isinstance(workdir, str | Path):
+        every = [load_seeds(each, checkpoint, seed, stored_code) for each in workdir]
+        return combine([one for models in every for one in models])
     return load_seeds(workdir, checkpoint, seed, stored_code)[0]
 
 
 def load_seeds(
-    workdir: str | Path, checkpoint="last", seed=None, stored_code=False
+    workdir: str | Path,
+    checkpoint: str = "last",
+    seed: int | None = None,
+    stored_code: bool = False,
 ) -> list[Trained]:
     """Returns the models of all seeds of a run, or of the given one; otherwise as `load`."""
     devices.configure_jax()
+    if str(workdir) in weights.shipped_names() and not Path(workdir).exists():
+        workdir = f"{weights.PREFIX}{workdir}"
     workdir = files.user_path(workdir)
     file = weights.find_file(workdir)
     every = [load_file(file, checkpoint)] if file else _read_run(workdir, checkpoint, stored_code)
@@ -161,6 +90,25 @@ def load_seeds(
         words = ", ".join(map(str, known))
         raise UserError(f"{workdir} has no seed {seed}: --seed can be {words}")
     return [trained for trained in every if seed in (trained.seed, None)]
+
+
+def load_members(
+    workdirs: Sequence[Path],
+    checkpoint: str = "last",
+    seed: int | None = None,
+    stored_code: bool = False,
+) -> dict[str, Trained]:
+    """Returns the models of all seeds of runs, or of the given one, by a name for each.
+
+    The models of a single run are named by their seeds; otherwise as `load`.
+    """
+    found = {}
+    for workdir, name in zip(workdirs, short_names(workdirs), strict=True):
+        for model in (models := load_seeds(workdir, checkpoint, seed, stored_code)):
+            parts = [name] if len(workdirs) > 1 else []
+            parts += [f"seed {model.seed}"] if parts and len(models) > 1 else []
+            found[" ".join(parts) or str(model.seed)] = model
+    return found
 
 
 def check_run(workdir: Path) -> None:
@@ -218,9 +166,10 @@ def _restore(workdir: Path, saved: Checkpoints, which: str, stored_code: bool) -
     wanted = {"ema": abstract} if model.config.get("ema_decay") else abstract
     restored = saved.restore(step, wanted)
     variables = seeds.unstack(restored.get("ema", restored), len(seed_list))
+    fitted = calibration.read_temperatures(workdir, step, len(seed_list))
     return [
-        model._replace(variables=own, seed=seed)
-        for seed, own in zip(seed_list, variables, strict=True)
+        model._replace(variables=own, seed=seed, temperature=temperature, fitted_on=split)
+        for seed, own, (temperature, split) in zip(seed_list, variables, fitted, strict=True)
     ]
 
 

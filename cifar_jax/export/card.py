@@ -13,6 +13,7 @@ import numpy as np
 
 from cifar_jax import files
 from cifar_jax.evaluation import scores
+from cifar_jax.evaluation.calibration import measure_calibration
 from cifar_jax.export.subject import Subject
 from cifar_jax.reports import diagnostics
 from cifar_jax.runs.weights import SHIPPED
@@ -95,7 +96,7 @@ def _scores(subject: Subject, labels: np.ndarray) -> Iterator[str]:
     predicted = subject.probabilities.argmax(axis=1)
     names = subject.trained.class_names
     by_class = diagnostics.score_classes(labels, predicted, len(names))
-    error = diagnostics.calibrate(subject.probabilities, labels).error
+    error = measure_calibration(subject.probabilities, labels).error
     yield "## Results"
     yield ""
     yield (

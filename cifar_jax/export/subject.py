@@ -111,7 +111,7 @@ def read_subject(
     logits = model.predict_logits(images, batch_size or settings["eval_batch_size"])
     seconds = time.perf_counter() - start
     if labels is not None:
-        about["test"] = scores.score(logits, labels)._asdict()
+        about["test"] = scores.score(model.scale(logits), labels)._asdict()
     name = (weights.find_file(workdir) or workdir.absolute()).stem
     probabilities = model.probabilities(logits)
     return Subject(name, model, about, images, labels, logits, probabilities, seconds)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from sklearn import metrics
 
+from cifar_jax.evaluation.calibration import Calibration
 from cifar_jax.reports.style import colour_of, new_figure, styled
 from cifar_jax.text import shorten_middle
 
@@ -34,24 +35,6 @@ class ClassScores(NamedTuple):
     support: np.ndarray
 
 
-class Calibration(NamedTuple):
-    """How often predictions of some confidence are correct.
-
-    Attributes:
-      confidence: float64 [bins], the mean probability of the predicted classes in each bin; 0 in
-        an empty bin.
-      accuracy: float64 [bins], the share of correct predictions in each bin; 0 in an empty bin.
-      num_predictions: int [bins], how many predictions each bin has.
-      error: the expected calibration error: the mean of |accuracy - confidence| over the bins,
-        weighted by `num_predictions` (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
-    """
-
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    num_predictions: np.ndarray
-    error: float
-
-
 def score_classes(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> ClassScores:
     """Returns the scores of each class.
 
@@ -66,23 +49,6 @@ def score_classes(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -
             labels, predicted, labels=classes, zero_division=np.nan
         )
     )
-
-
-def calibrate(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> Calibration:
-    """Compares the confidence of predictions with how often they are correct.
-
-    Args:
-      probabilities: float [images, classes]; the most probable class is the prediction.
-      labels: int [images], the true classes.
-      num_bins: the number of bins, all of the same width and closed at their upper ends.
-    """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    place = np.searchsorted(np.linspace(0, 1, num_bins + 1)[1:-1], confidence)
-    count = np.bincount(place, minlength=num_bins)
-    sums = [np.bincount(place, weights, num_bins) for weights in (confidence, correct)]
-    error = float(np.abs(sums[0] - sums[1]).sum() / len(labels))
-    return Calibration(sums[0] / np.maximum(count, 1), sums[1] / np.maximum(count, 1), count, error)
 
 
 def prediction_rows(
@@ -177,8 +143,13 @@ def plot_class_scores(scores: ClassScores, class_names: Sequence[str]) -> Figure
 
 
 @styled
-def plot_calibration(calibration: Calibration) -> Figure:
-    """Draws the reliability diagram and, below it, how often each confidence occurs."""
+def plot_calibration(calibration: Calibration, before: Calibration | None = None) -> Figure:
+    """Draws the reliability diagram and, below it, how often each confidence occurs.
+
+    Args:
+      calibration: of the predictions.
+      before: of the same predictions without their temperature; drawn hollow.
+    """
     bins = len(calibration.num_predictions)
     edges = np.linspace(0, 1, bins + 1)[:-1]
     some = calibration.num_predictions > 0
@@ -193,15 +164,28 @@ def plot_calibration(calibration: Calibration) -> Figure:
         **bars,
     }
     top.bar(edges[some], calibration.accuracy[some], **looks)
+    title = f"expected calibration error {calibration.error:.2%}, {bins} bins"
+    if before:
+        title = f"calibration error {before.error:.2%} before, {calibration.error:.2%} after"
+        hollow: dict[str, Any] = {"color": colour_of(5), "fillstyle": "none", "ms": 7}
+        old = before.num_predictions > 0
+        points = (before.confidence[old], before.accuracy[old])
+        top.plot(*points, "o", label="accuracy before", zorder=3, **hollow)
+        counts = before.num_predictions[old] / before.num_predictions.sum()
+        bottom.plot(edges[old] + 0.46 / bins, counts, "o", **hollow)
     top.plot([0, 1], [0, 1], "--", color=colour_of(6), linewidth=1, label="perfectly calibrated")
     mean = (calibration.confidence[some], calibration.confidence[some])
     top.plot(*mean, "D", color=colour_of(1), ms=4.5, label="mean confidence")
     top.set(ylabel="accuracy (%)", xlim=(0, 1), ylim=(0, 1.03))
     top.yaxis.set_major_formatter(_PERCENT)
     figure.legend(
-        loc="outside upper center", ncols=3, fontsize=7.5, columnspacing=0.8, handlelength=1.4
+        loc="outside upper center",
+        ncols=2 if before else 3,
+        fontsize=7.5,
+        columnspacing=0.8,
+        handlelength=1.4,
     )
-    top.set_title(f"expected calibration error {calibration.error:.2%}, {bins} bins")
+    top.set_title(title)
     share = calibration.num_predictions / calibration.num_predictions.sum()
     bottom.bar(edges, share, color=colour_of(6), **bars)
     bottom.set(xlabel="confidence of the prediction (%)", ylabel="images (%)")

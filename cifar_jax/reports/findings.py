@@ -10,6 +10,7 @@ from scipy import special
 
 from cifar_jax.config.fields import evaluated_split, flatten
 from cifar_jax.evaluation import gradcam, scores
+from cifar_jax.evaluation.calibration import Calibration, measure_calibration
 from cifar_jax.evaluation.evaluate import Predictions
 from cifar_jax.models import layer_table
 from cifar_jax.reports import diagnostics, plots
@@ -30,18 +31,20 @@ class Findings(NamedTuple):
     probabilities: np.ndarray
     result: scores.Scores
     by_class: diagnostics.ClassScores
-    calibration: diagnostics.Calibration
+    calibration: Calibration
+    uncalibrated: Calibration | None = None
 
 
 def score_predictions(predictions: Predictions) -> Findings:
     """Scores the predictions for a split."""
     labels, logits = predictions.labels, predictions.logits
-    probabilities = special.softmax(logits.astype(np.float64), axis=1)
-    predicted = logits.argmax(axis=1)
+    probabilities, predicted = predictions.probabilities, logits.argmax(axis=1)
     by_class = diagnostics.score_classes(labels, predicted, logits.shape[1])
-    calibration = diagnostics.calibrate(probabilities, labels)
-    result = scores.score(logits, labels)
-    return Findings(predictions, predicted, probabilities, result, by_class, calibration)
+    measured = [measure_calibration(probabilities, labels)]
+    if predictions.trained.temperature != 1:
+        measured.append(measure_calibration(special.softmax(logits, axis=1), labels))
+    result = predictions.score()
+    return Findings(predictions, predicted, probabilities, result, by_class, *measured)
 
 
 def _picture(
@@ -79,14 +82,19 @@ def draw_errors(found: Findings) -> Iterator[Picture]:
     title = "Precision, recall, F1"
     yield _picture("class_scores", title, words, plot_class_scores, found.by_class, names)
     words = "Above: how often predictions of a confidence are correct. Below: how many there are."
-    yield _picture("calibration", "Reliability", words, plot_calibration, found.calibration)
+    if found.uncalibrated:
+        words += (
+            f" The {found.predictions.trained.describe_temperature()} is applied; hollow: before."
+        )
+    measured = (found.calibration, found.uncalibrated)
+    yield _picture("calibration", "Reliability", words, plot_calibration, *measured)
 
 
 def draw_images(found: Findings, num_mistakes: int = 12) -> Iterator[Picture]:
     """Draws random images with their predictions, confident mistakes, and the first filters."""
-    (trained, images, labels, _), probabilities = found.predictions, found.probabilities
+    (trained, images, labels), probabilities = found.predictions[:3], found.probabilities
     kernel = layer_table.first_kernel(trained.model, trained.variables, trained.image_shape)
-    if kernel is not None:
+    if kernel is not None and not trained.members:
         height, width, _, count = kernel.shape
         words = f"{count} filters of {height} x {width} pixels, each scaled to its own contrast."
         yield _picture("filters", "Filters of the first layer", words, plots.plot_filters, kernel)
@@ -104,7 +112,8 @@ def draw_images(found: Findings, num_mistakes: int = 12) -> Iterator[Picture]:
             titles = [f"{shorten_middle(names[labels[index]], 11)} #{index}" for index in shown]
             arguments = (probabilities[shown], names, labels[shown], titles)
             yield _picture(name, title, caption, plots.plot_predictions, images[shown], *arguments)
-    if len(shown) and gradcam.find_last_map(trained.model, trained.image_shape) is not None:
+    has_map = gradcam.find_last_map(trained.model, trained.image_shape) is not None
+    if len(shown) and has_map and not trained.members:
         heat = gradcam.explain_images(trained, images[shown], found.predicted[shown])
         shining = [plots.overlay_heat(*pair) for pair in zip(images[shown], heat, strict=True)]
         title, words = "What the mistakes rest on", f"{_SHINING} of the predicted class."

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def predict_pictures(
-    workdir: Path,
+    workdir: Path | Sequence[Path],
     given: Iterable[str | Path],
     output: Path | None = None,
     resize: str = "crop",
@@ -33,6 +33,7 @@ def predict_pictures(
     background: str = "white",
     invert: bool = False,
     explain: bool = False,
+    ensemble: bool = False,
     **which: Any,
 ) -> int:
     """Classifies pictures; prints a table and writes predictions.csv, .json and .png.
@@ -41,14 +42,15 @@ def predict_pictures(
     the workdir. A file that cannot be read is reported in one line; the others are classified.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder; several: an ensemble of their models.
       given: files, folders and patterns, as for `picture_files.find_pictures`.
-      output: the folder to write to; None: WORKDIR/predictions.
+      output: the folder to write to; None: "predictions" in WORKDIR, or in "ensemble".
       resize: "crop" or "squeeze", as for `photos.fit`.
       batch_size: pictures per step; None: the run's own.
       background: the colour behind transparent parts, as for `photos.read_picture`.
       invert: whether to swap dark and light.
       explain: whether to draw by Grad-CAM, in explanations.png, what speaks for each class.
+      ensemble: whether the seeds of a run form an ensemble.
       **which: checkpoint, seed and stored_code, as for `trained.load`.
 
     Returns:
@@ -58,31 +60,28 @@ def predict_pictures(
       UserError: there is no picture, model or feature map, or the folder cannot be written.
     """
     photos.check_background(background)
-    weights.read_config(workdir)
+    workdirs = weights.list_runs(workdir)
     paths, failures = _find_pictures(given)
-    output = output or weights.output_folder_of(workdir) / "predictions"
+    output = output or weights.output_folder_of(*workdirs) / "predictions"
     with files.output_folder(output):
         from cifar_jax.evaluation import trained  # imported late, because it imports JAX
 
-        own_size = trained.configure_for_run(workdir)["eval_batch_size"]
-        model = trained.load(workdir, **which)
+        own_size = trained.configure_for_run(workdirs[0])["eval_batch_size"]
+        several = ensemble or len(workdirs) > 1
+        model = trained.load(workdirs if several else workdirs[0], **which)
         how: dict[str, Any] = {"background": background, "invert": invert}
         read = functools.partial(photos.read_picture, channels=model.image_shape[2], **how)
         pictures, drawn = _read(paths, read, model.image_shape, resize, failures)
         images = np.stack(list(pictures.values()))
         probabilities = model.predict(images, batch_size or own_size)
         paths, names = list(pictures), model.class_names
-        facts = {"workdir": str(workdir), "step": model.step, "seed": model.seed, "resize": resize}
-        facts |= how | {"failures": failures}
+        facts = {**_describe(workdirs, model), "resize": resize, **how, "failures": failures}
         if explain:
             _explain(output, paths, model, images, drawn, probabilities)
         _write(output, paths, drawn, probabilities, names, facts)
     print(format_top(paths, probabilities, names))
-    words = f"{len(paths)} picture{'s' if len(paths) > 1 else ''} predicted by the checkpoint of "
-    words += f"step {model.step}" + f", {len(failures)} could not be read" * bool(failures)
-    print(f"{words}; predictions.csv, .json and .png are in {printable(str(output))}")
+    _print_summary(images, model, len(failures), output)
     _print_right(find_classes(paths, names), [names[place] for place in probabilities.argmax(1)])
-    _print_hints(images, model.mean, model.std)
     return 1 if failures else 0
 
 
@@ -105,6 +104,20 @@ def _explain(
     titles = short_names(paths)[:count]
     figure = plots.plot_predictions(shining, probabilities, model.class_names, titles=titles)
     save_figure(figure, output / "explanations.png")
+
+
+def _describe(workdirs: Sequence[Path], model: Any) -> dict[str, Any]:
+    """Returns what predictions.json says about the model."""
+    if not model.members:
+        facts = {"workdir": str(workdirs[0]), "step": model.step, "seed": model.seed}
+        return facts | {"temperature": model.temperature}
+    return {
+        "workdirs": list(map(str, workdirs)),
+        "members": [
+            {"step": one.step, "seed": one.seed, "temperature": one.temperature}
+            for one in model.members
+        ],
+    }
 
 
 def _find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
@@ -154,12 +167,16 @@ def _print_right(classes: Sequence[str | None], predicted: Sequence[str]) -> Non
         print(f"{share} are right: their folders are called like their classes")
 
 
-def _print_hints(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Says which pictures are drawn, and if most are of another brightness than in training."""
+def _print_summary(images: np.ndarray, model: Any, num_failures: int, output: Path) -> None:
+    """Says what predicted the pictures, where the files are, which pictures are drawn, and if most
+    are of another brightness than in training."""
+    words = f"{len(images)} picture{'s' if len(images) > 1 else ''} predicted by {model.describe()}"
+    words += f", {num_failures} could not be read" if num_failures else ""
+    print(f"{words}; predictions.csv, .json and .png are in {printable(str(output))}")
     if len(images) > MOST_DRAWN:
         print(f"predictions.png shows the first {MOST_DRAWN}")
     brightness = images.mean(axis=(1, 2)) / 255  # [images, channels]
-    distance = float(np.median(np.mean((brightness - mean) / std, axis=1)))
+    distance = float(np.median(np.mean((brightness - model.mean) / model.std, axis=1)))
     if abs(distance) >= _FAR:
         words = "brighter" if distance > 0 else "darker"
         print(

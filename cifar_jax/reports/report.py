@@ -28,7 +28,7 @@ from cifar_jax.reports.findings import (
 from cifar_jax.reports.page import Picture
 from cifar_jax.runs import history, weights
 from cifar_jax.runs.workdir import ENVIRONMENT
-from cifar_jax.text import format_duration, printable
+from cifar_jax.text import format_duration, printable, short_names
 
 FOLDER, PAGE = "report", "report.html"
 
@@ -45,7 +45,7 @@ def try_report(workdir: Path) -> None:
 
 
 def make_report(
-    workdir: Path,
+    workdir: Path | Sequence[Path],
     split: str = "test",
     checkpoint: str = "last",
     output: Path | None = None,
@@ -54,29 +54,30 @@ def make_report(
 ) -> Path:
     """Writes PNGs, predictions.csv and report.html; returns the page's path.
 
-    The pictures are of the first seed, if several were trained together.
+    The pictures are of the first seed, if several were trained together, or of the ensemble.
 
     Args:
-      workdir: the run's folder.
+      workdir: as for `evaluate.predict_split`.
       split: as for `evaluate.predict_split`.
       checkpoint: as for `evaluate.predict_split`.
       output: the folder to write to; None: WORKDIR/report, or a folder beside it that names
-        another split, checkpoint or seed.
+        another split, checkpoint or seed, or the ensemble; for several runs, in "ensemble".
       num_mistakes: how many of the most confident mistakes to draw.
       **options: as for `evaluate.predict_split`.
 
     Raises:
       UserError: the folder cannot be written, or as for `evaluate.predict_split`.
     """
-    weights.read_config(workdir)
-    folder = output or weights.output_folder_of(workdir) / _folder_name(
-        split, checkpoint, options.get("seed")
+    workdirs = weights.list_runs(workdir)
+    folder = output or weights.output_folder_of(*workdirs) / _folder_name(
+        split, checkpoint, options.get("seed"), options.get("ensemble", False)
     )
     if not files.may_write(folder):
         raise UserError(f"{folder} cannot be written: report on a copy of the run")
     every = list(evaluate.predict_split(workdir, split, checkpoint, **options))
-    found = score_predictions(every[0])
-    rows = history.read_history(workdir)
+    whole = bool(every[-1].trained.members)
+    found = score_predictions(every[-1] if whole else every[0])
+    rows = [] if whole else history.read_history(workdirs[0])
     trained = found.predictions.trained
     pictures = [*draw_errors(found), *draw_images(found, num_mistakes)]
     sections = {
@@ -85,21 +86,21 @@ def make_report(
     }
     given = {"split": split, "checkpoint": checkpoint, "output": output, **options}
     text = page.page(
-        workdir.absolute().name,
-        _describe(found, split, checkpoint, workdir),
+        ", ".join(short_names(workdirs)) if workdirs[1:] else workdirs[0].absolute().name,
+        _describe(found, split, checkpoint, workdirs[0]),
         [
             *(_seeds(split, every) if len(every) > 1 else ()),
             _headline(found, rows),
             *(page.pictures(title, drawn) for title, drawn in sections.items() if drawn),
             *_tables(found),
-            *_origin(workdir, given | {"num_mistakes": num_mistakes}),
+            *_origin(workdirs, given | {"num_mistakes": num_mistakes}),
         ],
     )
     _write(folder, found, itertools.chain(*sections.values()), text)
     words = scores.format_scores(split, found.result)
-    if len(every) > 1:
+    if len(every) > 1 and not whole:
         words = f"seed {trained.seed}: {words}"
-    print(f"{printable(str(folder / PAGE))}: checkpoint of step {trained.step}, {words}")
+    print(f"{printable(str(folder / PAGE))}: {trained.describe()}, {words}")
     return folder / PAGE
 
 
@@ -115,11 +116,12 @@ def _write(folder: Path, found: Findings, pictures: Iterable[Picture], text: str
     files.write_text(folder / PAGE, text)
 
 
-def _folder_name(split: str, checkpoint: str, seed: int | None) -> str:
+def _folder_name(split: str, checkpoint: str, seed: int | None, ensemble: bool) -> str:
     words = [FOLDER]
     words += [split] if split != "test" else []
     words += [checkpoint] if checkpoint != "last" else []
     words += [f"seed_{seed}"] if seed is not None else []
+    words += ["ensemble"] if ensemble else []
     return re.sub(r"[^\w.-]+", "_", "_".join(words))
 
 
@@ -127,6 +129,10 @@ def _describe(found: Findings, split: str, checkpoint: str, workdir: Path) -> st
     """Returns the line below the title: what was trained, on what, and what is scored."""
     trained = found.predictions.trained
     config = trained.config
+    if trained.members:
+        return (
+            f"{trained.describe()} on {config.data.name}: {split} split, {checkpoint} checkpoints"
+        )
     step = f"step {trained.step}"
     which = f"checkpoint of {step}" if checkpoint.isdigit() else f"{checkpoint} checkpoint ({step})"
     words = f"{config.model.name} on {config.data.name}: {split} split, {which}"
@@ -141,7 +147,8 @@ def _describe(found: Findings, split: str, checkpoint: str, workdir: Path) -> st
 def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
     result = found.result
     trained = found.predictions.trained
-    name = f"accuracy of seed {trained.seed}" if trained.config.num_seeds > 1 else "accuracy"
+    several = trained.config.num_seeds > 1 and not trained.members
+    name = f"accuracy of seed {trained.seed}" if several else "accuracy"
     values = [(name, f"{result.accuracy:.2%}")]
     if scores.is_uneven(result):
         values.append(("balanced accuracy", f"{result.balanced_accuracy:.2%}"))
@@ -151,7 +158,10 @@ def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
         ("loss", f"{result.loss:.4f}"),
         ("mean F1", f"{np.nanmean(found.by_class.f1):.2%}"),
         ("calibration error", f"{found.calibration.error:.2%}"),
+        ("Brier score", f"{found.calibration.brier:.4f}"),
     ]
+    if trained.temperature != 1:
+        values.append(("temperature", f"{trained.temperature:.3f}"))
     for row in [row for row in rows if row["step"] <= found.predictions.trained.step][-1:]:
         values.append(("epochs", f"{row['epoch']:.3g}"))
         if "seconds" in row:
@@ -160,8 +170,16 @@ def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _seeds(split: str, every: Sequence[Predictions]) -> Iterator[str]:
-    """Yields the mean over all seeds, and the table of them."""
-    scored = [scores.score(one.logits, one.labels) for one in every]
+    """Yields the mean over all seeds, and the table of them; or the members of an ensemble."""
+    scored = [one.score() for one in every]
+    rows = [
+        (one.name, f"{own.accuracy:.2%}", f"{own.num_correct:,}", f"{own.loss:.4f}")
+        for one, own in zip(every, scored, strict=True)
+    ]
+    head = ("model", f"{split} accuracy", "correct", "loss")
+    if every[-1].trained.members:
+        yield page.fold("Members", page.table(head, rows, numbers=4), opened=len(rows) <= 10)
+        return
     mean, std, interval = scores.summarize([own.accuracy for own in scored])
     values = [(f"{split} accuracy, mean of {len(every)} seeds", f"{mean:.2%}")]
     if std is not None and interval is not None:
@@ -169,11 +187,7 @@ def _seeds(split: str, every: Sequence[Predictions]) -> Iterator[str]:
         values.append(("standard deviation", f"{std:.2%}"))
         values.append(("95% interval of the mean", f"{low:.2%} to {high:.2%}"))
     yield page.tiles(values)
-    rows = [
-        (one.trained.seed, f"{own.accuracy:.2%}", f"{own.num_correct:,}", f"{own.loss:.4f}")
-        for one, own in zip(every, scored, strict=True)
-    ]
-    head = ("seed", f"{split} accuracy", "correct", "loss")
+    head = ("seed", *head[1:])
     yield page.fold("Seeds", page.table(head, rows, numbers=4), opened=len(rows) <= 10)
     yield page.paragraph(f"All that follows is of seed {every[0].trained.seed}.")
 
@@ -192,6 +206,8 @@ def _tables(found: Findings) -> Iterator[str]:
     yield page.link("predictions.csv", "predictions.csv: the probabilities of all images")
     head = ("class", "precision", "recall", "F1", "images")
     yield page.fold("Classes", page.table(head, rows, numbers=4), opened=len(rows) <= 20)
+    if trained.members:
+        return
     layers = layer_table.layer_table(trained.model, trained.image_shape)
     shapes = [
         (row.path, row.kind, " x ".join(map(str, row.output_shape[1:])), f"{row.num_variables:,}")
@@ -204,19 +220,22 @@ def _tables(found: Findings) -> Iterator[str]:
     yield page.fold("Config", page.table(("field", "value"), fields))
 
 
-def _origin(workdir: Path, options: Mapping[str, Any]) -> Iterator[str]:
+def _origin(workdirs: Sequence[Path], options: Mapping[str, Any]) -> Iterator[str]:
     """Yields the environment of the training, and the commands that produce this page."""
-    path = workdir / ENVIRONMENT
+    path = workdirs[0] / ENVIRONMENT
     commands = []
-    if path.exists():
+    if path.exists() and not workdirs[1:]:
         try:
             environment = dict(flatten(files.read_json(path)))
             commands.append(["python", *map(str, environment.pop("command", []))])
             yield page.fold("Environment", page.table(("what", "value"), environment.items()))
         except (UserError, TypeError) as error:
             _log.warning("the page leaves out %s: %s", path.name, error)
-    defaults = {"split": "test", "checkpoint": "last", "num_mistakes": 12, "stored_code": False}
+    defaults = {"split": "test", "checkpoint": "last", "num_mistakes": 12}
+    defaults |= {"stored_code": False, "ensemble": False}
     given = [f"--{name}={x}" for name, x in options.items() if x != defaults.get(name)]
-    commands.append(["python", "main.py", "--mode=report", f"--workdir={workdir}", *given])
+    flag = "--workdirs=" if workdirs[1:] else "--workdir="
+    run = flag + ",".join(map(str, workdirs))
+    commands.append(["python", "main.py", "--mode=report", run, *given])
     text = "\n".join(map(shlex.join, commands))
     yield page.fold("How to reproduce this page", page.code(text), opened=True)

@@ -34,6 +34,15 @@ def write_manifest(folder: Path) -> None:
         files.sync_folder(path)
 
 
+def read_digest(folder: Path) -> str:
+    """Returns the SHA-256 of a manifest, which tells a checkpoint from every other one.
+
+    Raises:
+      UserError: there is no manifest, or it cannot be read.
+    """
+    return str(files.read_json(folder / _MANIFEST).get("sha256"))
+
+
 def find_damage(folder: Path) -> str:
     """Returns what is wrong with a folder's files, "" if nothing is.
 

@@ -7,7 +7,7 @@ with the package: `pretrained:NAME` names them wherever a run's folder can be na
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,27 @@ def find_file(workdir: str | Path) -> Path | None:
     return Path(text) if text.endswith(SUFFIX) and not Path(text).is_dir() else None
 
 
-def output_folder_of(workdir: Path) -> Path:
+def output_folder_of(workdir: Path, *others: Path) -> Path:
     """Returns the folder for what is made of a model: of a run, its own."""
+    if others:
+        return Path("ensemble")
     file = find_file(workdir)
     if file is None:
         return workdir
     return Path("runs", "pretrained", file.stem) if file.parent == SHIPPED else file.parent
+
+
+def list_runs(workdir: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Returns the workdirs, of one run or several, after a check that each holds a run.
+
+    Raises:
+      UserError: one does not, or its config cannot be read.
+    """
+    workdirs = [workdir] if isinstance(workdir, str | Path) else workdir
+    paths = [Path(each) for each in workdirs]
+    for path in paths:
+        read_config(path)
+    return paths
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

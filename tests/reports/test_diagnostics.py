@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
+from cifar_jax.evaluation.calibration import measure_calibration
 from cifar_jax.reports import diagnostics
 from cifar_jax.reports.style import render
 
@@ -32,7 +33,7 @@ def test_calibration_error_equals_a_plain_computation(num_bins):
         if inside.any():
             gaps.append(correct[inside].mean() - confidence[inside].mean())
             error += inside.mean() * abs(gaps[-1])
-    found = diagnostics.calibrate(probabilities, labels, num_bins)
+    found = measure_calibration(probabilities, labels, num_bins)
     assert found.error == pytest.approx(error, rel=1e-12)
     assert num_bins == 1 or min(gaps) < -0.1 < 0.1 < max(gaps)
     assert found.num_predictions.sum() == len(labels)
@@ -44,8 +45,8 @@ def test_calibration_error_equals_a_plain_computation(num_bins):
 
 def test_certain_predictions_that_are_right_or_wrong():
     sure = np.eye(3)[[0, 1, 2, 0]]
-    assert diagnostics.calibrate(sure, np.array([0, 1, 2, 0])).error == 0
-    assert diagnostics.calibrate(sure, np.array([1, 2, 0, 1])).error == 1
+    assert measure_calibration(sure, np.array([0, 1, 2, 0])).error == 0
+    assert measure_calibration(sure, np.array([1, 2, 0, 1])).error == 1
 
 
 def test_scores_by_hand():
@@ -88,7 +89,7 @@ def test_pictures_of_undefined_scores_and_of_a_perfect_model():
     scores = diagnostics.score_classes(LABELS, PREDICTED, 4)
     render(diagnostics.plot_class_scores(scores, "abcd"))
     perfect = np.eye(4)[LABELS]
-    render(diagnostics.plot_calibration(diagnostics.calibrate(perfect, LABELS), dark=True))
+    render(diagnostics.plot_calibration(measure_calibration(perfect, LABELS), dark=True))
     scores = diagnostics.score_classes(LABELS, LABELS, 3)
     low, high = diagnostics.plot_class_scores(scores, "abc").axes[0].get_xlim()
     assert (low, high) == (0.9, 1)
@@ -96,7 +97,7 @@ def test_pictures_of_undefined_scores_and_of_a_perfect_model():
 
 def test_the_bars_of_the_reliability_diagram():
     probabilities, labels = make_predictions()
-    found = diagnostics.calibrate(probabilities, labels)
+    found = measure_calibration(probabilities, labels)
     top, bottom = diagnostics.plot_calibration(found).axes
     some = found.num_predictions > 0
     np.testing.assert_array_equal([bar.get_height() for bar in top.patches], found.accuracy[some])
