@@ -5,7 +5,8 @@
 Seeds: images per second of a single run, with one CPU device and with one per core, and of several
 runs in one program, one after another on each device or at once by `jax.vmap`. Calls: an epoch in
 calls of many steps, the same program called for each step, and a compiled step without a loop on
-the device; the speeds, and the largest difference of a parameter after the epoch.
+the device; the speeds, and the norm of the difference of the parameters after the epoch, divided by
+their norm.
 
 All take turns, so that other work on the machine slows all of them alike. Random images, batches of
 128, SGD with momentum. A file that exists is updated: rows of other models stay.

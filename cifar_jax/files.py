@@ -221,6 +221,7 @@ def output_folder(folder: Path, flag: str = "--output") -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
+            clear_unfinished(folder)
         except OSError as error:
             raise UserError(
                 f"{folder} cannot be written ({error.strerror}): choose another with {flag}"

@@ -75,8 +75,8 @@ def _find_end(group: ConfigDict, steps_per_epoch: int) -> int | None:
 def find_ends(optimizer: ConfigDict, steps_per_epoch: int) -> dict[str, int]:
     """Returns from which step on the parameters of a group stay as they are, by the group's name.
 
-    A frozen group ends at step 0; a group that is trained to the last step is left out. The
-    parameters in no group are `groups.REST`.
+    A frozen group ends at step 0; a group without `num_epochs` is left out. An end may lie past the
+    run's last step. The parameters in no group are `groups.REST`.
 
     Args:
       optimizer: the config's `optimizer`.

@@ -106,6 +106,7 @@ def make_report(
 
 def _write(folder: Path, found: Findings, pictures: Iterable[Picture], text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    files.clear_unfinished(folder)
     for old in folder.glob("*.png"):
         old.unlink(missing_ok=True)
     for picture in pictures:

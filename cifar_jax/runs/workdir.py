@@ -60,8 +60,9 @@ def lock(workdir: Path, take_over: bool = False) -> Iterator[None]:
 
     An owner on this host is recognized by a file lock, which the kernel releases when its process
     ends. An owner on another host counts as running while it renews the lease; if it has done so
-    recently, this waits until the lease is renewed again or no longer valid. Folders created here
-    are removed again if nothing was put into them.
+    recently, this waits until the lease is renewed again or no longer valid. Then files are deleted
+    that a killed process was writing. Folders created here are removed again if nothing was put
+    into them.
 
     Args:
       workdir: the run's folder.
@@ -80,6 +81,8 @@ def lock(workdir: Path, take_over: bool = False) -> Iterator[None]:
                 (workdir / _LEASE).unlink(missing_ok=True)
             while not (file := _claim(workdir)):
                 pass
+            for folder in workdir.glob("**/"):
+                files.clear_unfinished(folder)
         except OSError as error:
             raise UserError(
                 f"--workdir {workdir} cannot be written ({error.strerror}): choose another folder"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cifar_jax import files
 from cifar_jax.errors import UserError
 from cifar_jax.runs import workdir as workdir_lib
 
@@ -81,3 +82,18 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir_lib.fcntl, "flock", flock)
     with pytest.raises(UserError, match="No locks available"):
         workdir_lib.lock(tmp_path).__enter__()
+
+
+def test_what_a_killed_run_was_writing_is_cleared_by_the_next_start(tmp_path):
+    names = ("config.json", "report/report.html", "report/validation/predictions.csv")
+    left = [tmp_path / name for name in names]
+    left += [path.with_name(".writing-0") for path in left]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    with files.replacing(tmp_path / "report" / "living.csv"), workdir_lib.lock(tmp_path):
+        assert [path.exists() for path in left] == [True] * 3 + [False] * 3
+    assert (tmp_path / "report" / "living.csv").exists()
+    left[4].touch()
+    with files.output_folder(tmp_path / "report"):
+        assert not left[4].exists()
