@@ -15,6 +15,7 @@ from optuna.storages import journal
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from cifar_jax.config import stored
 from cifar_jax.errors import UserError
 from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.studies.space import Parameter
@@ -41,7 +42,8 @@ def open_study(
         None: an SQLite file in the folder.
       objective: a key of `OBJECTIVES`.
       pruner: a key of `PRUNERS`.
-      facts: JSON values by name, which must be the same whenever the study is opened.
+      facts: JSON values by name, among them "config", which must be the same whenever the study is
+        opened, apart from fields that do not change what is learned.
 
     Raises:
       UserError: the storage cannot be opened, or its study has other facts.
@@ -57,18 +59,20 @@ def open_study(
                 pruner=PRUNERS[pruner](),
                 load_if_exists=True,
             )
-            known = study.user_attrs
-            for name, value in facts.items():
-                if name not in known:
-                    study.set_user_attr(name, value)
+            before = facts | study.user_attrs
+            for name in facts.keys() - study.user_attrs.keys():
+                study.set_user_attr(name, facts[name])
     except Exception as error:  # anything may come from a database's driver
         raise UserError(f"the study cannot be opened: {first_line(error)}") from error
+    differences = stored.conflicts(before["config"], facts["config"])
     for name, value in facts.items():
-        if name in known and known[name] != value:
-            raise UserError(
-                f"{folder} holds a search with another {name}: it was {known[name]} and is now "
-                f"{value}; choose another --study"
-            )
+        if name != "config" and before[name] != value:
+            differences.append(f"its {name} was {before[name]} and is now {value}")
+    if differences:
+        raise UserError(
+            f"{folder} holds another search: {differences[0]}; choose another --study, or the old "
+            "value to resume it"
+        )
     return study
 
 
