@@ -22,6 +22,7 @@ from cifar_jax.reports.style import render
 from cifar_jax.text import format_table
 
 PAGE = "search.html"
+_MOST_NAMED = 12  # trials in a legend
 
 _log = logging.getLogger(__name__)
 
@@ -161,6 +162,9 @@ def _render(draw: Callable[[], Any]) -> bytes:
         axes = draw()
         first = axes.flat[0] if hasattr(axes, "flat") else axes
         figure: Figure = first.figure
+        legend = first.get_legend()
+        if legend and len(legend.get_texts()) > _MOST_NAMED:
+            legend.remove()  # it would leave no room for the curves
         figure.set_layout_engine("tight")  # so that long names of fields are not cut off
         try:
             return render(figure)
