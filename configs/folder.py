@@ -1,8 +1,8 @@
 """Your own pictures: `folder.py:PATH` for PATH/CLASS/*.jpg or PATH/train/CLASS, PATH/test/CLASS.
 
 `folder.py:PATH,FROM` starts from the weights of a run, FROM being its workdir, a file of weights or
-pretrained:NAME; model, optimizer and image size are then those of that run, and the learning rate
-is a fifth. Otherwise it is a ResNet-20, trained as configs/resnet.py says.
+pretrained:NAME; model, optimizer, augmentation and image size are then those of that run, and the
+learning rate is a fifth. Otherwise it is a ResNet-20, trained as configs/resnet.py says.
 
 The number of pictures decides the length, the batch and the augmentation, for 50 to 50,000 of them.
 Pictures in colour are mirrored at random; grey ones are not, since many of them are characters.
@@ -65,7 +65,7 @@ def _are_grey(tree: class_folders.Tree) -> bool:
 
 
 def _start_from(config: ConfigDict, start: str) -> None:
-    """Takes model, optimizer and images from another run."""
+    """Takes the model, how it was trained, and the images' size from another run."""
     if not start.startswith(weights.PREFIX):
         start = str(Path(start).expanduser().absolute())
     other = stored.from_json(weights.read_config(Path(start)))
@@ -77,7 +77,8 @@ def _start_from(config: ConfigDict, start: str) -> None:
     with config.unlocked():
         config.model = other.model
         config.optimizer = other.optimizer
-        config.schedule = other.schedule
+    for name in ("schedule", "augment", "test_time"):
+        config[name].update(other[name])
     if other.optimizer.learning_rate_scaling == "none":
         config.optimizer.learning_rate_scaling = "sqrt"
         config.optimizer.base_batch_size = other.batch_size
@@ -95,11 +96,11 @@ def _fit_to_count(config: ConfigDict, count: int, is_grey: bool) -> None:
         config.num_epochs = max(10.0, config.num_epochs // 3)
     config.schedule.warmup_epochs = min(config.schedule.warmup_epochs, config.num_epochs / 10)
     config.eval_every_epochs = config.checkpoint.every_epochs = max(1.0, config.num_epochs // 30)
-    size = config.data.image_size or 32
-    config.augment.crop_padding = size // 8
-    config.augment.flip = not is_grey
-    config.test_time.views = "plain" if is_grey else "mirror"
-    if count < 20_000:
-        config.augment.cutout = size // 4
+    if not config.init_from and count < 20_000:
+        config.augment.cutout = 8
     if count < 2_000:
         config.augment.brightness = config.augment.contrast = 0.2
+    if is_grey:
+        config.augment.flip = config.augment.alternating_flip = False
+        config.test_time.views = "plain"
+        config.test_time.confidence_threshold = None

@@ -106,13 +106,12 @@ def _compare_shapes(workdir: Path, theirs: Mapping[str, Any], ours: Mapping[str,
         shapes = [list(tree[name].shape) if name in tree else None for tree in (theirs, ours)]
         if shapes[0] == shapes[1]:
             continue
-        layer = name.partition(".")[2]
         if None in shapes:
             where, other = ("that run", "this one") if shapes[0] else ("this run", "that one")
-            words = f"only {where} has {layer}, {other} does not: choose a run of the same model"
+            words = f"only {where} has {name}, {other} does not: choose a run of the same model"
         else:
             words = (
-                f"{layer} has the shape {shapes[0]} there and {shapes[1]} here: give the model the "
+                f"{name} has the shape {shapes[0]} there and {shapes[1]} here: give the model the "
                 "same options; if the images differ, data.image_size and data.channels change them"
             )
         raise UserError(f"init_from {workdir} does not fit: {words}")

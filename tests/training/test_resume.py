@@ -268,6 +268,32 @@ def test_init_from_other_classes_of_the_same_number_gets_a_new_head(half):
     np.testing.assert_array_equal(other.params["Dense_0"]["kernel"], hidden)
 
 
+@pytest.mark.parametrize(
+    ("change", "shape", "words"),
+    [
+        (
+            {},
+            (32, 32, 3),
+            r"params.Dense_0.kernel has the shape \[1024, 16\] there and \[3072, 16\]",
+        ),
+        (
+            {},
+            (28, 28, 1),
+            r"\[1024, 16\] there and \[784, 16\] here: .* data.image_size and data.c",
+        ),
+        ({"hidden_sizes": (8,)}, (32, 32, 1), r"kernel has the shape .*: give the model the same"),
+        ({"hidden_sizes": (16, 8)}, (32, 32, 1), r"only this run has params.Dense_1.kernel, that"),
+    ],
+)
+def test_init_from_another_model_names_the_layer(half, change, shape, words):
+    config = tiny.config()
+    config.model.update(change)
+    lengths = durations.resolve_durations(config, 320)
+    fresh = make_init(config, lengths, create_model(config, 10), shape)(jax.random.key(5))
+    with pytest.raises(UserError, match=f"^init_from {half} does not fit: .*{words}"):
+        start.transplant(half, fresh, (*"0123456789",))
+
+
 def test_the_average_of_a_short_run_follows_the_weights():
     """Decay min(0.999, (1 + t) / (10 + t)), against NumPy."""
     config = tiny.config(ema_decay=0.999)
