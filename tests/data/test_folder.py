@@ -188,6 +188,7 @@ def test_the_share_for_testing_is_stratified_and_follows_the_seed_and_the_conten
     assert drawn() == first
     assert len({frozenset(drawn(seed=seed)) for seed in range(5)}) > 1
     assert len(drawn(test_fraction=0.5)) == 5 + 2
+    assert len(drawn(test_fraction=0.01)) == 1 + 1
     for path in list(root.glob("cat/*.png")):
         path.rename(path.with_name(f"renamed-{9 - int(path.stem)}.png"))
     assert drawn() == first
