@@ -110,6 +110,7 @@ def test_no_folder_is_entered_twice(root):
 
 def test_a_class_may_be_called_train(root):
     write(root / "train" / "engine.png")
+    write(root / "train" / "steam" / "1.png")
     assert find_tree(str(root)).class_names == ("cat", "dog", "train")
 
 
