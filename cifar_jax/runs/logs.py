@@ -132,21 +132,17 @@ class Logs:
         stream = bar_stream()
         if not self._active or stream is None:
             return
-        with contextlib.suppress(OSError, ValueError):  # the terminal has been closed
-            if self._bar is None:
-                self._bar = tqdm(
-                    total=total, leave=False, unit="step", dynamic_ncols=True, file=stream
-                )
-            self._bar.set_description(f"epoch {epoch}", refresh=False)
-            self._bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()}, False)
-            self._bar.n = done
-            self._bar.refresh()
+        if self._bar is None:
+            self._bar = tqdm(total=total, leave=False, unit="step", dynamic_ncols=True, file=stream)
+        self._bar.set_description(f"epoch {epoch}", refresh=False)
+        self._bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()}, False)
+        self._bar.n = done
+        self._bar.refresh()  # nothing, once the terminal has been closed
 
     def close_bar(self) -> None:
         """Removes the bar from the terminal."""
         if self._bar is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._bar.close()
+            self._bar.close()
             self._bar = None
 
     def close(self) -> None:

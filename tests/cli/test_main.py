@@ -469,6 +469,21 @@ def test_a_run_without_standard_streams_trains_to_its_end(here, trained):
     assert program.difference(here / "daemon", trained[0]) == ""
 
 
+PROBE = """
+import os, sys
+from cifar_jax.cli import main
+main.main(["main.py", "--help"])
+null = os.stat(os.devnull)
+sys.exit(not all(os.path.samestat(os.fstat(number), null) for number in range(3)))
+"""
+
+
+def test_no_file_gets_the_number_of_a_standard_stream(here):
+    """Otherwise what is written to the stream, by a library too, would go into that file."""
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", PROBE]
+    assert subprocess.run(command, cwd=program.ROOT).returncode == 0
+
+
 def test_too_little_memory_is_reported(monkeypatch, tmp_path):
     def train(*_):
         raise RuntimeError("INTERNAL: Out of memory allocating\n99 bytes.")
