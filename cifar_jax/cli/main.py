@@ -1,4 +1,24 @@
-"""Train, evaluate and use image classifiers.
+"""The program: its modes, and the exit codes."""
+
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cifar_jax import api
+from cifar_jax.cli import environment, flags, options, parse, studies
+from cifar_jax.cli.flags import FLAGS
+from cifar_jax.cli.given import check_given, config_folder, read_config_file
+from cifar_jax.errors import UserError
+from cifar_jax.runs import weights
+from cifar_jax.runs.signals import Signals
+from cifar_jax.runs.workdir import lock
+
+# Not the docstring, which `python -OO` leaves out.
+_HELP = """\
+Train, evaluate and use image classifiers.
 
   python main.py --config=configs/simple_cnn.py           train; the same command resumes
   python main.py --config=configs/resnet.py:20 --config.optimizer.learning_rate=0.01
@@ -10,7 +30,7 @@
   python main.py --mode=predict --workdir=runs/simple_cnn --images photos/*.jpg
   python main.py --mode=compare --workdirs=runs/simple_cnn,runs/resnet_20
   python main.py --mode=export --workdir=runs/simple_cnn --formats=onnx,stablehlo,safetensors
-  python main.py --mode=search --config=configs/digits.py --trials=30 --space \
+  python main.py --mode=search --config=configs/digits.py --trials=30 --space \\
     "optimizer.learning_rate=log(1e-4,1e-1)" "augment.cutout=int(0,16)"
   python main.py --mode=audit --config=configs/digits.py  labels that are probably wrong
 
@@ -18,22 +38,6 @@ Exit codes: 0 done, 1 the run had to stop or a picture could not be read, 2 wron
 the same command resumes: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 138 after SIGUSR1,
 140 after SIGUSR2.
 """
-
-import functools
-import io
-import os
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
-from cifar_jax import api
-from cifar_jax.cli import flags, options, parse, studies
-from cifar_jax.cli.flags import FLAGS
-from cifar_jax.cli.given import check_given, config_folder, read_config_file
-from cifar_jax.errors import UserError
-from cifar_jax.runs import weights
-from cifar_jax.runs.signals import Signals
-from cifar_jax.runs.workdir import lock
 
 
 def _train() -> int:
@@ -167,16 +171,16 @@ def _open_streams() -> None:
 def main(argv: list[str]) -> int:
     """Runs the program; returns the exit code."""
     _open_streams()
-    if {"--help", "-help", "-h"} & set(argv):
-        print(__doc__ + FLAGS.module_help(flags.__name__))
-        return 0
     parse.show_log()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack some letters
     try:
+        if {"--help", "-help", "-h"} & set(argv):
+            print(_HELP + FLAGS.module_help(flags.__name__), flush=True)
+            return 0
+        environment.check_environment()
         rest = parse.parse(argv)
-        parse.check_environment()
         return MODES[FLAGS.mode](*rest)
     except UserError as error:
         for line in str(error).splitlines():
@@ -188,6 +192,11 @@ def main(argv: list[str]) -> int:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ValueError as error:
+        if "jax" in sys.modules:
+            raise
+        print(f"error: JAX does not start: {error}: unset its variable", file=sys.stderr)
+        return 2
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise

@@ -141,13 +141,6 @@ def split_paths(texts: Sequence[str]) -> Iterator[Path]:
         yield from map(files.user_path, [text] if whole else filter(None, text.split(",")))
 
 
-def check_environment() -> None:
-    """Checks the environment variable that would make JAX's import fail with a traceback."""
-    value = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
-    if not value.removeprefix("-").isdecimal():
-        raise UserError(f"JAX_NUM_CPU_DEVICES is {value!r}: unset it or make it a number")
-
-
 def show_log() -> None:
     """Shows the package's own log messages on the console."""
     handler = logging.StreamHandler()

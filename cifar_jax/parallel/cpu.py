@@ -36,12 +36,23 @@ def restart() -> None:
 
     A step's activations are hundreds of MiB, which XLA allocates again for each call. Returning
     them and getting them again in pages of 4 KiB took a third of the training time on a virtual
-    machine. Does nothing if GLIBC_TUNABLES is already set, even to an empty string.
+    machine. Does nothing if GLIBC_TUNABLES is already set, even to an empty string, or if a
+    debugger or profiler watches this program, which would lose its session.
     """
     if "GLIBC_TUNABLES" in os.environ or platform.libc_ver()[0] != "glibc" or not sys.executable:
         return
+    if _is_watched():
+        return
     environment = os.environ | ALLOCATOR_ENVIRONMENT
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _is_watched() -> bool:
+    monitoring = getattr(sys, "monitoring", None)  # from Python 3.12 on
+    tools = [monitoring.get_tool(number) for number in range(6)] if monitoring else []
+    # pdb no longer traces after `continue`.
+    started_by = {"pdb", "ipdb", "pudb"} & set(sys.orig_argv)
+    return bool(started_by or sys.gettrace() or sys.getprofile() or any(tools))
 
 
 def default_num_devices(batch_size: int | None) -> int:

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from cifar_jax.config import custom, fields, stored
+from cifar_jax.errors import UserError
 from cifar_jax.parallel import devices, processes
 from cifar_jax.runs.signals import Signals
 from cifar_jax.runs.workdir import lock
@@ -40,6 +42,7 @@ def train_together(
     Raises:
       UserError: the processes do not find each other, their configs differ, or one has ended.
     """
+    _check_addresses(coordinator)
     count = num_processes or _count_processes()
     part = config.batch_size // config.optimizer.accumulation_steps // count
     devices.configure_jax(part or None, config.num_cpu_devices, config.deterministic)
@@ -64,3 +67,18 @@ def _count_processes() -> int:
     """Returns the number of processes that JAX will find, before it can be asked; 1 if unknown."""
     given = (os.environ.get(name, "") for name in _COUNTS)
     return next((int(count) for count in given if count.isdecimal() and int(count)), 1)
+
+
+def _check_addresses(coordinator: str | None) -> None:
+    """Checks that the names of the hosts have addresses, which gloo and JAX wait for or abort."""
+    names = {socket.gethostname(): "this machine's own name: add it to /etc/hosts"}
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise UserError(f"--coordinator={coordinator} is not HOST:PORT, such as 10.0.0.1:1234")
+        names[host.strip("[]")] = "of --coordinator: check it, or give the host's number"
+    for name, words in names.items():
+        try:
+            socket.getaddrinfo(name, None)
+        except (OSError, UnicodeError) as error:
+            raise UserError(f"--distributed: there is no address for {name}, {words}") from error

@@ -208,6 +208,27 @@ def test_a_part_of_the_batch_must_be_divided_too():
     assert lines == ["batch_size 8 is not a multiple of num_cpu_devices 16"]
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "patterns", "words"),
+    [
+        ("sgd", ["Dense_7/.*"], "params is 'Dense_7/.*', which matches none of Dense_0/bias, Den"),
+        ("sgd", ["Dense_0/.*", ".*/bias"], "Dense_0/bias is in two of optimizer.groups, g0 and g1"),
+        ("muon", [], "muon accepts only kernels: move Dense_0/bias to one of optimizer.groups"),
+        ("muon", ["head/.*"], "muon accepts only kernels: move Dense_0/bias to"),
+    ],
+)
+def test_groups_that_do_not_fit_the_model_are_refused_before_any_data(optimizer, patterns, words):
+    config = tiny.config(optimizer__name=optimizer)
+    with config.unlocked():
+        for number, pattern in enumerate(patterns):
+            config.optimizer.groups[f"g{number}"] = default.get_group(pattern)
+            config.optimizer.groups[f"g{number}"].name = "sgd"
+    with pytest.raises(UserError) as caught:
+        check.check_config(config)
+    (line,) = str(caught.value).splitlines()
+    assert words in line
+
+
 def test_every_mistake_has_its_line():
     values = {"seed": -1, "batch_size": 0, "dtype": "x", "data.name": "?", "model.name": "?"}
     assert len(problems(**values)) == 5

@@ -218,11 +218,24 @@ def test_the_derivatives_of_a_model_are_xlas(name):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * size**0.5)
 
 
-@pytest.mark.parametrize(("name", "size"), [("lenet", 8), ("bn_cnn", 12), ("speedrun", 16)])
-def test_images_that_are_too_small_are_refused(name, size):
-    create = registry.make_variables(registry.create(name, 10), (size, size, 3))
-    with pytest.raises(UserError, match=rf"images of {size} x {size} pixels to nothing: choose"):
-        jax.eval_shape(create, jax.random.key(0))
+@pytest.mark.parametrize(
+    ("name", "size", "least"),
+    [
+        *(("lenet", (8, 8), 16), ("lenet", (15, 40), 16), ("bn_cnn", (12, 12), 16)),
+        *(("vgg_bn", (7, 7), 8), ("speedrun", (24, 24), 25), ("speedrun", (16, 40), 25)),
+    ],
+)
+def test_images_that_are_too_small_are_refused_with_the_least_size(name, size, least):
+    model = registry.create(name, 10)
+    height, width = size
+    words = (
+        f"images of {height} x {width} pixels to nothing: it takes images of at least "
+        f"{least} x {least} pixels; choose"
+    )
+    with pytest.raises(UserError, match=words):
+        jax.eval_shape(registry.make_variables(model, (*size, 3)), jax.random.key(0))
+    create = registry.make_variables(model, (least, least, 3))
+    assert "head" in jax.eval_shape(create, jax.random.key(0))["params"]
 
 
 def test_default_options():

@@ -61,3 +61,20 @@ def test_restarts_once_as_the_same_process():
     first, second, tunables = done.stdout.split()
     assert first == second
     assert tunables == cpu.ALLOCATOR_ENVIRONMENT["GLIBC_TUNABLES"]
+
+
+@pytest.mark.parametrize("watching", ["gettrace", "getprofile"])
+def test_a_debugger_or_profiler_keeps_its_session(start, monkeypatch, watching):
+    monkeypatch.setattr(sys, watching, lambda: object())
+    start()
+
+
+@pytest.mark.parametrize("tool", [("pdb", "-c", "continue", "-c", "quit"), ("cProfile",)])
+def test_pdb_and_cprofile_run_the_program_once(tmp_path, tool):
+    script = tmp_path / "script.py"
+    script.write_text("from cifar_jax.parallel import cpu\nprint('begun')\ncpu.restart()\n")
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-m", *tool, str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, input="")
+    assert done.stdout.count("begun") == 1

@@ -1,0 +1,64 @@
+"""JAX's own environment variables: ignored with a line where they would change a run."""
+
+import os
+from unittest import mock
+
+import pytest
+
+from cifar_jax.cli import environment
+from tests import program
+
+CHANGING = {
+    "JAX_ENABLE_X64": "1",
+    "JAX_DISABLE_JIT": "True",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_TRANSFER_GUARD": "disallow",
+    "JAX_THREEFRY_PARTITIONABLE": "off",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+    "JAX_RANDOM_SEED_OFFSET": "7",
+    "JAX_DEFAULT_DEVICE": "1",
+    "JAX_NO_TRACING": "1",
+    "JAX_NO_EXECUTION": "1",
+}
+
+
+def check(capsys, **values):
+    """Returns the variables that are left, and the lines about the others."""
+    from cifar_jax.cli import parse
+
+    parse.show_log()
+    with mock.patch.dict(os.environ, values):
+        environment.check_environment()
+        return {x for x in values if x in os.environ}, capsys.readouterr().err.splitlines()
+
+
+def test_what_would_change_a_run_is_ignored_with_a_line(capsys):
+    left, lines = check(capsys, **CHANGING)
+    assert left == set()
+    words = "is ignored: runs do not depend on it"
+    assert sorted(lines) == sorted(f"{x}={value} {words}" for x, value in CHANGING.items())
+
+
+def test_what_changes_nothing_needs_no_line(capsys):
+    usual = {"JAX_ENABLE_X64": "False", "JAX_THREEFRY_PARTITIONABLE": "true", "JAX_DISABLE_JIT": ""}
+    assert check(capsys, **usual) == (set(), [])
+    kept = {"JAX_DEBUG_NANS": "1", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    assert check(capsys, **kept) == (set(kept), [])
+
+
+def test_a_value_that_jax_refuses_gets_one_line(tmp_path):
+    flag = program.write_config(tmp_path / "short.py")
+    variables = {"JAX_DEFAULT_MATMUL_PRECISION": "wrong"}
+    code, _, err = program.run_apart(flag, f"--workdir={tmp_path / 'run'}", environment=variables)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert err.startswith('error: JAX does not start: Invalid value "wrong" for JAX flag')
+
+
+@pytest.mark.slow
+def test_a_run_does_not_depend_on_them(tmp_path):
+    flag = program.write_config(tmp_path / "short.py", "bn_config")
+    for name, variables in (("plain", {}), ("other", CHANGING)):
+        workdir = f"--workdir={tmp_path / name}"
+        assert program.run_apart(flag, workdir, environment=variables)[0] == 0
+    assert program.difference(tmp_path / "plain", tmp_path / "other") == ""
