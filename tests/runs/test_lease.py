@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -207,3 +208,19 @@ def test_an_owner_that_was_frozen_stops_before_its_next_write(tmp_path):
     assert before.pop(lease).st_ino == after.pop(lease).st_ino
     assert before == after
     assert Path(folder / "config.json") in after
+
+
+def test_a_lease_is_seen_to_be_free_without_waiting(tmp_path):
+    assert workdir_lib.is_free(tmp_path)
+    with workdir_lib.lock(tmp_path):
+        assert not workdir_lib.is_free(tmp_path)
+    assert workdir_lib.is_free(tmp_path)
+    # The owner on this host has ended, or one on another host was heard from a moment ago.
+    lease = tmp_path / "lock.json"
+    lease.write_text(json.dumps({"host": socket.gethostname(), "pid": 1, "token": "x"}))
+    assert workdir_lib.is_free(tmp_path)
+    lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}))
+    assert not workdir_lib.is_free(tmp_path)
+    os.utime(lease, (0, 0))
+    assert workdir_lib.is_free(tmp_path)
+    assert lease.exists()
