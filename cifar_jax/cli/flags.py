@@ -16,7 +16,7 @@ MODE_FLAGS = {
     "train": ("config", "workdir", "take_over", "distributed", *JOB),
     "evaluate": (
         *("workdir", "workdirs", "ensemble", "checkpoint", "split", "dataset", "data_dir"),
-        *("batch_size", "seed", "stored_code"),
+        *("batch_size", "seed", "stored_code", "corruptions"),
     ),
     "calibrate": ("workdir", "checkpoint", "split", "data_dir", "batch_size", "stored_code"),
     "report": (
@@ -94,6 +94,9 @@ flags.DEFINE_multi_string(
     [],
     "compare: the folders of the runs, separated by commas or spaces; evaluate, report, predict: "
     "the runs of an ensemble, separated by commas",
+)
+flags.DEFINE_bool(
+    "corruptions", False, "evaluate: under fifteen corruptions of the images at five strengths"
 )
 flags.DEFINE_bool(
     "ensemble", False, "evaluate, report, predict: all seeds of the run together, as an ensemble"

@@ -64,10 +64,11 @@ def _train() -> int:
 
 def _evaluate() -> int:
     workdir = options.read_workdirs()
-    from cifar_jax.evaluation import evaluate
+    from cifar_jax.evaluation import evaluate, robustness
 
     given = options.read_flags(*options.SPLIT, "ensemble")
-    evaluate.evaluate_model(workdir, dataset_name=FLAGS.dataset, **given)
+    score = robustness.evaluate_corruptions if FLAGS.corruptions else evaluate.evaluate_model
+    score(workdir, dataset_name=FLAGS.dataset, **given)
     return 0
 
 

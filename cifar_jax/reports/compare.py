@@ -12,6 +12,7 @@ from cifar_jax import files
 from cifar_jax.config import fields
 from cifar_jax.data.class_folders import name_some
 from cifar_jax.errors import UserError
+from cifar_jax.reports import statistics
 from cifar_jax.runs import history
 from cifar_jax.runs.workdir import CONFIG, RESULT
 from cifar_jax.text import (
@@ -127,6 +128,11 @@ def compare_runs(workdirs: Sequence[Path], output: Path) -> dict[str, Record]:
         figure = plots.plot_curves(histories, split=" or ".join(splits))
         save_figure(figure, output / "comparison.png")
     print(format_table(rows, right=range(1, len(rows[0]))))
+    for words in statistics.describe_groups(statistics.group_runs(names, workdirs)):
+        print(words)
+    single = [record.finished and record.config.get("num_seeds", 1) == 1 for record in records]
+    if single == [True, True]:
+        print(statistics.describe_pair(names, workdirs))
     print(f"comparison.csv and comparison.png are in {printable(str(output))}")
     return dict(zip(names, records, strict=True))
 

@@ -1,0 +1,84 @@
+"""`--mode=evaluate --corruptions`: scores a trained model on corrupted test images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_jax.data import corruptions, datasets, sources
+from cifar_jax.evaluation import evaluate
+from cifar_jax.evaluation.model import Trained
+from cifar_jax.text import format_table
+
+# The sets of TFDS that hold CIFAR-10's test images as their authors corrupted them, and new ones.
+_CORRUPTED, _NEW = "cifar10_corrupted", "cifar10_1"
+
+
+def evaluate_corruptions(
+    workdir: Path | Sequence[Path], split: str = "test", **options: Any
+) -> dict[str, list[float]]:
+    """Scores a trained model under every corruption at every strength; prints the table.
+
+    Images of CIFAR-10's test split come from TFDS's set cifar10_corrupted where that is prepared;
+    all others are computed. With several seeds, the accuracies are their means.
+
+    Args:
+      workdir: as for `evaluate.predict_split`.
+      split: as for `evaluate.predict_split`.
+      **options: as for `evaluate.predict_split`.
+
+    Returns:
+      The accuracy at each of the five strengths, by the corruptions' names.
+
+    Raises:
+      UserError: as for `evaluate.predict_split`; or images cannot be corrupted.
+    """
+    every = list(evaluate.predict_split(workdir, split, **options))
+    last = every[-1]
+    models = [last.trained] if last.trained.members else [one.trained for one in every]
+    config = models[0].config
+    place = options.get("data_dir") or config.data.data_dir
+    own = split == "test" and (options.get("dataset_name") or config.data.name) == "cifar10"
+    size = options.get("batch_size") or config.eval_batch_size
+    clean = np.mean([one.score().accuracy for one in every[-len(models) :]])
+    print(f"{models[0].describe()}: {split} accuracy {clean:.2%} without corruption")
+    found: dict[str, list[float]] = {}
+    num_loaded = 0
+    for name in corruptions.CORRUPTIONS:
+        found[name] = []
+        for strength in corruptions.STRENGTHS:
+            loaded = _load_prepared(f"{_CORRUPTED}/{name}_{strength}", place) if own else None
+            num_loaded += loaded is not None
+            images, labels = loaded or (
+                corruptions.corrupt_images(last.images, name, strength),
+                last.labels,
+            )
+            found[name].append(_mean_accuracy(models, images, labels, size))
+    print(format_table(list(_rows(found)), right=range(1, 7)))
+    print(f"{num_loaded} of {len(found) * 5} sets of images are from {_CORRUPTED}, others computed")
+    if own and (new := _load_prepared(_NEW, place)):
+        print(f"{_NEW}: accuracy {_mean_accuracy(models, *new, size):.2%}")
+    return found
+
+
+def _load_prepared(name: str, place: str | None) -> datasets.Split | None:
+    """Returns the test split of a set if it is prepared."""
+    if sources.find_sizes(name, place) is None:
+        return None
+    return datasets.load_dataset(name, place, ("test",)).splits["test"]
+
+
+def _mean_accuracy(
+    models: Sequence[Trained], images: np.ndarray, labels: np.ndarray, size: int
+) -> float:
+    every = [model.predict_logits(images, size).argmax(axis=1) == labels for model in models]
+    return float(np.mean(every))
+
+
+def _rows(found: Mapping[str, Sequence[float]]) -> Iterator[list[str]]:
+    """Yields the rows of the table, the mean of all corruptions last."""
+    yield ["accuracy (%) by strength", *map(str, corruptions.STRENGTHS), "mean"]
+    means = np.mean(list(found.values()), axis=0)
+    for name, shares in [*found.items(), ("mean", means)]:
+        yield [name, *(f"{100 * share:.2f}" for share in (*shares, np.mean(shares)))]

@@ -1,0 +1,135 @@
+"""What the results of runs say about their configs: intervals over seeds, and two tests."""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cifar_jax import files
+from cifar_jax.config import stored
+from cifar_jax.config.fields import flatten
+from cifar_jax.evaluation.scores import summarize
+from cifar_jax.runs.workdir import CONFIG, RESULT
+from cifar_jax.text import format_table, shorten_middle
+
+# Fields in which the runs of one config may differ.
+_NEUTRAL = (
+    *("seed", "num_seeds", "seeds_at_once", "log.", "data.data_dir", "data.placement"),
+    *("num_cpu_devices", "steps_per_call", "eval_batch_size", "eval_every_", "checkpoint."),
+    *("deterministic",),
+)
+
+
+class Group(NamedTuple):
+    """The finished runs of one config.
+
+    Attributes:
+      name: the names of the runs, joined.
+      accuracies: the test accuracy of each seed; a seed that was trained twice counts once.
+    """
+
+    name: str
+    accuracies: dict[int, float]
+
+
+def group_runs(names: Sequence[str], workdirs: Sequence[Path]) -> list[Group]:
+    """Returns the groups of finished runs whose configs differ in nothing but their seeds."""
+    groups: dict[str, tuple[list[str], dict[int, float]]] = {}
+    for name, workdir in zip(names, workdirs, strict=True):
+        if not (workdir / RESULT).exists():
+            continue
+        result = files.read_json(workdir / RESULT)
+        whole = stored.from_json(files.read_json(workdir / CONFIG))
+        config, config_seed = flatten(whole), whole.get("seed", 0)
+        key = repr(sorted((x, str(y)) for x, y in config if not x.startswith(_NEUTRAL)))
+        members, accuracies = groups.setdefault(key, ([], {}))
+        members.append(name)
+        for one in result.get("seeds", [result]):
+            accuracies.setdefault(one.get("seed", config_seed), one["test_accuracy"])
+    return [Group(", ".join(members), found) for members, found in groups.values()]
+
+
+def describe_groups(groups: Sequence[Group]) -> Iterator[str]:
+    """Yields the table of the groups and, for two of them, the difference; nothing without seeds.
+
+    The interval of the difference is Welch's, "The generalization of 'Student's' problem when
+    several different population variances are involved", 1947.
+    """
+    if not any(len(group.accuracies) > 1 for group in groups):
+        return
+    rows = [("config of", "seeds", "mean test accuracy", "deviation", "95% interval of the mean")]
+    for group in groups:
+        mean, std, interval = summarize(list(group.accuracies.values()))
+        words = "-" if interval is None else "{:.2%} to {:.2%}".format(*interval)
+        deviation = "-" if std is None else f"{std:.2%}"
+        name = shorten_middle(group.name, 40)
+        rows.append((name, str(len(group.accuracies)), f"{mean:.2%}", deviation, words))
+    yield format_table(rows, right=range(1, 5))
+    if len(groups) == 2 and all(len(group.accuracies) > 1 for group in groups):
+        yield describe_difference(*(list(group.accuracies.values()) for group in groups))
+
+
+def describe_difference(one: Sequence[float], other: Sequence[float]) -> str:
+    """Returns whether the seeds of two configs suffice to tell which has the higher mean."""
+    from scipy import stats  # imported late, because it takes half a second
+
+    gap = float(np.mean(one) - np.mean(other))
+    spread = float(np.var(one, ddof=1) + np.var(other, ddof=1))
+    words = f"difference of the means {gap:+.2%}"
+    if not spread:
+        return f"{words}: the seeds of each config agree, so there is nothing to test"
+    test = stats.ttest_ind(one, other, equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    words += f" (95% interval {low:+.2%} to {high:+.2%} by Welch, p = {test.pvalue:.2g})"
+    if low > 0 or high < 0:
+        return f"{words}: these seeds suffice to tell the configs apart"
+    words += ": these seeds do not suffice to tell the configs apart"
+    if not gap:
+        return words
+    # The usual normal approximation, for a test at 5 % that finds the difference in 80 % of cases.
+    needed = math.ceil((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) ** 2 * spread / gap**2)
+    return f"{words}; if the difference is real, about {max(needed, 2):,} seeds of each would"
+
+
+def describe_pair(names: Sequence[str], workdirs: Sequence[Path]) -> str:
+    """Returns McNemar's exact test for two runs on the same images, from their reports.
+
+    McNemar, "Note on the sampling error of the difference between correlated proportions or
+    percentages", 1947. It is about these two trained networks, not about other seeds.
+    """
+    tables = [_read_predictions(workdir) for workdir in workdirs]
+    if not tables[0] or not tables[1]:
+        return "McNemar's test needs the reports of both runs on the test split: --mode=report"
+    (truth, right), (other_truth, other_right) = tables
+    if truth != other_truth:
+        return "McNemar's test needs the same test images: these runs have different ones"
+    from scipy import stats  # imported late, because it takes half a second
+
+    alone = [
+        sum(x and not y for x, y in zip(one, other, strict=True))
+        for one, other in ((right, other_right), (other_right, right))
+    ]
+    p = stats.binomtest(alone[0], sum(alone)).pvalue if sum(alone) else 1.0
+    return (
+        f"of {len(right):,} images, only {names[0]} is right on {alone[0]} and only {names[1]} on "
+        f"{alone[1]}: p = {p:.2g} by McNemar's exact test"
+    )
+
+
+def _read_predictions(workdir: Path) -> Any:
+    """Returns (true classes, whether each is right) of a single-seed run's report.
+
+    They are None if there is no report, or it is not that of the result.
+    """
+    path, result = workdir / "report" / "predictions.csv", files.read_json(workdir / RESULT)
+    if not path.exists():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = [row.get("correct") == "1" for row in rows]
+    if (sum(right), len(right)) != (result.get("num_correct"), result.get("num_images")):
+        return None
+    return [row.get("truth") for row in rows], right
