@@ -182,7 +182,7 @@ def _describe(meta: Mapping[str, Any], where: str, place: Path, stored_code=Fals
     try:
         config = stored.from_json(meta["config"])
         data = meta["data"]
-        code = sources.use_sources(config, place, stored_code)
+        code = sources.use_sources(config, place, stored_code, meta.get("code"))
         model = create_model(code, len(data["class_names"]))
         shape = tuple(data["image_shape"])
         mean, std = (tuple(map(float, data[name])) for name in ("mean", "std"))

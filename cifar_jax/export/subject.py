@@ -13,7 +13,7 @@ from cifar_jax.config import stored
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate, scores, trained
 from cifar_jax.evaluation.trained import Trained
-from cifar_jax.runs import provenance, weights
+from cifar_jax.runs import provenance, sources, weights
 from cifar_jax.runs import workdir as workdir_lib
 
 _NUM_RANDOM = 1000
@@ -123,8 +123,11 @@ def _describe(model: Trained, workdir: Path) -> dict[str, Any]:
     config["num_seeds"], config["seed"] = 1, model.seed
     config["data"]["data_dir"] = None
     data = {name: list(getattr(model, name)) for name in ("class_names", "mean", "std")}
+    file = weights.find_file(workdir)
+    code = weights.read_weights(file)[1].get("code", {}) if file else sources.read_record(workdir)
     return {
         "config": config,
+        "code": {field: {"sha256": code[field]["sha256"]} for field in code},
         "data": {**data, "image_shape": list(model.image_shape)},
         "step": model.step,
         "seed": model.seed,

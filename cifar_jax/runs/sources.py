@@ -35,7 +35,7 @@ def keep_sources(config: ConfigDict, workdir: Path) -> None:
 def find_changes(config: ConfigDict, workdir: Path) -> list[str]:
     """Returns a line for each file that has changed since the run was trained with it."""
     references = custom.find_references(config)
-    kept = _read_record(workdir) if references else {}
+    kept = read_record(workdir) if references else {}
     return [
         f"{custom.find_source(field, reference)} has changed since this run began; the text that "
         f"it had is in {_copy_of(workdir, field)}"
@@ -44,14 +44,17 @@ def find_changes(config: ConfigDict, workdir: Path) -> list[str]:
     ]
 
 
-def use_sources(config: ConfigDict, workdir: Path, stored_code: bool = False) -> ConfigDict:
+def use_sources(
+    config: ConfigDict, workdir: Path, stored_code: bool = False, record: Any = None
+) -> ConfigDict:
     """Returns a run's config with its model's reference leading to the code it was trained with.
 
     Args:
       config: of the run.
-      workdir: its folder.
+      workdir: its folder, or a file of weights that was exported from it.
       stored_code: whether to run the copy in the workdir. Otherwise the file must be the same as at
         the training, where the reference says or where it was then, and not in the workdir.
+      record: what `read_record` returned for the run; None: it is read from the workdir.
 
     Raises:
       UserError: there is no such code.
@@ -60,16 +63,15 @@ def use_sources(config: ConfigDict, workdir: Path, stored_code: bool = False) ->
     reference = custom.find_references(config).get(field)
     if reference is None:
         return config
-    if workdir.is_file():
-        words = "a model of your own, whose code the run's folder keeps: use that folder instead"
-        raise UserError(f"{workdir} is from {words}")
     copy, name = _copy_of(workdir, field), reference.rpartition(":")[2]
-    record = _read_record(workdir).get(field, {})
-    places = [f"{copy}:{name}"] if stored_code else [reference, f"{record.get('path')}:{name}"]
+    source = (read_record(workdir) if record is None else _check(record, workdir)).get(field, {})
+    places = [reference, *([f"{source['path']}:{name}"] if "path" in source else [])]
+    if stored_code:
+        places = [f"{copy}:{name}"]
     for place in places:
         try:
             inside = custom.find_origin(place).resolve().is_relative_to(workdir.resolve())
-            if inside == stored_code and custom.digest_source(field, place) == record.get("sha256"):
+            if inside == stored_code and custom.digest_source(field, place) == source.get("sha256"):
                 found = ConfigDict(config.to_dict())
                 found.update_from_flattened_dict({field: place})
                 return found.lock()
@@ -77,11 +79,13 @@ def use_sources(config: ConfigDict, workdir: Path, stored_code: bool = False) ->
             continue
     if stored_code:
         raise UserError(f"{copy} is missing or is not what the run was trained with")
-    advice = (
-        f"; to run the copy that is kept in {copy}, look at it first, then give --stored_code, or "
-        "stored_code=True in Python"
-    )
-    if Path(record.get("path", "")).is_file() or Path(reference.rpartition(":")[0]).is_file():
+    advice = ""
+    if copy.exists():
+        advice = (
+            f"; to run the copy that is kept in {copy}, look at it first, then give --stored_code, "
+            "or stored_code=True in Python"
+        )
+    if Path(source.get("path", "")).is_file() or Path(reference.rpartition(":")[0]).is_file():
         raise UserError(f"{reference} is not what {workdir} was trained with: undo that{advice}")
     raise UserError(f"{reference}, the model of {workdir}, is not here: start where it is{advice}")
 
@@ -90,10 +94,14 @@ def _copy_of(workdir: Path, field: str) -> Path:
     return workdir.absolute() / FOLDER / f"{field}.py"
 
 
-def _read_record(workdir: Path) -> dict[str, Any]:
+def read_record(workdir: Path) -> dict[str, dict[str, str]]:
+    """Returns the path and the SHA-256 of each file that a run keeps, by the config's fields."""
     path = workdir / FOLDER / _RECORD
-    record = files.read_json(path) if path.exists() else {}
-    for source in record.values():
+    return _check(files.read_json(path), path) if path.exists() else {}
+
+
+def _check(record: Any, place: Path) -> dict[str, dict[str, str]]:
+    for source in record.values() if isinstance(record, dict) else [record]:
         if not isinstance(source, dict) or set(map(type, source.values())) != {str}:
-            raise UserError(f"{path} is damaged: it does not hold a path and a SHA-256 by field")
+            raise UserError(f"{place} is damaged: it does not hold the path and SHA-256 of code")
     return record

@@ -140,6 +140,42 @@ def test_a_workdir_that_names_its_own_code_does_not_run_it(tmp_path, monkeypatch
             registry.create(used.model.name, 10)
 
 
+def test_an_exported_model_needs_the_same_code(trained, tmp_path):
+    folder, _, _ = trained
+    code = folder / "project" / "mine.py"
+    flags = ("--mode=export", f"--workdir={folder / 'run'}", "--formats=safetensors")
+    assert program.run_here(*flags, f"--output={tmp_path}")[0] == 0
+    file = tmp_path / "model.safetensors"
+    assert cifar_jax.load(file).model.features == 3
+    try:
+        code.write_text(CODE.replace("nn.relu", "nn.gelu"))
+        with pytest.raises(UserError, match=f"is not what {file} was trained with: undo that$"):
+            cifar_jax.load(file)
+    finally:
+        code.write_text(CODE)
+
+
+def test_a_class_of_a_module_is_kept_by_the_file_that_defines_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "my_own_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from my_own_package.nets import Net")
+    (package / "nets.py").write_text(GOOD)
+    config = tiny.config()
+    for name in ("my_own_package:Net", "my_own_package.nets:Net"):
+        with config.unlocked():
+            config.model = ConfigDict({"name": name})
+        check.check_config(config)
+        sources.keep_sources(config, tmp_path)
+        assert (tmp_path / "code" / "model.name.py").read_text() == GOOD
+        assert sources.find_changes(config, tmp_path) == []
+        assert sources.use_sources(config, tmp_path / "run", record=sources.read_record(tmp_path))
+        (package / "nets.py").write_text(GOOD + "# changed")
+        (change,) = sources.find_changes(config, tmp_path)
+        assert change.startswith(f"{package / 'nets.py'} has changed since this run began")
+        (package / "nets.py").write_text(GOOD)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
