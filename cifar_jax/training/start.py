@@ -1,7 +1,6 @@
 """Starts a run: from its last checkpoint, another run's weights or new weights."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cifar_jax.augment import batch as augment
+from cifar_jax.augment.own import augment_by
 from cifar_jax.config.durations import Durations
 from cifar_jax.config.fields import flatten
 from cifar_jax.data.datasets import Dataset
@@ -44,9 +44,14 @@ def start(
     saved = processes.run_on_first(
         lambda: resume.find_saved(checkpoints, config, durations, dataset)
     )
+
     # What does not fit the images is refused before anything is written.
-    apply = functools.partial(augment.apply, options=config.augment, fill=(0,) * shape[-1])
-    jax.eval_shape(apply, key, jax.ShapeDtypeStruct((1, *shape), "uint8"))
+    def augment_all(key: jax.Array, images: jax.Array) -> jax.Array:
+        images = augment.apply(key, images, config.augment, (0,) * shape[-1])
+        own = config.augment.custom
+        return augment_by(own, key, images) if own else images
+
+    jax.eval_shape(augment_all, key, jax.ShapeDtypeStruct((1, *shape), "uint8"))
     create = make_init(config, durations, model, shape)
     shapes = jax.eval_shape(create, key)
 
