@@ -62,7 +62,8 @@ def check_outputs(model: Any, image_shape: Sequence[int], certain: bool = True) 
       UserError: the model fails, keeps variables that are not trained here, or returns no logits.
     """
 
-    def run(key: jax.Array, images: jax.Array) -> Any:
+    def run(images: jax.Array) -> Any:
+        key = jax.random.key(0)  # here, so that no device is used, which would start JAX
         variables = model.init(key, images, train=False)
         rngs = {"dropout": key}
         trained, _ = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
@@ -71,7 +72,7 @@ def check_outputs(model: Any, image_shape: Sequence[int], certain: bool = True) 
     name, shape, wanted = type(model).__name__, (2, *image_shape), (2, model.num_classes)
     images = jax.ShapeDtypeStruct(shape, model.dtype)
     try:
-        variables, outputs = jax.eval_shape(run, jax.random.key(0), images)
+        variables, outputs = jax.eval_shape(run, images)
     except Exception as error:
         wrong_call = isinstance(error, TypeError) and _WRONG_CALL.search(str(error))
         if not certain and not isinstance(error, _CERTAIN) and not wrong_call:

@@ -69,6 +69,14 @@ def test_the_code_beside_the_config_file_trains_and_is_kept(trained):
     assert json.loads((folder / "run" / "config.json").read_text())["model"]["features"] == 3
 
 
+def test_checking_it_does_not_start_jax(trained):
+    """JAX's devices are set up later; with this backend starting them would be an error."""
+    wrong = (*trained[1], "--config.batch_size=0")
+    code, out, err = program.run_apart(*wrong, environment={"JAX_PLATFORMS": "none"})
+    assert (code, out) == (2, "")
+    assert [line.split(" ")[:2] for line in err.splitlines()] == [["error:", "batch_size"]]
+
+
 def test_it_is_found_where_it_was_and_where_we_are(trained, tmp_path, monkeypatch):
     folder, _, _ = trained
     accuracy = evaluate.evaluate_model(folder / "run").accuracy
