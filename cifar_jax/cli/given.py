@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from cifar_jax.cli import parse
 from cifar_jax.cli.flags import FLAGS
@@ -30,7 +30,8 @@ def check_given() -> None:
     from cifar_jax.training import check
 
     file = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
-    custom.locate(FLAGS.config, Path(file).parent)
+    if isinstance(FLAGS.config, ConfigDict):
+        custom.locate(FLAGS.config, Path(file).parent)
     check.check_config(FLAGS.config, shipped.default_config())
 
 
