@@ -1,9 +1,6 @@
 """`--mode=export`: writes a trained model in formats of other programs, and checks each of them."""
 
-import contextlib
 import importlib.util
-import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import numpy as np
 from cifar_jax import files
 from cifar_jax.errors import UserError
 from cifar_jax.export import onnx_file, stablehlo, weights_file
-from cifar_jax.export.subject import Format, Subject, read_subject
+from cifar_jax.export.subject import Format, Subject, measure_speed, read_subject
 from cifar_jax.runs import weights
 from cifar_jax.text import format_table, printable
 
@@ -25,8 +22,6 @@ FORMATS: dict[str, Format] = {
 # Two logits that are closer than this may change places by the order of sums.
 TIE = 1e-4
 _MOST_APART = 1e-3  # of two probabilities
-
-_log = logging.getLogger(__name__)
 
 
 def export_model(
@@ -95,16 +90,13 @@ def write_checked(kind: Format, subject: Subject, output: Path) -> tuple[str, ..
     unchecked = path.with_name(f"{path.name}.unchecked")
     subject = kind.adapt(subject)
     kind.write(subject, unchecked)
-    start = time.perf_counter()
-    logits, probabilities = kind.open(unchecked)(subject.images)
-    seconds = time.perf_counter() - start
+    answer = kind.open(unchecked)
+    logits, probabilities = answer(subject.images)
     differ, close = compare_answers(subject, logits, probabilities, kind.file)
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    unchecked.rename(path)
+    unchecked.replace(path)
     kind.finish(subject, path)
+    speeds = (f"{x:,.0f}" for x in (measure_speed(answer, subject.images), subject.speed))
     count = len(subject.images)
-    speeds = (f"{count / x:,.0f}" for x in (seconds, subject.seconds))
     size = path.stat().st_size / 1e6
     return (path.name, f"{size:.2f}", f"{count:,}", str(differ), str(close), *speeds)
 

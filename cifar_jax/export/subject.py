@@ -16,7 +16,7 @@ from cifar_jax.evaluation.trained import Trained
 from cifar_jax.runs import provenance, sources, weights
 from cifar_jax.runs import workdir as workdir_lib
 
-_NUM_RANDOM = 1000
+_NUM_RANDOM, _NUM_TIMED = 1000, 1008
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Subject(NamedTuple):
       labels: int [images]; None for random images.
       logits: float32 [images, classes].
       probabilities: float64 [images, classes].
-      seconds: that the model took for the images.
+      speed: of the model, in images per second.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Subject(NamedTuple):
     labels: np.ndarray | None
     logits: np.ndarray
     probabilities: np.ndarray
-    seconds: float
+    speed: float
 
 
 class Format(NamedTuple):
@@ -96,25 +96,32 @@ def read_subject(
     settings = trained.configure_for_run(workdir)
     model = trained.load(workdir, checkpoint, seed, stored_code)
     about = _describe(model, workdir)
+    size = batch_size or settings["eval_batch_size"]
     try:
         options = (None, data_dir, batch_size, model.seed, stored_code)
         found = next(evaluate.predict_split(workdir, "test", checkpoint, *options))
-        images, labels = found.images, found.labels
+        images, labels, logits = found.images, found.labels, found.logits
+        about["test"] = scores.score(model.scale(logits), labels)._asdict()
     except UserError as error:
         if data_dir:
             raise
         _log.warning("the files are checked on random images, without scores: %s", error)
         random = np.random.default_rng(0)
         images = random.integers(0, 256, (_NUM_RANDOM, *model.image_shape), np.uint8)
-        labels = None
-    start = time.perf_counter()  # the program is compiled, unless the images are random
-    logits = model.predict_logits(images, batch_size or settings["eval_batch_size"])
-    seconds = time.perf_counter() - start
-    if labels is not None:
-        about["test"] = scores.score(model.scale(logits), labels)._asdict()
+        labels, logits = None, model.predict_logits(images, size)
+    speed = measure_speed(lambda part: model.predict_logits(part, size), images)
     name = (weights.find_file(workdir) or workdir.absolute()).stem
     probabilities = model.probabilities(logits)
-    return Subject(name, model, about, images, labels, logits, probabilities, seconds)
+    return Subject(name, model, about, images, labels, logits, probabilities, speed)
+
+
+def measure_speed(answer: Callable[[np.ndarray], Any], images: np.ndarray) -> float:
+    """Returns images per second, roughly, after a first call that compiles."""
+    images = images[:_NUM_TIMED]
+    answer(images)
+    start = time.perf_counter()
+    answer(images)
+    return len(images) / (time.perf_counter() - start)
 
 
 def _describe(model: Trained, workdir: Path) -> dict[str, Any]:
