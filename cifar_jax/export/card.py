@@ -91,7 +91,7 @@ def _body(subject: Subject, weights: Path) -> Iterator[str]:
 
 
 def _scores(subject: Subject, labels: np.ndarray) -> Iterator[str]:
-    test = scores.score(subject.logits, labels)
+    test = scores.score(subject.trained.scale(subject.logits), labels)
     low, high = scores.accuracy_interval(test.num_correct, test.num_images)
     predicted = subject.probabilities.argmax(axis=1)
     names = subject.trained.class_names

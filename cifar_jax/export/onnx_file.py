@@ -26,6 +26,8 @@ def _write(subject: Subject, path: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import jax2onnx
+        import onnx_ir
+        from onnx_ir.passes.common import DeduplicateHashedInitializersPass
 
         shape = jax.export.symbolic_shape("batch, height, width, channels")
         size = (shape[0], *subject.trained.image_shape)
@@ -38,6 +40,9 @@ def _write(subject: Subject, path: Path) -> None:
                 input_names=[INPUT],
                 output_names=list(OUTPUTS),
             )
+        # Each test-time view has brought its own copy of the weights.
+        unique = DeduplicateHashedInitializersPass()(onnx_ir.from_proto(model))
+        model = onnx_ir.to_proto(unique.model)
     model.ir_version = min(model.ir_version, _IR_VERSION)
     for name, value in subject.about.items():
         model.metadata_props.add(key=name, value=json.dumps(value))

@@ -61,10 +61,10 @@ def ship_model(workdir: Path, name: str | None = None, float16: bool = False) ->
         )
     path = weights.SHIPPED / f"{subject.name}{weights.SUFFIX}"
     path.parent.mkdir(exist_ok=True)
-    before = scores.score(subject.logits, labels)
+    before = scores.score(subject.trained.scale(subject.logits), labels)
     if float16:
         subject = _round(subject, labels)
-    after = scores.score(subject.logits, labels)
+    after = scores.score(subject.trained.scale(subject.logits), labels)
     if before.accuracy - after.accuracy > _MOST_LOST:
         raise UserError(
             f"rounding costs too much: {before.accuracy:.2%} became {after.accuracy:.2%}"
@@ -93,7 +93,7 @@ def _round(subject: Subject, labels: np.ndarray) -> Subject:
     stored = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), _stored(subject, True))
     model = subject.trained._replace(variables=stored)
     logits = model.predict_logits(subject.images, model.config.eval_batch_size)
-    about = subject.about | {"test": scores.score(logits, labels)._asdict()}
+    about = subject.about | {"test": scores.score(model.scale(logits), labels)._asdict()}
     probabilities = model.probabilities(logits)
     return subject._replace(trained=model, about=about, logits=logits, probabilities=probabilities)
 

@@ -62,8 +62,12 @@ def make_subject(name, dtype="float32", temperature=1.5):
 def test_every_model_exports(name, kind, tmp_path):
     if kind == "onnx":
         need_onnx()
-    row = export.write_checked(export.FORMATS[kind], make_subject(name), tmp_path)
+    subject = make_subject(name)
+    row = export.write_checked(export.FORMATS[kind], subject, tmp_path)
     assert row[2:4] == ("40", "0")  # images, answers that differ
+    # Test-time views share the weights.
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(subject.trained.variables))
+    assert (tmp_path / row[0]).stat().st_size < 1.1 * size + 200_000
 
 
 def test_stablehlo_has_views_and_temperature_and_runs_with_jax_alone(tmp_path):
