@@ -100,6 +100,7 @@ def _fit_to_count(config: ConfigDict, count: int, is_grey: bool) -> None:
         config.augment.cutout = 8
     if count < 2_000:
         config.augment.brightness = config.augment.contrast = 0.2
+        config.log.every_steps = 0  # an epoch has a few steps only
     if is_grey:
         config.augment.flip = config.augment.alternating_flip = False
         config.test_time.views = "plain"

@@ -50,6 +50,7 @@ def test_length_batch_and_augmentation_follow_the_number_of_pictures(
     assert (config.num_epochs, config.eval_every_epochs) == (epochs, every)
     assert (config.augment.cutout, config.augment.brightness) == (cutout, brightness)
     assert (config.augment.flip, config.test_time.views) == (True, "mirror")
+    assert config.log.every_steps == (0 if brightness else None)
     assert (config.data.channels, config.loss.class_weights) == (3, None)
     # Two fifths of what is trained on may be missing: duplicates, broken files.
     lengths = durations.resolve_durations(config, (total * 8 // 10 - held_out) * 3 // 5)
