@@ -2,7 +2,16 @@
 
 import math
 
-from cifar_jax.text import format_duration, format_table, printable, short_names, shorten_middle
+import pytest
+
+from cifar_jax.text import (
+    format_duration,
+    format_number,
+    format_table,
+    printable,
+    short_names,
+    shorten_middle,
+)
 
 
 def test_columns_are_aligned_for_characters_of_any_width():
@@ -36,3 +45,12 @@ def test_durations_in_words():
         "2:03:09",
         "-",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(1000, "1,000"), (0, "0"), (12.5, "12.5"), (0.255, "0.26"), (3.0, "3"), (4 / 390, "0.01")],
+)
+def test_numbers_of_epochs(value, expected):
+    assert format_number(value) == expected
+    assert format_number(0.00404) == "0.004"

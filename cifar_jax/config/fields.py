@@ -55,8 +55,9 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterato
 
 def unknown(name: Any, known: Any) -> str:
     """Returns a phrase for an unknown name, with the known ones and the nearest of them."""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    lower = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
     return f"{name!r}, none of {', '.join(known)}{hint}"
 
 

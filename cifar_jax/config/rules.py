@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cifar_jax.config.fields import flatten, unknown
@@ -55,7 +56,8 @@ _RULES = (
             *("optimizer.b1", "optimizer.b2", "optimizer.b3"),
         ),
         "must be at least 0 and less than 1",
-        lambda value: 0 <= value < 1,
+        # As a float32, which rounds 0.99999999 to 1.
+        lambda value: 0 <= np.float32(value) < 1,
     ),
     (
         ("schedule.final_fraction", "test_time.confidence_threshold"),

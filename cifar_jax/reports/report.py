@@ -28,7 +28,7 @@ from cifar_jax.reports.findings import (
 from cifar_jax.reports.page import Picture
 from cifar_jax.runs import history, weights
 from cifar_jax.runs.workdir import ENVIRONMENT
-from cifar_jax.text import format_duration, printable, short_names
+from cifar_jax.text import format_duration, format_number, printable, short_names
 
 FOLDER, PAGE = "report", "report.html"
 
@@ -164,7 +164,7 @@ def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
     if trained.temperature != 1:
         values.append(("temperature", f"{trained.temperature:.3f}"))
     for row in [row for row in rows if row["step"] <= found.predictions.trained.step][-1:]:
-        values.append(("epochs", f"{row['epoch']:.3g}"))
+        values.append(("epochs", format_number(row["epoch"])))
         if "seconds" in row:
             values.append(("training time", format_duration(row["seconds"])))
     return page.tiles(values)

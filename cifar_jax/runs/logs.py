@@ -32,6 +32,8 @@ finally:
 
 # How long lines wait that need not be written at once.
 _WAIT_SECONDS = 1.0
+# Where there is no progress bar, a line says at least this often how far the run is.
+_SILENT_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Logs:
         self._bar: tqdm | None = None
         self._waiting: list[str] = []
         self._written = 0.0
+        self._said = time.monotonic()
         self._curves_folder = workdir / "tensorboard" if tensorboard else None
         self._curves: Curves | None = None
         self._step = step
@@ -73,6 +76,7 @@ class Logs:
         """Prints a line, above the bar if there is one."""
         if self._active:
             self.close_bar()
+            self._said = time.monotonic()
             try:
                 print(text, flush=True)
             except BrokenPipeError:
@@ -128,8 +132,14 @@ class Logs:
             )
 
     def progress(self, epoch: int, done: int, total: int, **metrics: float) -> None:
-        """Updates the progress bar of an epoch, on a terminal or in a notebook."""
+        """Updates the progress bar of an epoch, on a terminal or in a notebook.
+
+        Elsewhere it prints a line if nothing was printed for a minute.
+        """
         stream = bar_stream()
+        if self._active and stream is None and time.monotonic() - self._said > _SILENT_SECONDS:
+            words = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            self.say(f"epoch {epoch}: step {done} of {total}  {words}")
         if not self._active or stream is None:
             return
         if self._bar is None:

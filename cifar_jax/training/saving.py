@@ -12,7 +12,7 @@ from cifar_jax.evaluation import scores as scores_lib
 from cifar_jax.parallel import devices, processes
 from cifar_jax.runs import provenance
 from cifar_jax.runs import workdir as workdir_lib
-from cifar_jax.text import format_duration
+from cifar_jax.text import format_duration, format_number
 from cifar_jax.training.resume import describe_data, read_starts
 from cifar_jax.training.run import Progress, Run
 from cifar_jax.training.state import TrainState, all_finite
@@ -115,9 +115,27 @@ def finish(run: Run, progress: Progress, scores: Sequence[scores_lib.Scores]) ->
 
     def write() -> None:
         workdir_lib.check_lease(run.workdir)
+        if best := _find_best(run):
+            result["best"] = best
+            words = f"{format_number(best['epoch'])}, accuracy {best['eval_accuracy']:.2%}"
+            run.logs.say(f"best on the validation split: epoch {words} (--checkpoint=best)")
         files.write_json(run.workdir / workdir_lib.RESULT, result)
 
     processes.run_on_first(write)
     words = scores_lib.format_seed_scores("test", run.seeds, scores)
     words += scores_lib.format_views(run.config.test_time)
     run.logs.say(f"{words}  in {format_duration(progress.seconds)}")
+
+
+def _find_best(run: Run) -> dict[str, Any] | None:
+    """Returns the step, epoch and scores of the checkpoint that is best on a validation split."""
+    if "validation" not in run.dataset.splits:
+        return None
+    try:
+        step = run.checkpoints.find("best")
+    except UserError:  # no checkpoint was scored
+        return None
+    if step is None:
+        return None
+    scored = run.checkpoints.meta(step)["metrics"]
+    return {"step": step, "epoch": step / run.durations.steps_per_epoch, **scored}

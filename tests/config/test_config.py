@@ -177,6 +177,8 @@ def test_values_that_are_not_finite_or_too_large(name):
         ({"schedule.milestones": (2, 1)}, "schedule.milestones is (2, 1) but must be ascending"),
         ({"schedule.milestones": (0, 1)}, "schedule.milestones is (0, 1) but must be ascending"),
         ({"schedule.milestones": ("a",)}, "schedule.milestones is ('a',) but must hold epochs"),
+        ({"optimizer.name": "adamW"}, "optimizer.name is 'adamW', none of muon, frozen, adabelief"),
+        ({"ema_decay": 0.99999999}, "ema_decay is 0.99999999 but must be at least 0 and less th"),
         ({"optimizer.name": "sdg"}, "optimizer.name is 'sdg', none of muon, frozen, adabelief"),
         ({"optimizer.name": "__name__"}, "optimizer.name is '__name__', none of"),
         ({"optimizer.name": "sm3"}, "optimizer.name is 'sm3', which cannot train like this"),
@@ -200,6 +202,11 @@ def test_values_that_are_not_known_or_do_not_fit(values, line):
     lines = problems(**values)
     assert len(lines) == 1
     assert lines[0].startswith(line)
+
+
+def test_the_nearest_name_may_have_other_capitals():
+    (line,) = problems(**{"optimizer.name": "adamW"})
+    assert line.endswith("; did you mean 'adamw'?")
 
 
 def test_a_part_of_the_batch_must_be_divided_too():

@@ -63,3 +63,15 @@ def test_a_later_start_purges_the_curves_past_its_step(tmp_path):
     (start,) = [x for x in read_events(tmp_path) if x.HasField("session_log")]
     assert start.session_log.status == SessionLog.START
     assert start.step == 3
+
+
+def test_off_a_terminal_a_line_a_minute_says_how_far_the_run_is(tmp_path, monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(logs, "bar_stream", lambda: None)
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now)
+    log = logs.Logs(tmp_path, 0, tensorboard=False)
+    for now in (30, 61, 90, 122):
+        log.progress(2, now, 390, loss=0.5)
+    assert capsys.readouterr().out.splitlines() == [
+        f"epoch 2: step {step} of 390  loss 0.5000" for step in (61, 122)
+    ]

@@ -194,6 +194,14 @@ def test_a_quick_try_of_a_recipe_warms_up_in_a_share_of_it(tmp_path, capsys):
         start(tiny.config(**quick | {"num_steps": 20}), tmp_path)
 
 
+def test_the_result_names_the_best_epoch(finished):
+    lines = [line for line in log_lines(finished) if "eval_loss" in line]
+    best = max(lines, key=lambda line: line["eval_accuracy"])
+    names = ("step", "epoch", "eval_accuracy", "eval_loss")
+    result = json.loads((finished / workdir.RESULT).read_text())
+    assert result["best"] == {name: best[name] for name in names}
+
+
 def test_the_best_on_the_validation_split_is_kept(finished):
     lines = [line for line in log_lines(finished) if "eval_loss" in line]
     accuracies = {line["step"]: line["eval_accuracy"] for line in lines}
@@ -336,7 +344,7 @@ def test_another_number_of_classes_gets_a_new_head(finished):
     jax.tree.map(np.testing.assert_array_equal, started, expected)
     assert np.abs(state.batch_stats["BatchNorm_0"]["mean"]).max() > 0
     other = dataclasses.replace(fresh, params={"head": {}})
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="does not fit: only that run has"):
         loop.start.transplant(finished, other, (*"abcdefg",))
 
 
