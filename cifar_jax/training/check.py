@@ -64,7 +64,9 @@ def _check_params(config: ConfigDict) -> None:
     """
     try:
         model = registry.create_model(config, num_classes=10)
-        variables = jax.eval_shape(registry.make_variables(model, _SHAPE), jax.random.key(0))
+        create = registry.make_variables(model, _SHAPE)
+        # The key too is only traced: JAX's devices must not start before `configure_jax`.
+        variables = jax.eval_shape(lambda: create(jax.random.key(0)))
     except Exception:  # whatever a model of the user's own raises for these images
         return
 

@@ -1,6 +1,9 @@
 """Checking a config: what is accepted, and the messages for what is not."""
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import hypothesis
@@ -292,3 +295,17 @@ def test_an_accepted_config_trains_a_step(flag, tmp_path, number):
 def test_real_commands(flag, tmp_path, number):
     rng, seen = random.Random(number), Counter()
     assert wrong_configs.try_command(flag, tmp_path / "run", rng, seen) == stops.SURVIVED
+
+
+def test_the_check_does_not_start_jaxs_devices():
+    """Their number is set after it, for the batch of the config."""
+    program_text = (
+        "from jax._src import xla_bridge; from cifar_jax.training import check; "
+        "from configs import resnet, speedrun; check.check_config(speedrun.get_config()); "
+        "check.check_config(resnet.get_config('20')); "
+        "print(xla_bridge.backends_are_initialized())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(program.ROOT)}
+    command = [sys.executable, "-c", program_text]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
