@@ -54,7 +54,7 @@ def fetch(url: str, sha256: str, size: int, path: Path) -> None:
         reason = " ".join(str(error).split())
         raise UserError(
             f"cannot download {url} ({reason}): prepare the set elsewhere and set "
-            f"TFDS_DATA_DIR, or put the archive at {path}, or use --config=configs/digits.py"
+            f"TFDS_DATA_DIR, or put the archive at {path}, or train configs/digits.py"
         ) from error
 
 

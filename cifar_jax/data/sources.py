@@ -126,7 +126,7 @@ def _find_or_prepare(name: str, root: Path) -> Path:
     if not files.may_write(root):
         raise UserError(
             f"{name} is not prepared in {root}, which is read-only: set TFDS_DATA_DIR to a data "
-            "directory that has it or can be written, or use --config=configs/digits.py"
+            "directory that has it or can be written, or train configs/digits.py"
         )
     base, config, version = split_name(name) or (name, "", "")
     if _is_cifar(name):

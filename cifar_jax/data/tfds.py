@@ -207,7 +207,7 @@ def _check_network(name: str, url: str) -> None:
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"cannot download {name} from {url} ({error}): prepare it elsewhere and set "
-            "TFDS_DATA_DIR, or use --config=configs/digits.py"
+            "TFDS_DATA_DIR, or train configs/digits.py"
         ) from error
 
 

@@ -116,7 +116,7 @@ def test_a_failed_download_names_the_ways_out(tmp_path, kind):
     message = str(caught.value)
     assert "\n" not in message
     place = str(tmp_path / "data" / "archive.tar.gz")
-    for way in (url, "TFDS_DATA_DIR", place, "--config=configs/digits.py"):
+    for way in (url, "TFDS_DATA_DIR", place, "train configs/digits.py"):
         assert way in message
     assert not (tmp_path / "data").exists()
 
