@@ -31,7 +31,7 @@ MODE_FLAGS = {
     "compare": ("workdirs", "output"),
     "export": (
         *("workdir", "formats", "output", "checkpoint", "data_dir", "batch_size", "seed"),
-        "stored_code",
+        *("stored_code", "runtime"),
     ),
     "audit": ("config", "workdir", "folds"),
     "search": ("config", "study", "trials", "space", "objective", "pruner", "storage"),
@@ -139,7 +139,13 @@ flags.DEFINE_bool(
     "evaluate, report, predict, export: run the copy of your own model's code that the workdir "
     "holds; it is a program: look at it first",
 )
-flags.DEFINE_list("formats", [], "export: onnx, stablehlo, safetensors, separated by commas")
+flags.DEFINE_list("formats", [], "export: onnx, stablehlo, safetensors, web, separated by commas")
+flags.DEFINE_string(
+    "runtime",
+    None,
+    "export: the npm package onnxruntime-web, which the web page then brings with it; otherwise it "
+    "loads it from a public address",
+)
 flags.DEFINE_string(
     "output", None, "report, explore, predict, compare, export: the folder to write to"
 )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cifar_jax import api
+from cifar_jax import api, files
 from cifar_jax.cli import environment, flags, options, parse, studies
 from cifar_jax.cli.flags import FLAGS
 from cifar_jax.cli.given import check_given, config_folder, read_config_file
@@ -136,7 +136,8 @@ def _export() -> int:
     from cifar_jax.export import export
 
     given = options.read_flags("checkpoint", "data_dir", "batch_size", "seed", "stored_code")
-    export.export_model(workdir, FLAGS.formats, output, **given)
+    runtime = files.user_path(FLAGS.runtime) if FLAGS.runtime else None
+    export.export_model(workdir, FLAGS.formats, output, runtime, **given)
     return 0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cifar_jax import files
 from cifar_jax.errors import UserError
-from cifar_jax.export import onnx_file, stablehlo, weights_file
+from cifar_jax.export import onnx_file, stablehlo, web, weights_file
 from cifar_jax.export.subject import Format, Subject, measure_speed, read_subject
 from cifar_jax.runs import weights
 from cifar_jax.text import format_table, printable
@@ -18,6 +18,7 @@ FORMATS: dict[str, Format] = {
     "onnx": onnx_file.FORMAT,
     "stablehlo": stablehlo.FORMAT,
     "safetensors": weights_file.FORMAT,
+    "web": web.FORMAT,
 }
 # Two logits that are closer than this may change places by the order of sums.
 TIE = 1e-4
@@ -25,7 +26,11 @@ _MOST_APART = 1e-3  # of two probabilities
 
 
 def export_model(
-    workdir: Path, formats: Sequence[str], output: Path | None = None, **options: Any
+    workdir: Path,
+    formats: Sequence[str],
+    output: Path | None = None,
+    runtime: Path | None = None,
+    **options: Any,
 ) -> None:
     """Writes a model's files into a folder; prints a table of what was written and checked.
 
@@ -35,6 +40,8 @@ def export_model(
       workdir: the run's folder, or what else `trained.load` takes.
       formats: names of `FORMATS`.
       output: the folder to write to; None: WORKDIR/export.
+      runtime: the folder of the npm package onnxruntime-web, for the format web to copy its files;
+        None: the page loads them from a public address.
       **options: as for `read_subject`.
 
     Raises:
@@ -42,6 +49,10 @@ def export_model(
         cannot be written; or a file's answers differ from the model's.
     """
     chosen = find_formats(formats)
+    if runtime is not None:
+        if "web" not in chosen:
+            raise UserError("--runtime is only for --formats=web")
+        chosen["web"] = web.with_runtime(runtime)
     weights.read_config(workdir)
     output = output or weights.output_folder_of(workdir) / "export"
     with files.output_folder(output):
@@ -89,6 +100,7 @@ def write_checked(kind: Format, subject: Subject, output: Path) -> tuple[str, ..
     path = output / kind.file
     unchecked = path.with_name(f"{path.name}.unchecked")
     subject = kind.adapt(subject)
+    path.parent.mkdir(exist_ok=True)
     kind.write(subject, unchecked)
     answer = kind.open(unchecked)
     logits, probabilities = answer(subject.images)

@@ -5,14 +5,9 @@ import csv
 import io
 import json
 import os
-import queue
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from threading import Thread
 from unittest import mock
 
 import jax
@@ -25,7 +20,7 @@ from cifar_jax.config import stored
 from cifar_jax.evaluation import evaluate, trained
 from cifar_jax.models import registry
 from cifar_jax.reports import page, plots, report, style
-from tests import program, tiny
+from tests import browser, program, tiny
 
 CURVES = {"loss", "accuracy", "learning_rate"}
 PREDICTIONS = {"confusion_matrix", "class_scores", "calibration", "predictions", "mistakes"}
@@ -265,9 +260,6 @@ def test_a_path_that_is_not_utf_8_is_escaped(tmp_path):
     assert (tmp_path / "x.html").read_bytes().count(rb"run\udcff") == 3
 
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 WIDTHS = (390, 820, 1400)
 # A page that shows the report at each width and then reports what it sees.
 LOOK = """<!DOCTYPE html><link rel="icon" href="data:,"><body><script>
@@ -297,54 +289,15 @@ for (const width of WIDTHS) {
 </script>"""
 
 
-def look(page: Path, profile: Path, dark: bool) -> tuple[dict, list[str]]:
-    """Returns what a browser sees of a page, and the paths that it requests."""
-    asked, answers = [], queue.Queue()
-    bodies = {
-        "/": LOOK.replace("WIDTHS", str(list(WIDTHS))).encode(),
-        "/report.html": page.read_bytes(),
-    }
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_response(200 if self.path in bodies else 404)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.end_headers()
-            self.wfile.write(bodies.get(self.path, b""))
-
-        def do_POST(self):
-            answers.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    command = [
-        *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-        *("--disable-sync", f"--user-data-dir={profile}", "--window-size=1600,1000"),
-        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-        f"http://127.0.0.1:{server.server_port}/",
-    ]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet) as browser:
-        try:
-            return answers.get(timeout=program.SECONDS), asked
-        finally:
-            browser.terminate()
-            server.shutdown()
-            server.server_close()
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+@pytest.mark.skipif(browser.BROWSER is None, reason="no Chromium or Chrome is installed")
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_in_a_browser(finished, tmp_path, dark):
-    found, asked = look(finished[0] / "report" / "report.html", tmp_path, dark)
-    assert found["errors"] == []
+    bodies = {
+        "/": LOOK.replace("WIDTHS", str(list(WIDTHS))).encode(),
+        "/report.html": (finished[0] / "report" / "report.html").read_bytes(),
+    }
+    found, asked, console = browser.visit(bodies, tmp_path, dark)
+    assert (found["errors"], console) == ([], [])
     assert sorted(asked) == ["/", *["/report.html"] * len(WIDTHS)]
     assert sorted(view["width"] for view in found["seen"]) == sorted(WIDTHS)
     for view in found["seen"]:
