@@ -35,6 +35,9 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     for name in (*names, STARTS, CONFIG_FILE):
         if (workdir / name).is_dir():
             raise UserError(f"{workdir / name} is a folder, where the run writes a file: move it")
+    for name in ("checkpoints", "tensorboard", "report", "profile"):
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            raise UserError(f"{workdir / name} is a file, where the run needs a folder: move it")
     if workdir_lib.list_steps(workdir):
         old = files.read_json(workdir / workdir_lib.CONFIG)
         differences = stored.conflicts(old, stored.to_json(config))

@@ -69,7 +69,8 @@ def assert_close(workdir, other, tolerance):
     for line, expected in zip(
         program.exact_lines(workdir), program.exact_lines(other), strict=True
     ):
-        assert line == pytest.approx(expected, rel=1e-5)
+        for value, wanted in zip(line, expected, strict=True):  # None: no evaluation in this line
+            assert value == (wanted and pytest.approx(wanted, rel=1e-5))
     assert counts(workdir) == counts(other)
 
 

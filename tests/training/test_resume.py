@@ -154,7 +154,8 @@ def test_an_error_of_the_system_is_not_damage(run, monkeypatch):
         with pytest.raises(OSError, match="Stale"):
             train(run, num_epochs=2.0)
     assert train(run, num_epochs=2.0) == 0
-    assert [line["step"] for line in history.read_lines(run / "metrics.jsonl")] == [5, 10]
+    lines = history.read_lines(run / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 11))
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, monkeypatch):
@@ -366,3 +367,10 @@ def test_a_split_that_earlier_versions_left_out_is_no_difference():
     resume._check_data(old, new, Path("run"))
     with pytest.raises(UserError, match="num_images was"):
         resume._check_data(old, {"num_images": {"train": 6, "test": 2}}, Path("run"))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "report", "profile"])
+def test_a_file_where_a_folder_is_needed_is_refused_before_the_data(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{name} is a file, where the run needs a folder: move it"):
+        resume.check_workdir(tiny.config(), tmp_path)
