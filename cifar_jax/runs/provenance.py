@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    *("cifar_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("cifar_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu"),
     *("ml-collections", "tensorflow-datasets", "numpy"),
 )
 

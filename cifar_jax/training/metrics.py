@@ -2,9 +2,20 @@
 
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import metrics
+
+
+@flax.struct.dataclass
+class Metrics(metrics.Collection):
+    """What is measured: the mean loss and the accuracy of the images."""
+
+    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    accuracy: metrics.Accuracy
+
 
 # What `measure` gives, in its order.
 NAMES = ("loss", "accuracy")
@@ -20,8 +31,8 @@ def measure(losses: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Arra
       logits: [batch, classes].
       labels: int32 [batch].
     """
-    correct = jnp.argmax(logits, axis=-1) == labels
-    return jnp.stack([jnp.sum(losses), jnp.sum(correct, dtype=losses.dtype)]).astype(jnp.float32)
+    batch = Metrics.single_from_model_output(loss=losses, logits=logits, labels=labels)
+    return jnp.stack([getattr(batch, name).total for name in NAMES]).astype(jnp.float32)
 
 
 def add_steps(sums: Sums, measured: np.ndarray, batch_size: int) -> Sums:
