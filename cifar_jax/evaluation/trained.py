@@ -18,6 +18,7 @@ from cifar_jax.models.registry import create_model, make_variables
 from cifar_jax.parallel import devices, seeds
 from cifar_jax.runs import sources, weights
 from cifar_jax.runs.checkpoint import Checkpoints
+from cifar_jax.runs.workdir import CONFIG
 from cifar_jax.text import first_line, short_names
 
 # The fields that evaluation and prediction take from config.json, which anyone may edit.
@@ -39,7 +40,8 @@ def configure_for_run(workdir: Path) -> dict[str, Any]:
     for name, kind in _SETTINGS.items():
         value = fields.get(name)
         if not isinstance(value, kind) or (type(value) is int and value < 1):
-            raise UserError(f"{workdir} has a config that is not one of a run: {name} is {value!r}")
+            place = workdir / CONFIG if workdir.is_dir() else workdir
+            raise UserError(f"{place} is not the config of a run: {name} is {value!r}")
     devices.configure_jax(None, fields.get("num_cpu_devices"), bool(fields.get("deterministic")))
     return fields
 

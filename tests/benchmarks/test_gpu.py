@@ -120,6 +120,7 @@ def test_a_profile_names_the_operation_of_each_kernel():
         gpu_steps.summarize([], PROGRAM, number=2)
 
 
+@pytest.mark.slow
 def test_the_parts_work_at_a_small_scale_and_are_not_done_twice(tmp_path, monkeypatch, capsys):
     few = {name: gpu_steps.VARIANTS[name] for name in ("length not known", "XLA's max pooling")}
     monkeypatch.setattr(gpu_steps, "VARIANTS", few)

@@ -79,6 +79,8 @@ def test_links_that_loop_are_followed_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("installed", [True, False])
 def test_files_that_are_passed_over_are_counted_by_kind(tmp_path, monkeypatch, installed):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed or None)
+    known = {".png": "PNG"} | ({".heic": "HEIF"} if installed else {})
+    monkeypatch.setattr(photos.Image, "registered_extensions", lambda: known)
     photos.extensions.cache_clear()
     for name in ("a.png", "IMG_1.HEIC", "IMG_2.HEIC", "drawing.svg", "scan", ".DS_Store"):
         (tmp_path / name).touch()

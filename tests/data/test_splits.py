@@ -179,7 +179,7 @@ def test_a_run_trains_evaluates_and_explores_on_its_own_splits(tmp_path, monkeyp
         assert (code, f"of {count})" in out) == (0, True)
     code, _, err = program.run_here("--mode=evaluate", "--workdir=run", "--split=validation")
     assert code == 2
-    assert err.endswith("error: run has no split 'validation': it has train, test\n")
+    assert err.endswith("error: the run has no split 'validation': it has train, test\n")
     assert program.run_here("--mode=explore", *common, "--output=seen")[0] == 0
     counts = json.loads((tmp_path / "seen" / "data.json").read_text())["counts"]
     assert {name: sum(own) for name, own in counts.items()} == {"train": 18, "test": 2}

@@ -70,6 +70,7 @@ def test_every_model_exports(name, kind, tmp_path):
     assert (tmp_path / row[0]).stat().st_size < 1.1 * size + 200_000
 
 
+@pytest.mark.slow
 def test_stablehlo_has_views_and_temperature_and_runs_with_jax_alone(tmp_path):
     subject = make_subject("speedrun")
     export.write_checked(stablehlo.FORMAT, subject, tmp_path)
