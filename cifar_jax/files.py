@@ -145,18 +145,23 @@ def find_matches(pattern: str) -> list[str]:
     return [path for folder in folders for path in find_matches(os.path.join(folder, *rest))]
 
 
-def walk_folders(starts: Iterable[str]) -> Iterator[str]:
+def walk_folders(starts: Iterable[str], strict: bool = False) -> Iterator[str]:
     """Yields folders and, level by level, those below them that are not hidden, each once.
 
     Links are followed; of several ways to a folder the shortest is taken.
+
+    Args:
+      starts: the folders.
+      strict: whether to raise OSError for a folder that cannot be read; otherwise it has none.
     """
+    ignored = () if strict else (OSError,)
     folders, seen = list(starts), set()
     for folder in folders:
         if (place := os.path.realpath(folder)) in seen:
             continue
         seen.add(place)
         yield folder
-        with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+        with contextlib.suppress(*ignored), os.scandir(folder or ".") as entries:
             inner = sorted(x.name for x in entries if x.is_dir() and not x.name.startswith("."))
             folders += [os.path.join(folder, name) for name in inner]
 

@@ -3,12 +3,15 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
+
+from cifar_jax.config import custom
 
 
 class _OrNone(flags.ArgumentParser):
@@ -34,7 +37,9 @@ class _ConfigParser(ConfigFileFlagParser):
     def parse(self, path: str) -> Any:
         config = super().parse(path)
         if isinstance(config, ConfigDict) and isinstance(config.get("model"), ConfigDict):
-            add_model_options(config, self._argv)
+            folder = Path(path.partition(":")[0]).parent
+            custom.locate(config, folder)
+            add_model_options(config, self._argv, folder)
         return config
 
 
@@ -56,7 +61,7 @@ def extend(flag: flags.Flag, argv: Sequence[str]) -> None:
         config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
 
 
-def add_model_options(config: ConfigDict, argv: Sequence[str]) -> None:
+def add_model_options(config: ConfigDict, argv: Sequence[str], folder: Path) -> None:
     """Gives `config.model` the options that a command line sets, with the defaults of its class.
 
     If the command line names another model, that one has none of the options in the config file.
@@ -64,6 +69,7 @@ def add_model_options(config: ConfigDict, argv: Sequence[str]) -> None:
     Args:
       config: what the config file returned.
       argv: the arguments, of which those for `config.model` are read.
+      folder: that of the config's file, where code of the user's own may be.
 
     Raises:
       UserError: there is no such model, or it has no such option.
@@ -76,7 +82,9 @@ def add_model_options(config: ConfigDict, argv: Sequence[str]) -> None:
         return
     from cifar_jax.models import registry  # imports JAX, which most command lines do not need yet
 
-    name = given.pop("name", config.model.get("name"))
+    chosen = ConfigDict({"model": {"name": given.pop("name", config.model.get("name"))}})
+    custom.locate(chosen, folder)
+    name = chosen.model.name
     defaults = {option: registry.find_default(name, option) for option in given}
     with config.unlocked():
         if name != config.model.get("name"):

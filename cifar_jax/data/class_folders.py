@@ -3,7 +3,6 @@
 Only names are read here; `folder` decodes the files.
 """
 
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -126,15 +125,14 @@ def _find_splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
 def _list_pictures(root: Path, place: str, name: str, others: Counter[str]) -> list[str]:
     """Returns the pictures of a class, at any depth; counts the other files by their kinds."""
     pictures = []
-    for folder in files_lib.walk_folders([str(root / place / name)]):
+    for folder in files_lib.walk_folders([str(root / place / name)], strict=True):
         relative = os.path.relpath(folder, root)
-        with contextlib.suppress(OSError):  # a folder that may not be read
-            for file in _list_folder(Path(folder))[1]:
-                extension = os.path.splitext(file)[1].lower()
-                if extension in photos.extensions():
-                    pictures.append(f"{relative}/{file}")
-                else:
-                    others[extension] += 1
+        for file in _list_folder(Path(folder))[1]:
+            extension = os.path.splitext(file)[1].lower()
+            if extension in photos.extensions():
+                pictures.append(f"{relative}/{file}")
+            else:
+                others[extension] += 1
     return pictures
 
 

@@ -114,6 +114,11 @@ def choose_splits(
             parts = find_parts(name, split, sizes)
         except UserError as error:
             raise UserError(f"{error}; set --config.data.{role}_split") from None
+        if twice := sum(count_common(parts[:place], [parts[place]]) for place in range(len(parts))):
+            raise UserError(
+                f"data.{role}_split {split!r} has {twice} images twice: name parts that do not "
+                "overlap"
+            )
         if common := count_common(used, parts):
             raise UserError(
                 f"data.train_split {train_split!r} and data.test_split {split!r} have {common} "

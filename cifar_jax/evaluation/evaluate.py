@@ -202,7 +202,9 @@ def load_images(
     # TFDS numbers the classes of a set that does not name them, such as cifar10_1.
     unnamed = tuple(map(str, range(len(first.class_names))))
     if dataset.class_names not in (first.class_names, unnamed):
-        ours, theirs = (", ".join(x.class_names[:20]) for x in (first, dataset))
+        pairs = enumerate(zip(first.class_names, dataset.class_names, strict=False))
+        start = next((n for n, (x, y) in pairs if x != y), 0) // 20 * 20  # twenty that differ
+        ours, theirs = (", ".join(x.class_names[start : start + 20]) for x in (first, dataset))
         raise UserError(
             f"{name} has other classes ({theirs}) than the model ({ours}): choose a set with the "
             "same classes in the same order"

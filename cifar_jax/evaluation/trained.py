@@ -191,7 +191,9 @@ def _describe(meta: Mapping[str, Any], where: str, place: Path, stored_code=Fals
         if not len(mean) == len(std) == shape[-1]:
             raise ValueError("mean and std must have one value per channel")
         seed = seeds.seed_list(config)[0]
-        abstract = jax.eval_shape(make_variables(model, shape), jax.random.key(0))
+        # The key is made within, which does not start the devices: `make_mesh` says what is wrong
+        # with them.
+        abstract = jax.eval_shape(lambda: make_variables(model, shape)(jax.random.key(0)))
         names, step = tuple(data["class_names"]), meta["step"]
         temperature = float(meta.get("temperature", 1))
         values = (dict(abstract), names, mean, std, shape, step, seed, temperature)

@@ -55,7 +55,7 @@ def _finish(subject: Subject, path: Path) -> None:
 
 FORMAT = Format(
     file=_FILE,
-    libraries=(),
+    libraries=("flatbuffers",),
     adapt=in_float32,
     write=_write,
     open=_open,

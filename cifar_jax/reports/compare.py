@@ -70,12 +70,13 @@ def find_workdirs(given: Iterable[Path], from_shell: bool = False) -> list[Path]
     others: list[str] = []
     for path in given:
         paths = [path]
-        if is_pattern := glob.has_magic(str(path)) and not path.exists():
+        if is_pattern := glob.has_magic(str(path)) and not os.path.lexists(path):
             paths = [Path(match) for match in sorted(files.find_matches(str(path)))]
             if not any(match.is_dir() for match in paths):
                 raise UserError(f"{printable(str(path))} matches no folder")
         for match in paths:
-            if (is_pattern or from_shell) and match.exists() and not (match / CONFIG).exists():
+            is_named = not (is_pattern or (from_shell and os.path.lexists(match)))
+            if not (is_named or (match / CONFIG).is_file()):
                 others.append(str(match))
             else:
                 found[os.path.abspath(match)] = match

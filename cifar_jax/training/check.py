@@ -37,6 +37,7 @@ def check_config(config: Any, default: ConfigDict | None = None) -> None:
     place = data.path if data.name == FOLDER else data.data_dir
     for attempt in (
         lambda: _check_model(**model),
+        lambda: _check_size(config),
         lambda: names.check_name(data.name, place),
         lambda: datasets.check_run_data(data.name, place, data.train_split, data.test_split),
     ):
@@ -54,6 +55,14 @@ def _check_model(name: str, **options: Any) -> None:
     model = registry.create(name, num_classes=10, **options)
     if custom.is_reference(name):
         own.check_outputs(model, _SHAPE, certain=False)
+
+
+def _check_size(config: ConfigDict) -> None:
+    """Raises UserError if the model does not take images of `data.image_size`, if that is set."""
+    if (size := config.data.image_size) and not custom.is_reference(config.model.name):
+        model = registry.create_model(config, num_classes=10)
+        create = registry.make_variables(model, (size, size, config.data.channels or 3))
+        jax.eval_shape(lambda: create(jax.random.key(0)))
 
 
 def _check_params(config: ConfigDict) -> None:

@@ -35,7 +35,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     for name in (*names, STARTS, CONFIG_FILE):
         if (workdir / name).is_dir():
             raise UserError(f"{workdir / name} is a folder, where the run writes a file: move it")
-    for name in ("checkpoints", "tensorboard", "report", "profile"):
+    for name in ("checkpoints", "damaged_checkpoints", "code", "tensorboard", "report", "profile"):
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise UserError(f"{workdir / name} is a file, where the run needs a folder: move it")
     if workdir_lib.list_steps(workdir):
@@ -152,6 +152,13 @@ def find_saved(
             "raise num_epochs or num_steps, or choose another --workdir"
         )
     workdir = checkpoints.folder.parent
+    if theirs and step == durations.total:
+        views = [stored.to_json(c)["test_time"] for c in (stored.from_json(theirs), config)]
+        if views[0] != views[1]:
+            raise UserError(
+                f"{workdir} is trained, and its checkpoints have test_time {views[0]}: finish it "
+                "with these values, or choose another --workdir"
+            )
     _check_data(meta.get("data"), describe_data(dataset), workdir)
     if theirs:
         before = resolve_durations(stored.from_json(theirs), len(dataset.splits["train"].labels))

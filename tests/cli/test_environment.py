@@ -55,6 +55,14 @@ def test_a_value_that_jax_refuses_gets_one_line(tmp_path):
     assert err.startswith('error: JAX does not start: Invalid value "wrong" for JAX flag')
 
 
+def test_a_platform_that_is_not_there_gets_one_line():
+    arguments = ("--mode=evaluate", "--workdir=pretrained:mlp")
+    variables = {"JAX_PLATFORMS": "nowhere"}
+    code, _, err = program.run_apart(*arguments, environment=variables)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert err.startswith("error: JAX cannot use its devices (Unable to initialize backend")
+
+
 @pytest.mark.slow
 def test_a_run_does_not_depend_on_them(tmp_path):
     flag = program.write_config(tmp_path / "short.py", "bn_config")

@@ -1,5 +1,6 @@
 """A folder of pictures: which files are taken, what is named, the cache, the share for testing."""
 
+import errno
 import os
 import shutil
 
@@ -381,3 +382,18 @@ def test_a_folder_is_trained_evaluated_and_predicted_alike(root, tmp_path, capsy
         )
         expected = ("cat", "dog")[cifar_jax.load(run).predict(image[None]).argmax()]
         assert (by_file[file], file.split("/")[-2]) == (expected, ("cat", "dog")[label])
+
+
+@pytest.mark.parametrize("place", ["cat", "cat/kittens"])
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_left_out(root, monkeypatch, place):
+    write(root / "cat" / "kittens" / "deep.png", 99)
+    scan = os.scandir
+
+    def fail(folder):
+        if os.fspath(folder) == str(root / place):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), os.fspath(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(UserError, match=rf"{place} cannot be read: Stale file handle"):
+        find_tree(str(root))

@@ -187,3 +187,16 @@ def test_a_run_trains_evaluates_and_explores_on_its_own_splits(tmp_path, monkeyp
     assert program.run_here(*own)[0] == 0
     counts = json.loads((tmp_path / "all" / "data.json").read_text())["counts"]
     assert counts == {"train": [20, 20]}
+
+
+@pytest.mark.parametrize(
+    ("options", "role", "count"),
+    [
+        ({"train_split": "train[:90%]+train[50%:]", "test_split": None}, "train", 40),
+        ({"train_split": "train+test+train", "test_split": None}, "train", 100),
+        ({"train_split": "train", "test_split": "test+test[:5]"}, "test", 5),
+    ],
+)
+def test_an_image_may_not_be_in_a_split_twice(options, role, count):
+    with pytest.raises(UserError, match=rf"data\.{role}_split '.*' has {count} images twice"):
+        splits_lib.choose_splits("x", SIZES, use_validation=False, **options)

@@ -36,6 +36,10 @@ def need_onnx():
         pytest.importorskip(library, reason="needs the extra `export`")
 
 
+def need_flatbuffers():
+    pytest.importorskip("flatbuffers", reason="needs the extra `export`")
+
+
 def make_subject(name, dtype="float32", temperature=1.5):
     """Returns a model with random weights and statistics, and its answers to random images."""
     rng = np.random.default_rng(0)
@@ -60,6 +64,7 @@ def make_subject(name, dtype="float32", temperature=1.5):
 @pytest.mark.parametrize("name", registry.MODELS)
 @pytest.mark.parametrize("kind", ["onnx", "stablehlo"])
 def test_every_model_exports(name, kind, tmp_path):
+    need_flatbuffers()
     if kind == "onnx":
         need_onnx()
     subject = make_subject(name)
@@ -72,6 +77,7 @@ def test_every_model_exports(name, kind, tmp_path):
 
 @pytest.mark.slow
 def test_stablehlo_has_views_and_temperature_and_runs_with_jax_alone(tmp_path):
+    need_flatbuffers()
     subject = make_subject("speedrun")
     export.write_checked(stablehlo.FORMAT, subject, tmp_path)
     names = ["model.stablehlo", "model.stablehlo.json", "run_stablehlo.py"]
@@ -91,6 +97,7 @@ def test_stablehlo_has_views_and_temperature_and_runs_with_jax_alone(tmp_path):
 
 
 def test_a_model_in_bfloat16_is_exported_in_float32(tmp_path):
+    need_flatbuffers()
     subject = make_subject("mlp", "bfloat16")
     export.write_checked(stablehlo.FORMAT, subject, tmp_path)
     wide = make_subject("mlp")
@@ -101,6 +108,7 @@ def test_a_model_in_bfloat16_is_exported_in_float32(tmp_path):
 
 @pytest.mark.parametrize("kind", [stablehlo.FORMAT, onnx_file.FORMAT], ids=lambda x: x.file)
 def test_a_forgotten_temperature_is_found(kind, tmp_path):
+    need_flatbuffers()
     if kind is onnx_file.FORMAT:
         need_onnx()
     subject = make_subject("mlp", temperature=1.0)

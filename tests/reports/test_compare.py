@@ -157,11 +157,13 @@ def test_what_is_no_run_among_the_matches_is_passed_over(here, by):
     write_run(here / "runs [1]" / "b", seed=3)
     (here / "runs [1]" / "stray").mkdir()
     (here / "runs [1]" / "notes.txt").touch()
-    matches = [f"runs [1]/{name}" for name in ("a", "b", "notes.txt", "stray")]
+    (here / "runs [1]" / "latest").symlink_to("nowhere")
+    matches = [f"runs [1]/{name}" for name in ("a", "b", "latest", "notes.txt", "stray")]
     given = ["--workdirs=runs [1]/*"] if by == "pattern" else ["--workdirs", *matches]
     code, out, err = start(*given)
     assert code == 0
-    words = "not the folder of a run, and passed over: runs [1]/notes.txt, runs [1]/stray"
+    others = "runs [1]/latest, runs [1]/notes.txt, runs [1]/stray"
+    words = f"not the folder of a run, and passed over: {others}"
     assert err == f"{words}\n"
     assert ["seed", "0", "3"] in [row.split() for row in out.splitlines()]
     code, _, err = start("--workdirs=runs [1]/s*")

@@ -69,6 +69,16 @@ def test_the_code_beside_the_config_file_trains_and_is_kept(trained):
     assert json.loads((folder / "run" / "config.json").read_text())["model"]["features"] == 3
 
 
+@pytest.mark.parametrize("name", [(), ("--config.model.name=mine.py:{model}",)])
+def test_options_of_a_model_beside_its_config_can_be_set(trained, name):
+    folder, flags, _ = trained
+    model = json.loads((folder / "run" / "config.json").read_text())["model"]["name"]
+    more = [x.format(model=model.rpartition(":")[2]) for x in name]
+    wrong = (flags[0], f"--workdir={folder / 'other'}", *more, "--config.model.features=5")
+    code, _, err = program.run_here(*wrong, "--config.batch_size=0")
+    assert (code, err) == (2, "error: batch_size is 0 but must be greater than 0\n")
+
+
 def test_checking_it_does_not_start_jax(trained):
     """JAX's devices are set up later; with this backend starting them would be an error."""
     wrong = (*trained[1], "--config.batch_size=0")

@@ -24,7 +24,7 @@ from cifar_jax.runs import history, manifest, provenance
 from cifar_jax.runs import signals as signals_lib
 from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
-from cifar_jax.training import loop, resume, start, step
+from cifar_jax.training import check, loop, resume, start, step
 from cifar_jax.training.state import TrainState, make_init
 from tests import program, tiny
 
@@ -374,3 +374,18 @@ def test_a_file_where_a_folder_is_needed_is_refused_before_the_data(tmp_path, na
     (tmp_path / name).touch()
     with pytest.raises(UserError, match=f"{name} is a file, where the run needs a folder: move it"):
         resume.check_workdir(tiny.config(), tmp_path)
+
+
+def test_a_trained_run_is_finished_with_the_views_of_its_checkpoints(run):
+    with pytest.raises(
+        UserError, match=r"is trained, and its checkpoints have test_time \{.*plain"
+    ):
+        train(run, num_epochs=1.0, test_time__views="mirror")
+    assert not (run / "result.json").exists()
+    assert train(run, num_epochs=1.0) == 0
+
+
+def test_a_size_that_the_model_does_not_take_is_refused_before_the_data():
+    config = tiny.config(model={"name": "lenet"}, data__image_size=8)
+    with pytest.raises(UserError, match="8"):
+        check.check_config(config)
