@@ -1,6 +1,7 @@
 """`--mode=report`: draws what a run has learned, and shows it on a page."""
 
 import contextlib
+import hashlib
 import itertools
 import logging
 import re
@@ -123,7 +124,10 @@ def _folder_name(split: str, checkpoint: str, seed: int | None, ensemble: bool) 
     words += [checkpoint] if checkpoint != "last" else []
     words += [f"seed_{seed}"] if seed is not None else []
     words += ["ensemble"] if ensemble else []
-    return re.sub(r"[^\w.-]+", "_", "_".join(words))
+    text = "_".join(words)
+    name = re.sub(r"[^\w.-]+", "_", text)
+    # Two splits that differ in other characters only have two folders.
+    return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _describe(found: Findings, split: str, checkpoint: str, workdir: Path) -> str:

@@ -161,6 +161,13 @@ def test_another_split_and_checkpoint(finished, tmp_path):
     assert lead.rpartition(", ")[0].endswith("(step 5), seed 0")
 
 
+def test_each_split_has_a_folder_of_its_own():
+    splits = ("train", "train[75%:]+test", "train[:75%]+test")
+    names = {report._folder_name(split, "last", None, False) for split in splits}
+    assert len(names) == 3
+    assert "report_train" in names
+
+
 def test_several_seeds_begin_with_their_mean(tmp_path):
     flag = program.write_config(
         tmp_path / "short.py", num_steps=2, num_seeds=3, data__validation_examples=0

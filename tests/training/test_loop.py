@@ -318,6 +318,11 @@ def test_another_set_needs_neither_training_images_nor_class_names(finished, mon
     assert score_other("abcdefghij") == score_other("0123456789") == own
     with pytest.raises(UserError, match="other has other classes"):
         score_other("jihgfedcba")
+    many = [f"c{number}" for number in range(30)]
+    run = run._replace(class_names=tuple(many))
+    monkeypatch.setattr(trained, "load_seeds", lambda *_: [run])
+    with pytest.raises(UserError, match=r"\(c20, .* c28\) than the model \(c20, .* c29\)"):
+        score_other([*many[:28], "c29", "c28"])
 
 
 def test_starting_from_another_runs_weights(tmp_path):

@@ -369,7 +369,9 @@ def test_a_split_that_earlier_versions_left_out_is_no_difference():
         resume._check_data(old, {"num_images": {"train": 6, "test": 2}}, Path("run"))
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "report", "profile"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "damaged_checkpoints", "code", "tensorboard", "report", "profile"]
+)
 def test_a_file_where_a_folder_is_needed_is_refused_before_the_data(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(UserError, match=f"{name} is a file, where the run needs a folder: move it"):
