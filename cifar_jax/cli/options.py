@@ -40,7 +40,7 @@ def read_workdirs() -> Path | list[Path]:
         raise UserError("--workdir and --workdirs are both given: leave one out")
     from cifar_jax.reports import compare
 
-    found = compare.find_workdirs(parse.split_paths(FLAGS.workdirs))
+    found = compare.find_workdirs(parse.split_paths(FLAGS.workdirs), check=compare.read_run_config)
     return [parse.run_path(str(path)) for path in found]
 
 

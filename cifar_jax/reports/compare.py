@@ -4,12 +4,12 @@ import glob
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cifar_jax import files
-from cifar_jax.config import fields
+from cifar_jax.config import fields, stored
 from cifar_jax.data.class_folders import name_some
 from cifar_jax.errors import UserError
 from cifar_jax.reports import statistics
@@ -54,20 +54,60 @@ class Record(NamedTuple):
     values: dict[str, float]
 
 
-def find_workdirs(given: Iterable[Path], from_shell: bool = False) -> list[Path]:
+def read_files(workdir: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """Returns the fields of a run's config and the numbers of its result; {} if it is unfinished.
+
+    Raises:
+      UserError: there is no run, or one of these files is damaged.
+    """
+    path = workdir / RESULT
+    return read_run_config(workdir), _read_result(path) if path.exists() else {}
+
+
+def read_run_config(workdir: Path) -> dict[str, Any]:
+    """Returns the fields of a run's config by their dotted names.
+
+    Raises:
+      UserError: there is no run, or the file is damaged or that of another program.
+    """
+    values = files.read_json(workdir / CONFIG)
+    try:
+        stored.from_json(values)
+        found = dict(fields.flatten(values))
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        found = {}
+    if not isinstance(found.get("model.name"), str):
+        raise UserError(f"{workdir / CONFIG} is not the config of a run")
+    return found
+
+
+def _read_result(path: Path) -> dict[str, float]:
+    result = files.read_json(path)
+    seeds = result.get("seeds", [])
+    every = [result, *(seeds if isinstance(seeds, list) else [None])]
+    if not all(isinstance(x, Mapping) and "test_accuracy" in history.numbers(x) for x in every):
+        raise UserError(f"{path} is damaged: it does not hold the test accuracy of each seed")
+    return history.numbers(result)
+
+
+def find_workdirs(
+    given: Iterable[Path], from_shell: bool = False, check: Callable[[Path], Any] = read_files
+) -> list[Path]:
     """Returns workdirs, each once; a pattern stands for the folders that it matches.
 
-    What a pattern matches and is not a run is passed over, which a line in the log says.
+    What a pattern matches and is not a run, or a damaged one, is passed over, which the log says.
 
     Args:
       given: paths and patterns.
       from_shell: whether the paths may be what a shell has made of a pattern.
+      check: raises UserError for the folder of a damaged run.
 
     Raises:
       UserError: there are none.
     """
     found: dict[str, Path] = {}
     others: list[str] = []
+    damaged: dict[str, None] = {}
     for path in given:
         paths = [path]
         if is_pattern := glob.has_magic(str(path)) and not os.path.lexists(path):
@@ -75,16 +115,22 @@ def find_workdirs(given: Iterable[Path], from_shell: bool = False) -> list[Path]
             if not any(match.is_dir() for match in paths):
                 raise UserError(f"{printable(str(path))} matches no folder")
         for match in paths:
-            is_named = not (is_pattern or (from_shell and os.path.lexists(match)))
-            if not (is_named or (match / CONFIG).is_file()):
-                others.append(str(match))
-            else:
-                found[os.path.abspath(match)] = match
+            if is_pattern or (from_shell and os.path.lexists(match)):
+                if not (match / CONFIG).is_file():
+                    others.append(str(match))
+                    continue
+                try:
+                    check(match)
+                except UserError as error:
+                    damaged[f"{printable(str(error))}: passed over"] = None
+                    continue
+            found[os.path.abspath(match)] = match
     if others:
-        words = f"not the folder of a run, and passed over: {name_some(others)}"
-        if not found:
-            raise UserError(words)
-        _log.warning("%s", words)
+        damaged[f"not the folder of a run, and passed over: {name_some(others)}"] = None
+    if damaged and not found:
+        raise UserError("\n".join(damaged))
+    for line in damaged:
+        _log.warning("%s", line)
     if not found:
         raise UserError("--workdirs is missing: name the folders of the runs to compare")
     return list(found.values())
@@ -144,9 +190,7 @@ def read(workdir: Path) -> Record:
     Raises:
       UserError: there is no run, or one of its files is damaged.
     """
-    config = dict(fields.flatten(files.read_json(workdir / CONFIG)))
-    path = workdir / RESULT
-    result = history.numbers(files.read_json(path)) if path.exists() else {}
+    config, result = read_files(workdir)
     rows = history.read_history(workdir)
     split = fields.evaluated_split(config)
     values = {

@@ -122,13 +122,16 @@ def describe_pair(names: Sequence[str], workdirs: Sequence[Path]) -> str:
 def _read_predictions(workdir: Path) -> Any:
     """Returns (true classes, whether each is right) of a single-seed run's report.
 
-    They are None if there is no report, or it is not that of the result.
+    They are None if there is no report that can be read, or it is not that of the result.
     """
     path, result = workdir / "report" / "predictions.csv", files.read_json(workdir / RESULT)
     if not path.exists():
         return None
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):
+        return None
     right = [row.get("correct") == "1" for row in rows]
     if (sum(right), len(right)) != (result.get("num_correct"), result.get("num_images")):
         return None

@@ -171,6 +171,58 @@ def test_what_is_no_run_among_the_matches_is_passed_over(here, by):
     assert "error: not the folder of a run" in err
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("config.json", "{", "is damaged: Expecting property name enclosed in double quotes"),
+        ("config.json", "[1]", "is damaged: it does not hold a JSON object"),
+        ("config.json", '{"architectures": ["Other"]}', "is not the config of a run"),
+        ("config.json", '{"model": {"name": "mlp"}, "optimizer": "adam"}', "is not the config of"),
+        ("result.json", "[]", "is damaged: it does not hold a JSON object"),
+        ("result.json", "{}", "is damaged: it does not hold the test accuracy"),
+        ("result.json", '{"test_accuracy": 0.5, "seeds": [1]}', "is damaged: it does not hold the"),
+    ],
+)
+@pytest.mark.parametrize("by", ["pattern", "shell"])
+def test_a_damaged_run_among_the_matches_is_passed_over(here, by, file, text, words):
+    write_run(here / "runs" / "a")
+    write_run(here / "runs" / "b", seed=3)
+    write_run(here / "runs" / "bad")
+    (here / "runs" / "bad" / file).write_text(text)
+    matches = ["runs/a", "runs/b", "runs/bad"]
+    given = ["--workdirs=runs/*"] if by == "pattern" else ["--workdirs", *matches]
+    code, out, err = start(*given)
+    (line,) = err.splitlines()
+    assert code == 0
+    assert line.startswith(f"runs/bad/{file} {words}")
+    assert line.endswith(": passed over")
+    assert ["seed", "0", "3"] in [row.split() for row in out.splitlines()]
+    # One that is named explicitly is an error.
+    code, _, err = start("--workdirs=runs/a,runs/bad")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert err.startswith(f"error: runs/bad/{file} {words}")
+
+
+def test_an_ensemble_by_a_pattern_passes_over_a_damaged_run(here):
+    (here / "runs" / "bad").mkdir(parents=True)
+    (here / "runs" / "bad" / "config.json").write_text("{")
+    code, _, err = program.run_here("--mode=evaluate", "--workdirs=runs/*")
+    (line,) = err.splitlines()
+    assert code == 2
+    assert line.startswith("error: runs/bad/config.json is damaged: Expecting property name")
+    assert line.endswith(": passed over")
+
+
+def test_a_report_that_cannot_be_read_is_as_none(here):
+    for name in "ab":
+        write_run(here / name)
+        (here / name / "report").mkdir()
+        (here / name / "report" / "predictions.csv").write_bytes(b"\xff\xfe\x00")
+    code, out, err = start("--workdirs=a,b")
+    assert (code, err) == (0, "")
+    assert "McNemar's test needs the reports of both runs" in out
+
+
 def test_a_closed_pipe_costs_no_file(here, monkeypatch):
     write_run(here / "a")
     monkeypatch.setattr("builtins.print", mock.Mock(side_effect=BrokenPipeError))
