@@ -121,8 +121,8 @@ def _describe(workdirs: Sequence[Path], model: Any) -> dict[str, Any]:
 
 
 def _find_pictures(given: Iterable[str | Path]) -> tuple[list[str], list[str]]:
-    paths, failures, others = picture_files.find_pictures(given)
-    passed_over = [picture_files.describe_others(others)] if others else []
+    paths, failures, others, folders = picture_files.find_pictures(given)
+    passed_over = [picture_files.describe_others(others, folders)] if others or folders else []
     if not paths:
         reasons = [*failures[:3], *passed_over] or ["name some with --images"]
         raise UserError(f"no picture to predict: {'; '.join(reasons)}")

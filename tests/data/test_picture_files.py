@@ -87,7 +87,7 @@ def test_files_that_are_passed_over_are_counted_by_kind(tmp_path, monkeypatch, i
     (tmp_path / "folder").mkdir()
     try:
         for given in (tmp_path, tmp_path / "*", tmp_path / "**"):
-            found, problems, others = picture_files.find_pictures([given])
+            found, problems, others, _ = picture_files.find_pictures([given])
             line = picture_files.describe_others(others)
             assert len(found) == (3 if installed else 1)
             assert problems == []
@@ -100,3 +100,42 @@ def test_files_that_are_passed_over_are_counted_by_kind(tmp_path, monkeypatch, i
                 )
     finally:
         photos.extensions.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("given", "number", "pattern"),
+    [
+        (["photos"], 2, "photos/**"),
+        (["photos/*"], 2, "photos/**"),
+        (["."], 1, "./**"),  # holds only folders: those are entered, but not what is in them
+        (["photos/"], 2, "photos/**"),
+        (["photos", "photos/cats"], 2, "photos/** and so on"),
+        (["photos/cats"], 1, "photos/cats/**"),
+        (["photos/cats", "photos"], 2, "photos/cats/** and so on"),
+        (["photos/**"], 0, ""),
+        (["photos/**/*.png"], 0, ""),
+        (["photos/*.png"], 0, ""),
+        (["photos/a.png"], 0, ""),
+        (["photos/none"], 0, ""),
+    ],
+)
+def test_folders_that_are_not_entered_are_counted(tmp_path, monkeypatch, given, number, pattern):
+    monkeypatch.chdir(tmp_path)
+    names = ("a.png", "cats/b.png", "cats/old/c.png", "dogs/d.png", ".hidden/e.png", "dogs/f.txt")
+    for name in names:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).touch()
+    (tmp_path / "photos" / "loop").symlink_to(".")
+    if given == ["."]:
+        (tmp_path / "photos" / "loop").unlink()
+        (tmp_path / "photos" / "dogs").rename(tmp_path / "dogs")
+    found = picture_files.find_pictures(given)
+    assert len(found.folders) == number
+    line = picture_files.describe_others(found.others, found.folders)
+    was = "folder was" if number == 1 else "folders were"
+    first, _, more = pattern.partition(" ")
+    words = f"{number} {was} not entered: give '{first}'{more and f' {more}'} for all depths"
+    assert line.endswith(words) if number else "not entered" not in line
+    if number and not more and len(given) == 1:  # the pattern that the line names takes them all
+        assert picture_files.find_pictures([first]).folders == []
+        assert len(picture_files.find_pictures([first]).files) > len(found.files)
