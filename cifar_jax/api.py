@@ -107,6 +107,7 @@ def _read_config(config: str) -> ConfigDict:
         with shipped.importable():
             result = runpy.run_path(file)["get_config"](*[option] if colon else [])
     except (Exception, SystemExit) as error:
+        shipped.check_variant(config, error)
         raise UserError(f"the config {config} {custom.describe_error(error, file)}") from error
     if isinstance(result, ConfigDict):
         custom.locate(result, Path(file).parent)

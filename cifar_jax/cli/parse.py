@@ -3,7 +3,6 @@
 import difflib
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from absl import flags
 
 from cifar_jax import files
 from cifar_jax.cli.flags import ARGV, FLAGS, MODE_FLAGS, WITH_REST
-from cifar_jax.config import fields, shipped
+from cifar_jax.config import shipped
 from cifar_jax.config.shipped import run_name as run_name
 from cifar_jax.errors import UserError
 from cifar_jax.text import printable
@@ -42,9 +41,6 @@ def parse(argv: list[str]) -> list[str]:
         raise
     except flags.Error as error:
         raise UserError(_one_line(error)) from error
-    except (AttributeError, KeyError) as error:
-        words = _unknown_field(argv, error) or f"--config={file}: {_one_line(error)}"
-        raise UserError(words) from error
     except (Exception, SystemExit) as error:  # a config file is a program: anything may come out
         raise UserError(f"--config={file}: {_one_line(error)}") from error
     _check_mode()
@@ -105,19 +101,6 @@ def _one_line(error: BaseException) -> str:
     elif not isinstance(error, flags.Error):
         text = f"{type(error).__name__} {text}"
     return " ".join(text.split())
-
-
-def _unknown_field(argv: list[str], error: Exception) -> str | None:
-    """Returns the message for an override of an unknown field, with the nearest known one."""
-    known = [name for name, _ in fields.flatten(shipped.default_config())]
-    for argument in argv:
-        name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
-        if not argument.lstrip("-").startswith("config.") or name in known:
-            continue
-        if any(re.search(rf"\b{re.escape(part)}\b", str(error)) for part in name.split(".")):
-            hint = fields.suggest_field(name, known, "--config.")
-            return f"--config.{name}: there is no such field{hint}"
-    return None
 
 
 def run_path(text: str) -> Path:

@@ -31,6 +31,18 @@ GROUP_FIELDS: dict[str, type] = {
     "decoupled_decay": bool,
     "num_epochs": float,
 }
+# What None means in a field that is no placeholder: the value that turns it off, which is 0, False,
+# "" or () where that is the default, and else one of these. No other field can be off.
+_OFF: dict[str, Any] = {
+    "eval_every_epochs": 0.0,
+    "checkpoint.every_epochs": 0.0,
+    "log.tensorboard": False,
+    "log.report": False,
+    "optimizer.learning_rate_scaling": "none",
+    "schedule.name": "constant",
+    "test_time.views": "plain",
+}
+_ALWAYS_ON = ("seed", "data.name")
 # Parts of a config that have no fixed fields.
 _OPEN = ("model.", "optimizer.groups.")
 
@@ -51,6 +63,36 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterato
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def turn_off(config: ConfigDict, default: ConfigDict) -> None:
+    """Gives each field that is None, and no placeholder, the value that turns it off.
+
+    `num_epochs` may be None where `num_steps` counts. Where nothing can be off, None stays.
+
+    Args:
+      config: is changed in place.
+      default: what `get_config` of configs/default.py returns.
+    """
+    given = dict(flatten(config))
+    for name, usual in flatten(default):
+        # (None,) is what the command line makes of None for a tuple.
+        if usual is None or given.get(name, "") not in (None, (None,)):
+            continue
+        if name == "num_epochs" and given.get("num_steps") is not None:
+            config.num_epochs = usual
+        elif name in _OFF or (not usual and name not in _ALWAYS_ON):
+            config.update_from_flattened_dict({name: _OFF.get(name, usual)})
+
+
+def ignored_durations(fields: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the durations in epochs for which those in steps are set.
+
+    Args:
+      fields: a config by the dotted names of its fields.
+    """
+    names = (name for name in fields if name.endswith("_epochs"))
+    return [x for x in names if fields.get(f"{x.removesuffix('epochs')}steps") is not None]
 
 
 def unknown(name: Any, known: Any) -> str:
@@ -98,7 +140,12 @@ def check_fields(config: Any, default: ConfigDict) -> None:
     for name in given.keys() & known.keys():
         wanted = config_path.get_type(name, default)
         if not _fits(given[name], wanted, known[name] is None):
-            problems.append(f"{name} is {given[name]!r} but must be of the type {wanted.__name__}")
+            words = f"{name} is {given[name]!r} but must be of the type {wanted.__name__}"
+            if given[name] is None:
+                words += f": it cannot be off, and the default is {known[name]!r}"
+            if (name, given[name]) == ("num_epochs", None):
+                words = "num_epochs and num_steps are both None: set the one that counts"
+            problems.append(words)
     problems += _check_groups(config)
     model = config.get("model")
     if not isinstance(model, ConfigDict) or not isinstance(model.get("name"), str):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from cifar_jax.config.fields import flatten, unknown
+from cifar_jax.config.fields import flatten, ignored_durations, unknown
 
 SCHEDULES = ("constant", "step", "cosine", "linear", "one_cycle")
 DTYPES = ("float32", "bfloat16")
@@ -75,10 +75,10 @@ _RULES = (
     (("seed", "data.seed"), "must be less than 2**32", lambda value: value < 2**32),
 )
 # The largest float32, and the largest int32, which counts the steps.
-_MOST_FLOAT, _MOST_INT = 3.4e38, 2**31 - 1
+MOST_FLOAT, _MOST_INT = 3.4e38, 2**31 - 1
 _SEEDS = ("seed", "data.seed")
 # XLA counts smaller numbers as 0.
-_LEAST_FLOAT = 1.2e-38
+LEAST_FLOAT = 1.2e-38
 
 _CHOICES = {
     "dtype": DTYPES,
@@ -93,9 +93,10 @@ def find_problems(config: ConfigDict) -> list[str]:
     """Returns a line for each value that is out of range or does not fit the others."""
     fields = dict(flatten(config))
     outside = dict(_out_of_range(fields))
-    for name in [name for name in fields if name.endswith("_epochs")]:
-        if fields.get(f"{name.removesuffix('epochs')}steps") is not None:
-            del fields[name]  # the one in steps counts
+    for name in ignored_durations(fields):
+        del fields[name]
+        if name in outside:
+            outside[name] += ": leave it out, since the one in steps counts"
     problems = [f"{name} is {words}" for name, words in outside.items()]
     for names, words, holds in _RULES:
         for name in _with_groups(names, fields):
@@ -139,9 +140,9 @@ def _out_of_range(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
                 yield name, f"{number}, not a finite number"
-            elif isinstance(number, float) and abs(number) > _MOST_FLOAT:
+            elif isinstance(number, float) and abs(number) > MOST_FLOAT:
                 yield name, f"{number}, more than a float32 can hold"
-            elif isinstance(number, float) and 0 < abs(number) < _LEAST_FLOAT:
+            elif isinstance(number, float) and 0 < abs(number) < LEAST_FLOAT:
                 yield name, f"{number}, which is 0 in float32"
             elif isinstance(number, int) and abs(number) > _MOST_INT and name not in _SEEDS:
                 yield name, "not within 2**31"

@@ -11,6 +11,8 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from cifar_jax.errors import UserError
+
 _PACKAGE = Path(__file__).parents[1]
 # An installed package has them inside; in a clone they are beside it.
 FOLDER = next(x / "configs" for x in (_PACKAGE, _PACKAGE.parent) if (x / "configs").is_dir())
@@ -38,6 +40,17 @@ def run_name(config: str) -> str:
     """Returns the default name of a run: "resnet_20" for configs/resnet.py:20."""
     file, _, option = config.partition(":")
     return re.sub(r"[^\w.+-]+", "_", Path(file).stem + (f"_{option}" if option else ""))
+
+
+def check_variant(config: str, error: BaseException) -> None:
+    """Raises UserError if a config failed because of what follows the colon after its file."""
+    file, _, option = config.partition(":")
+    if "get_config() takes 0 positional arguments but 1 was given" in str(error):
+        raise UserError(f"{file} takes nothing after its name: leave out ':{option}'") from error
+    if found := re.search(
+        r"get_config\(\) missing 1 required positional argument: (.*)", str(error)
+    ):
+        raise UserError(f"{file} needs {found[1]} after its name: {file}:...") from error
 
 
 def list_files() -> list[Path]:

@@ -2,13 +2,14 @@
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from cifar_jax.config import custom
-from cifar_jax.config.fields import OPTIMIZER_OPTIONS, flatten
+from cifar_jax.config.fields import OPTIMIZER_OPTIONS, flatten, ignored_durations
 
 # Fields that may change when a run is resumed: they do not affect the training.
 HARMLESS = (
@@ -48,6 +49,11 @@ _ADDED = {
 _RENAMED = {"test_time.certainty": "test_time.confidence_threshold"}
 
 
+def strip_version(name: str) -> str:
+    """Returns the name of a data set without its version: "mnist" for "mnist:3.0.1"."""
+    return re.sub(r"[:/](\d+|\*)(\.(\d+|\*)){2}$", "", name)
+
+
 def to_json(config: ConfigDict) -> dict[str, Any]:
     """Returns a config as plain JSON values, with tuples as lists."""
     return json.loads(json.dumps(config.to_dict()))
@@ -77,7 +83,9 @@ def _find(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
 def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns a phrase for each difference that keeps a run from being resumed.
 
-    The number of epochs may change if the schedule's rates do not depend on it.
+    A duration in epochs does not count where both set the one in steps, nor the version in a data
+    set's name, since the data themselves are compared. The number of epochs may change if the
+    schedule's rates do not depend on it.
 
     Args:
       old: the config with which the run began, as `to_json` returns it.
@@ -87,9 +95,14 @@ def conflicts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     harmless: tuple[str, ...] = HARMLESS
     if after.get("schedule.name") in ("constant", "step"):
         harmless += ("num_epochs", "num_steps")
+    ignored = set(ignored_durations(before)) & set(ignored_durations(after))
+    names = [str(x.get("data.name")) for x in (before, after)]
+    if strip_version(names[0]) == strip_version(names[1]):
+        ignored.add("data.name")
     return [
         f"{name} was {before.get(name)!r} and is now {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
         if custom.shorten(before.get(name)) != custom.shorten(after.get(name))
         and not name.startswith(harmless)
+        and name not in ignored
     ]

@@ -99,10 +99,15 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     if parts and base in known and base != "digits":
         _check_builder(name, *parts)
         return
-    if parts and (other := find_prepared(join_name(*parts[:2]), data_root(data_dir))):
+    given = re.fullmatch(rf"({re.escape(base)}(?:/[a-z_]\w*)?)[:/][\d.*]*", name)
+    place = given[1] if given else join_name(*parts[:2]) if parts else base
+    if other := find_prepared(place, data_root(data_dir)):
         words = f"there is version {other.name} in {other.parent}"
-        raise UserError(f"unknown dataset {name!r}: {words}")
-    near = difflib.get_close_matches(base, known, n=3)
+        raise UserError(f"unknown dataset {name!r}: {words}: write {place}:{other.name}")
+    if given and base in known and base not in ("digits", FOLDER):
+        _check_builder(name, *(split_name(place) or (base, "", ""))[:2], "none")
+    lower = base.lower()
+    near = [lower] if lower in known else difflib.get_close_matches(lower, known, n=3)
     near.sort(key=lambda other: other not in _EXAMPLES)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(

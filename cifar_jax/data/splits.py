@@ -48,13 +48,19 @@ def find_parts(name: str, split: str, sizes: Mapping[str, SplitSize]) -> list[Pa
     except ValueError as error:
         if "Unknown split" in str(error):
             raise UserError(f"{name} has no split {split!r}: it has {', '.join(sizes)}") from None
+        if "incompatible" in str(error):
+            words = f"has fewer images than {split!r} asks for: it has {_describe(sizes)}"
+            raise UserError(f"{name} {words}") from None
         found = []
     ends = ((sizes[x.splitname].num_examples if x.to is None else x.to) for x in found)
     parts = [Part(x.splitname, x.from_ or 0, end) for x, end in zip(found, ends, strict=True)]
     if not parts or any(part.start >= part.stop for part in parts):
-        known = ", ".join(f"{size.num_examples} {split}" for split, size in sizes.items())
-        raise UserError(f"{name} has no images in {split!r}: it has {known}")
+        raise UserError(f"{name} has no images in {split!r}: it has {_describe(sizes)}")
     return parts
+
+
+def _describe(sizes: Mapping[str, SplitSize]) -> str:
+    return ", ".join(f"{size.num_examples} {split}" for split, size in sizes.items())
 
 
 def _parse(split: str) -> Any:

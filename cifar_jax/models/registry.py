@@ -18,6 +18,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cifar_jax.config import custom
+from cifar_jax.config.fields import unknown
 from cifar_jax.errors import UserError
 from cifar_jax.models import cnn, mlp, own, resnet, speedrun
 
@@ -74,10 +75,9 @@ def find_class(name: str) -> type[nn.Module]:
     if custom.is_reference(name):
         return own.load_class(name)
     if name not in MODELS:
-        raise UserError(
-            f"unknown model {name!r}: choose one of {', '.join(MODELS)}, or name a class of your "
-            "own as FILE.py:CLASS"
-        )
+        words = f"unknown model {unknown(name, MODELS)}"
+        own_way = "" if words.endswith("?") else "; a class of your own is named as FILE.py:CLASS"
+        raise UserError(words + own_way)
     return MODELS[name]
 
 
@@ -164,7 +164,8 @@ def _check(what: str, value: Any, default: Any) -> None:
     match default:
         case float():
             if not _is_number(value, float | int) or not 0 <= value < 1:
-                raise UserError(f"{what} must be a number in [0, 1), not {value!r}")
+                hint = "; 0 turns it off" if value is None else ""
+                raise UserError(f"{what} must be a number in [0, 1), not {value!r}{hint}")
         case int():
             if not _is_number(value, int) or value < 1:
                 raise UserError(f"{what} must be a positive integer, not {value!r}")

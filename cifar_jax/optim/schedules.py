@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from cifar_jax.config.durations import Durations
+from cifar_jax.config.rules import LEAST_FLOAT, MOST_FLOAT
 from cifar_jax.errors import UserError
 from cifar_jax.optim import groups
 
@@ -29,6 +30,33 @@ def batch_size_factor(config: ConfigDict) -> float:
     ratio = config.batch_size / config.optimizer.base_batch_size
     factors = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}
     return factors[config.optimizer.learning_rate_scaling]
+
+
+def find_rate_problems(config: ConfigDict) -> list[str]:
+    """Returns a line for each learning rate that float32 cannot hold once it is scaled.
+
+    Args:
+      config: the whole config, whose values are in their ranges.
+    """
+    factor, schedule = batch_size_factor(config), config.schedule
+    why = f"optimizer.learning_rate_scaling multiplies it by {factor:.3g}"
+    after = len(schedule.milestones) if schedule.name == "step" else 0
+    problems = []
+    named = {"optimizer": config.optimizer, **groups.resolve_groups(config.optimizer)}
+    for name, group in named.items():
+        place = "optimizer" if group is config.optimizer else f"optimizer.groups.{name}"
+        rate = group.learning_rate
+        words = f"{place}.learning_rate is {rate} and {why}: the result"
+        if factor * rate < LEAST_FLOAT:
+            problems.append(f"{words} is 0 in float32: raise it")
+        elif factor * rate > MOST_FLOAT:
+            problems.append(f"{words} is more than a float32 can hold: lower it")
+        elif factor * rate * schedule.factor**after < LEAST_FLOAT:
+            problems.append(
+                f"{place}.learning_rate is {rate}, which is 0 in float32 after {after} times "
+                f"schedule.factor {schedule.factor}: raise one of them"
+            )
+    return list(dict.fromkeys(problems))
 
 
 def create_schedule(config: ConfigDict, durations: Durations) -> Schedule:

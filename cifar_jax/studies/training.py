@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from cifar_jax.config import fields, shipped
 from cifar_jax.errors import UserError
 from cifar_jax.runs import history
 from cifar_jax.runs.signals import Signals
@@ -19,6 +20,7 @@ def change_config(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
     """Returns a copy of a config with other values, given by dotted names."""
     changed = copy.deepcopy(config)
     changed.update_from_flattened_dict(values)
+    fields.turn_off(changed, shipped.default_config())
     return changed
 
 

@@ -11,7 +11,7 @@ from cifar_jax.data import datasets, names
 from cifar_jax.data.class_folders import FOLDER
 from cifar_jax.errors import UserError
 from cifar_jax.models import own, registry
-from cifar_jax.optim import build
+from cifar_jax.optim import build, schedules
 
 # Of the images at which parameters are looked up before the data are known.
 _SHAPE = (32, 32, 3)
@@ -19,6 +19,8 @@ _SHAPE = (32, 32, 3)
 
 def check_config(config: Any, default: ConfigDict | None = None) -> None:
     """Checks a config: its values, its optimizer, its model, and its data set's name and splits.
+
+    Fields that are None get the value that turns them off, as by `fields.turn_off`.
 
     Args:
       config: the result of the config file's `get_config`, overrides included.
@@ -29,8 +31,12 @@ def check_config(config: Any, default: ConfigDict | None = None) -> None:
       UserError: one line for each mistake.
     """
     if default is not None:
+        if isinstance(config, ConfigDict):
+            fields.turn_off(config, default)
         fields.check_fields(config, default)
-    problems = rules.find_problems(config) + build.find_optimizer_problems(config.optimizer)
+    problems = rules.find_problems(config)
+    problems += [] if problems else schedules.find_rate_problems(config)
+    problems += build.find_optimizer_problems(config.optimizer)
     problems += own_augment.find_custom_problems(config.augment.custom)
     model = config.model.to_dict()
     data = config.data

@@ -65,7 +65,8 @@ def find_result(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     old = result.get("config")
     if not isinstance(old, dict):  # of an earlier version
         old = files.read_json(workdir / workdir_lib.CONFIG)
-    same = all(old.get(name) == new[name] for name in ("num_epochs", "num_steps"))
+    names = ("num_steps",) if new["num_steps"] is not None else ("num_epochs", "num_steps")
+    same = all(old.get(name) == new[name] for name in names)
     known = isinstance(result.get("test_accuracy"), (int, float))
     return result if same and known and result.get("step") == steps[-1] else None
 

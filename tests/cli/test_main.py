@@ -64,7 +64,7 @@ WRONG = [
     ((DIGITS, "--config.optimizer.momentum=0.9"), ("momentum is set but adam does not take it",)),
     ((DIGITS, "--config.seed=-1"), ("seed is -1 but must not be negative",)),
     ((DIGITS, "--config.seed=4294967296"), ("seed is 4294967296 but must be less than 2**32",)),
-    ((DIGITS, "--config.model.name=lenett"), ("unknown model 'lenett'",)),
+    ((DIGITS, "--config.model.name=lenett"), ("unknown model 'lenett', none of mlp",)),
     ((DIGITS, "--config.data.name=cifar11"), ("unknown dataset 'cifar11': did you mean cifar10",)),
     ((DIGITS, "--config.schedule.name=cosin"), ("schedule.name is 'cosin', none of constant",)),
     (

@@ -4,12 +4,14 @@ from unittest import mock
 
 import pytest
 
+from cifar_jax import api
 from cifar_jax.cli import main
 from cifar_jax.config import durations, fields
+from cifar_jax.errors import UserError
 from cifar_jax.optim import build
 from cifar_jax.training import check
 from configs import default
-from tests import program
+from tests import program, tiny
 
 SHIPPED = [
     *("bn_cnn", "digits", "lenet", "mlp", "simple_cnn", "simple_cnn:modern"),
@@ -57,7 +59,89 @@ def test_every_config_can_be_switched_to_another_optimizer(name):
     assert (config.optimizer.name, config.optimizer.momentum) == ("adam", None)
 
 
-def test_everything_that_may_be_unset_takes_none_and_the_rest_does_not():
+# What None is in a field that is no placeholder.
+OFF = {
+    "init_from": "",
+    "augment.custom": "",
+    "augment.flip": False,
+    "augment.crop_padding": 0,
+    "augment.mixup_alpha": 0.0,
+    "checkpoint.every_epochs": 0.0,
+    "data.validation_examples": 0,
+    "ema_decay": 0.0,
+    "eval_every_epochs": 0.0,
+    "log.report": False,
+    "log.tensorboard": False,
+    "loss.label_smoothing": 0.0,
+    "optimizer.clip_norm": 0.0,
+    "optimizer.learning_rate_scaling": "none",
+    "optimizer.sam_radius": 0.0,
+    "optimizer.weight_decay": 0.0,
+    "schedule.milestones": (),
+    "schedule.name": "constant",
+    "schedule.warmup_epochs": 0.0,
+    "test_time.views": "plain",
+}
+ALWAYS_ON = {
+    *("num_epochs", "batch_size", "eval_batch_size", "dtype", "seed", "num_seeds", "model.name"),
+    *("data.name", "data.test_fraction", "data.max_broken", "data.train_split", "data.placement"),
+    *("augment.rand_augment_magnitude", "optimizer.name", "optimizer.learning_rate"),
+    *("optimizer.base_batch_size", "optimizer.accumulation_steps", "schedule.factor"),
+    *("log.profile_start",),
+}
+
+
+@pytest.mark.parametrize("name", ["vgg_bn", "speedrun"])
+def test_none_is_off_wherever_something_can_be_off(name):
+    config = parse(name, *(f"{field}=None" for field in OFF))
+    values = dict(fields.flatten(config))
+    assert {field: values[field] for field in OFF} == OFF
+    # In Python and in a config file too.
+    given = tiny.config(**{field.replace(".", "__"): None for field in OFF})
+    check.check_config(given, default.get_config())
+    assert {field: dict(fields.flatten(given))[field] for field in OFF} == OFF
+
+
+def test_every_field_takes_none_or_says_that_it_cannot_be_off():
+    known = default.get_config()
+    for field, usual in fields.flatten(known):
+        config = default.get_config()
+        config.update_from_flattened_dict({field: None})
+        fields.turn_off(config, known)
+        if field not in ALWAYS_ON:
+            fields.check_fields(config, known)
+            assert dict(fields.flatten(config))[field] in (None, 0, "", (), *OFF.values())
+            continue
+        with pytest.raises(UserError) as caught:
+            fields.check_fields(config, known)
+        (line,) = str(caught.value).splitlines()
+        assert repr(usual) in line or field in ("num_epochs", "model.name")
+
+
+def test_the_number_of_steps_counts_alone(tmp_path):
+    for epochs in ("None", "0", "-3"):
+        config = parse("vgg_bn", "num_steps=300", f"num_epochs={epochs}")
+        assert durations.resolve_durations(config, 50_000).total == 300
+    assert parse("vgg_bn", "num_epochs=None") == [
+        "error: num_epochs and num_steps are both None: set the one that counts"
+    ]
+    assert parse("vgg_bn", "num_epochs=nan") == ["error: num_epochs is nan, not a finite number"]
+    assert parse("vgg_bn", "num_steps=300", "num_epochs=nan") == [
+        "error: num_epochs is nan, not a finite number: leave it out, since the one in steps counts"
+    ]
+    assert parse("vgg_bn", "num_steps=nan") == [
+        "error: flag --config.num_steps=nan: the value must be a whole number, or None to unset it"
+    ]
+    # A finished run stays as it is, whatever the epochs that do not count.
+    flag = program.write_config(tmp_path / "short.py", num_steps=2, schedule__name="cosine")
+    for epochs in ("2", "7", "None"):
+        arguments = (flag, f"--workdir={tmp_path / 'run'}", f"--config.num_epochs={epochs}")
+        code, out, err = program.run_here(*arguments)
+        assert (code, err) == (0, "")
+        assert ("is finished: step 2" in out) == (epochs != "2")
+
+
+def test_everything_that_may_be_unset_takes_none():
     known = dict(fields.flatten(default.get_config()))
     names = [name for name, value in known.items() if value is None]
     assert "num_steps" in names
@@ -66,12 +150,6 @@ def test_everything_that_may_be_unset_takes_none_and_the_rest_does_not():
     assert [name for name, value in fields.flatten(config) if value is None] == names
     group = parse("speedrun", "optimizer.groups.head.weight_decay=None")
     assert group.optimizer.groups.head.weight_decay is None
-    assert parse("vgg_bn", "num_epochs=None") == [
-        "error: num_epochs is None but must be of the type float"
-    ]
-    assert parse("vgg_bn", "data.name=None") == [
-        "error: data.name is None but must be of the type str"
-    ]
 
 
 @pytest.mark.parametrize(
@@ -104,8 +182,8 @@ def test_the_options_of_the_models_class_are_known(overrides, expected):
     [
         (["model.depth=3"], "model vgg_bn has no option 'depth': it has dropout_rate, dense"),
         (["model.name=lenet", "model.depth=3"], "model lenet has no option 'depth': it has none"),
-        (["model.name=lent", "model.depth=3"], "unknown model 'lent': choose one of mlp, simple"),
-        (["model.name=lent"], "unknown model 'lent': choose one of mlp, simple"),
+        (["model.name=lent", "model.depth=3"], "unknown model 'lent', none of mlp, simple"),
+        (["model.name=lent"], "unknown model 'lent', none of mlp, simple_cnn"),
         (["model.name=resnet", "model.depth=x"], "flag --config.model.depth=x: "),
         (["model.name=resnet", "model.depth=None"], "model resnet: depth must be a positive"),
         (["model.dropout_rate=2"], "model vgg_bn: dropout_rate must be a number in [0, 1)"),
@@ -117,6 +195,63 @@ def test_options_that_do_not_fit_the_model(overrides, line):
 
 
 @pytest.mark.parametrize(
+    ("config", "override", "words"),
+    [
+        (
+            "mlp",
+            ".=20",
+            "--config. ends in a dot: add the name of a field; it has augment, batch_s",
+        ),
+        ("mlp", ".model.=20", "--config.model. ends in a dot: add the name of a field; it has "),
+        ("mlp", ".seed.=20", "--config.seed.: there is no such field; did you mean --config.seed?"),
+        ("mlp", ".model=resnet", "did you mean --config.model.name=resnet?"),
+        ("mlp", ".data=mnist", "did you mean --config.data.name=mnist?"),
+        ("mlp", ".optimizer={}", "which are set one by one: it has accumulation_steps, b1"),
+        (
+            "mlp",
+            ".log=True",
+            "--config.log is a group of fields, which are set one by one: it has e",
+        ),
+        ("speedrun", ".optimizer.groups=None", "--config.optimizer.groups={} removes all of them"),
+        ("mlp", ".model.hidden_sizes[0]=7", '--config.model.hidden_sizes="(500, 50)"'),
+        ("mlp", ".schedule.milestones[0]=7", '--config.schedule.milestones="()"'),
+        ("mlp", '.model["name"]=mlp', "there is no such field; did you mean --config.model.name?"),
+        ("mlp", ".a-b=3", "--config.a-b: there is no such field; see configs/default.py"),
+        ("mlp", ".class=3", "--config.class: there is no such field; see configs/default.py"),
+        ("mlp", ".optimizer.groups.x.params=a", "groups are made in a config file, by get_group"),
+        ("mlp", ".model.name.x=3", "no such field; did you mean --config.model.name?"),
+        ("mlp", ".model.name=MLPP", "did you mean 'mlp'?"),
+        ("mlp", ".model.name=zzz", "a class of your own is named as FILE.py:CLASS"),
+        ("mlp", ".model.activation=None", "activation must be a string, not None"),
+        ("vgg_bn", ".model.dropout_rate=None", "in [0, 1), not None; 0 turns it off"),
+        ("mlp", ".data.name=MNIST", "did you mean mnist? Give NAME"),
+        ("mlp", ".data.name=CIFAR10", "did you mean cifar10? Give NAME"),
+        ("mlp", ".augment.flip=maybe", "the value must be True or False, or None to unset it"),
+        ("mlp", ".batch_size=1e3", "the value must be a whole number, or None to unset it"),
+        ("mlp", ".ema_decay=x", "the value must be a number, or None to unset it"),
+        ("digits:foo", "", "digits.py takes nothing after its name: leave out ':foo'"),
+        ("digits:", "", "digits.py takes nothing after its name: leave out ':'"),
+    ],
+)
+def test_an_override_that_cannot_be_gets_one_line_with_a_suggestion(config, override, words):
+    arguments = [f"--config{override}"] if override else []
+    code, _, err = program.run_here(f"--config={config}", *arguments)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert err.startswith("error: ")
+    assert words in err
+    assert "Error" not in err
+
+
+def test_a_config_says_what_may_follow_its_name(tmp_path):
+    file = tmp_path / "sizes.py"
+    file.write_text("def get_config(size):\n    return None\n")
+    code, _, err = program.run_here(f"--config={file}")
+    assert (code, err) == (2, f"error: {file} needs 'size' after its name: {file}:...\n")
+    with pytest.raises(UserError, match="takes nothing after its name: leave out ':foo'"):
+        api.get_config("digits:foo")
+
+
+@pytest.mark.parametrize(
     ("text", "given", "line"),
     [
         (
@@ -124,7 +259,7 @@ def test_options_that_do_not_fit_the_model(overrides, line):
             (),
             "--config.sede: there is no such field; did",
         ),
-        ("--config=digits\n--config.seed=x", (), "flag --config.seed=x: invalid literal"),
+        ("--config=digits\n--config.seed=x", (), "flag --config.seed=x: the value must be a"),
         ("--config=digits\n--config.model.depth=3", (), "model lenet has no option 'depth'"),
         ("--config=digits", ("--config.seed=-1",), "seed is -1 but must not be negative"),
         ("--config=digits\n--confg=x", (), "Unknown command line flag 'confg'"),

@@ -197,7 +197,7 @@ def test_values_that_are_not_finite_or_too_large(name):
         ({"data.name": "cifar10/foo"}, "unknown dataset 'cifar10/foo': cifar10 takes no config"),
         ({"data.name": "emnist/leters"}, "unknown dataset 'emnist/leters': emnist takes one of"),
         ({"data.data_dir": "gs://x", "data.name": "cifar10"}, "the data directory gs://x"),
-        ({"model.name": "mpl"}, "unknown model 'mpl'"),
+        ({"model.name": "mpl"}, "unknown model 'mpl', none of mlp"),
         ({"model.hidden_sizes": (0,)}, "model mlp: hidden_sizes must be a tuple of positive"),
     ],
 )
@@ -205,6 +205,50 @@ def test_values_that_are_not_known_or_do_not_fit(values, line):
     lines = problems(**values)
     assert len(lines) == 1
     assert lines[0].startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"learning_rate": 2e-38, "learning_rate_scaling": "linear", "base_batch_size": 128},
+            "optimizer.learning_rate is 2e-38 and optimizer.learning_rate_scaling multiplies it by "
+            "0.5: the result is 0 in float32: raise it",
+        ),
+        (
+            {"learning_rate": 2e-38, "learning_rate_scaling": "sqrt", "base_batch_size": 2**20},
+            "optimizer.learning_rate is 2e-38 and optimizer.learning_rate_scaling multiplies it by "
+            "0.00781: the result is 0 in float32: raise it",
+        ),
+        (
+            {"learning_rate": 3e38, "learning_rate_scaling": "linear", "base_batch_size": 1},
+            "optimizer.learning_rate is 3e+38 and optimizer.learning_rate_scaling multiplies it by "
+            "64: the result is more than a float32 can hold: lower it",
+        ),
+    ],
+)
+def test_a_rate_that_float32_cannot_hold_once_it_is_scaled(values, words):
+    values = {f"optimizer.{name}": value for name, value in values.items()}
+    assert problems(**values) == [words]
+    assert problems(**{**values, "optimizer.learning_rate_scaling": "none"}) == []
+    grouped = changed(**{**values, "optimizer.learning_rate": 0.1})
+    with grouped.unlocked():
+        grouped.optimizer.groups.head = default.get_group("head/.*")
+    assert check.check_config(grouped) is None  # it takes the others' rate
+    grouped.optimizer.groups.head.learning_rate = values["optimizer.learning_rate"]
+    with pytest.raises(UserError) as caught:
+        check.check_config(grouped)
+    assert str(caught.value) == words.replace("optimizer.l", "optimizer.groups.head.l", 1)
+
+
+def test_a_rate_that_milestones_make_zero():
+    steps = {"schedule.name": "step", "schedule.milestones": (0.5, 1.0), "schedule.factor": 1e-20}
+    (line,) = problems(**steps)
+    assert line == (
+        "optimizer.learning_rate is 0.001, which is 0 in float32 after 2 times schedule.factor "
+        "1e-20: raise one of them"
+    )
+    assert problems(**{**steps, "schedule.factor": 1e-10}) == []
 
 
 def test_the_nearest_name_may_have_other_capitals():

@@ -94,3 +94,16 @@ def test_a_config_of_an_earlier_version_loads_and_its_run_can_be_resumed():
     words = "optimizer.groups.head.eps was None and is now 0.001"
     assert stored.conflicts(before, now) == [words]
     assert before == unchanged
+
+
+def test_a_set_may_be_named_with_or_without_its_version():
+    assert conflicts({"data__name": "mnist"}, {"data__name": "mnist:3.0.1"}) == []
+    assert conflicts({"data__name": "emnist/letters:3.*.*"}, {"data__name": "emnist/letters"}) == []
+    assert len(conflicts({"data__name": "mnist:3.0.1"}, {"data__name": "kmnist:3.0.1"})) == 1
+
+
+def test_epochs_that_do_not_count_may_change():
+    cosine = {"schedule__name": "cosine", "num_steps": 300}
+    assert conflicts(cosine, {**cosine, "num_epochs": 1.0}) == []
+    assert conflicts({**cosine, "schedule__warmup_steps": 3}, {**cosine, "num_steps": 200}) != []
+    assert len(conflicts(cosine, {**cosine, "num_steps": None, "num_epochs": 1.0})) == 2

@@ -90,7 +90,7 @@ def test_what_a_model_lacks_is_named(tmp_path, monkeypatch, change, words):
         ("__main__:Net", "which a later start does not find: use a file"),
         (":Net", "cannot be imported"),
         ("nets.py:", "has no ''"),
-        ("nets", "unknown model 'nets': choose one of mlp, "),
+        ("nets", "unknown model 'nets', none of mlp, "),
     ],
 )
 def test_a_name_that_leads_nowhere(tmp_path, monkeypatch, name, words):

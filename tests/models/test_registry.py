@@ -130,7 +130,11 @@ def test_any_shape_classes_and_dtype(name, image_shape, dtype):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnt", {}, "unknown model 'resnt': choose one of mlp, simple_cnn, .*speedrun"),
+        (
+            "resnt",
+            {},
+            "unknown model 'resnt', none of mlp, simple_cnn, .*speedrun; did you mean 'resnet'?",
+        ),
         (
             "vgg_bn",
             {"dropout": 0.1},
