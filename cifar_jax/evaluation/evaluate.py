@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from cifar_jax.config.stored import strip_version
 from cifar_jax.data import datasets, sources
 from cifar_jax.data.class_folders import FOLDER
 from cifar_jax.errors import UserError
@@ -163,6 +165,30 @@ def predict_split(
         yield Predictions(whole, images, labels, whole.average_logits(every), "ensemble")
 
 
+def _choice(config: ConfigDict, split: str) -> dict[str, Any]:
+    """Returns what decides, by a config, which images its own split consists of."""
+    options = datasets.run_options(config)
+    if split == "test":
+        options |= {"validation_examples": 0, "validation_fold": 0, "label_noise": 0.0}
+    is_folder = config.data.name == FOLDER  # whose share for testing the seed chooses too
+    if not options["validation_examples"] and not options["label_noise"] and not is_folder:
+        options["seed"] = 0  # it chooses nothing
+    kept = ("name", "path", "image_size", "channels", "test_fraction")
+    return options | {name: config.data[name] for name in kept}
+
+
+def _load_own(model: Trained, name: str, split: str, given: str | None) -> datasets.Dataset:
+    """Loads the splits of a model's run; raises UserError if it has no such split."""
+    chosen = _choice(model.config, split)
+    options = {x: chosen[x] for x in datasets.run_options(model.config)}
+    place = sources.find_place(model.config, name, given, model.image_shape)
+    dataset = datasets.load_run_data(name, place, **options)
+    if split not in dataset.splits:
+        known = ", ".join(dataset.splits)
+        raise UserError(f"the run has no split {split!r}: it has {known}")
+    return dataset
+
+
 def load_images(
     models: Mapping[str, Trained], split: str, dataset_name: str | None, given: str | None
 ) -> datasets.Split:
@@ -177,27 +203,28 @@ def load_images(
     Raises:
       UserError: the split cannot be read, does not fit the models, or is not the same for all.
     """
-    configs = [model.config for model in models.values()]
-    first, name = next(iter(models.values())), dataset_name or configs[0].data.name
-    place = sources.find_place(configs[0], name, given, first.image_shape)
-    if name == configs[0].data.name and split in ("train", "test", "validation"):
-        every = [datasets.run_options(config) for config in configs]
-        for options in every:
-            if split == "test":
-                options |= {"validation_examples": 0, "validation_fold": 0, "label_noise": 0.0}
-            if not options["validation_examples"] and not options["label_noise"]:
-                options["seed"] = 0  # it chooses nothing
-        for label, config, options in zip(models, configs, every, strict=True):
-            if (config.data.name, options) != (name, every[0]):
+    configs = {label: model.config for label, model in models.items()}
+    label, first = next(iter(models.items()))
+    name = dataset_name or first.config.data.name
+    own_name = strip_version(name) == strip_version(first.config.data.name)
+    if own_name and split in ("train", "test", "validation"):
+        dataset = _load_own(first, name, split, given)
+        for other, config in configs.items():
+            if _choice(config, split) == _choice(first.config, split):
+                continue
+            # Written otherwise, but perhaps the same images.
+            place = given
+            if config.data.path != first.config.data.path and given == first.config.data.path:
+                place = config.data.path  # each has its own folder, and --data_dir names no other
+            theirs = _load_own(models[other], dataset_name or config.data.name, split, place)
+            ours = dataset.splits[split], theirs.splits[split]
+            if not all(map(np.array_equal, *ours)):
                 raise UserError(
-                    f"the {split} split of {label} is not that of {next(iter(models))}: choose one "
-                    "that is the same for all"
+                    f"the {split} split of {other} is not that of {label}: choose one that is the "
+                    "same for all"
                 )
-        dataset = datasets.load_run_data(name, place, **every[0])
-        if split not in dataset.splits:
-            known = ", ".join(dataset.splits)
-            raise UserError(f"the run has no split {split!r}: it has {known}")
     else:
+        place = sources.find_place(first.config, name, given, first.image_shape)
         dataset = datasets.load_dataset(name, place, (split,))
     # TFDS numbers the classes of a set that does not name them, such as cifar10_1.
     unnamed = tuple(map(str, range(len(first.class_names))))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cifar_jax.config.stored import strip_version
 from cifar_jax.data import corruptions, datasets, sources
 from cifar_jax.evaluation import evaluate
 from cifar_jax.evaluation.model import Trained
@@ -39,7 +40,8 @@ def evaluate_corruptions(
     models = [last.trained] if last.trained.members else [one.trained for one in every]
     config = models[0].config
     place = options.get("data_dir") or config.data.data_dir
-    own = split == "test" and (options.get("dataset_name") or config.data.name) == "cifar10"
+    name = strip_version(options.get("dataset_name") or config.data.name)
+    own = split == "test" and name == "cifar10"
     size = options.get("batch_size") or config.eval_batch_size
     clean = np.mean([one.score().accuracy for one in every[-len(models) :]])
     print(f"{models[0].describe()}: {split} accuracy {clean:.2%} without corruption")

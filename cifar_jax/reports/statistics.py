@@ -11,7 +11,10 @@ import numpy as np
 from cifar_jax import files
 from cifar_jax.config import stored
 from cifar_jax.config.fields import flatten
+from cifar_jax.data.class_folders import FOLDER
+from cifar_jax.errors import UserError
 from cifar_jax.evaluation.scores import summarize
+from cifar_jax.runs import weights
 from cifar_jax.runs.workdir import CONFIG, RESULT
 from cifar_jax.text import format_table, shorten_middle
 
@@ -36,20 +39,38 @@ class Group(NamedTuple):
 
 
 def group_runs(names: Sequence[str], workdirs: Sequence[Path]) -> list[Group]:
-    """Returns the groups of finished runs whose configs differ in nothing but their seeds."""
-    groups: dict[str, tuple[list[str], dict[int, float]]] = {}
+    """Returns the groups of finished runs whose configs differ in nothing but their seeds.
+
+    A data set is the same with and without its version if the runs have read the same.
+    """
+    groups: dict[tuple[str, str], tuple[list[str], dict[int, float]]] = {}
     for name, workdir in zip(names, workdirs, strict=True):
         if not (workdir / RESULT).exists():
             continue
         result = files.read_json(workdir / RESULT)
         whole = stored.from_json(files.read_json(workdir / CONFIG))
-        config, config_seed = flatten(whole), whole.get("seed", 0)
-        key = repr(sorted((x, str(y)) for x, y in config if not x.startswith(_NEUTRAL)))
-        members, accuracies = groups.setdefault(key, ([], {}))
+        config, config_seed = dict(flatten(whole)), whole.get("seed", 0)
+        read = _describe_data(workdir, config.get("data.name"))
+        config["data.name"] = stored.strip_version(str(config.get("data.name")))
+        key = repr(sorted((x, str(y)) for x, y in config.items() if not x.startswith(_NEUTRAL)))
+        # What a run has read is unknown if its checkpoints were deleted.
+        fitting = (x for x in groups if x[0] == key and (x[1] == read or "" in (x[1], read)))
+        members, accuracies = groups.setdefault(next(fitting, (key, read)), ([], {}))
         members.append(name)
         for one in result.get("seeds", [result]):
             accuracies.setdefault(one.get("seed", config_seed), one["test_accuracy"])
     return [Group(", ".join(members), found) for members, found in groups.values()]
+
+
+def _describe_data(workdir: Path, name: Any) -> str:
+    """Returns what tells a run's data from those of other runs of its config; "" if unknown."""
+    if name == FOLDER:
+        return ""  # its share for training depends on the seed
+    try:
+        data = weights.read_data(workdir)
+    except UserError:
+        return ""
+    return repr([data.get(x) for x in ("class_names", "image_shape", "mean", "std")])
 
 
 def describe_groups(groups: Sequence[Group]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from cifar_jax.evaluation import evaluate, model
 from cifar_jax.reports import report
 from cifar_jax.runs import signals
 from cifar_jax.training import loop
-from tests import program, tiny
+from tests import own_set, program, tiny
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +114,60 @@ def test_members_that_do_not_fit_are_named(runs, members):
     apart = {str(seed): members[0]._replace(config=tiny.config(seed=seed)) for seed in (1, 2)}
     with pytest.raises(UserError, match="the validation split of 2 is not that of 1: choose one"):
         evaluate.load_images(apart, "validation", None, None)
+
+
+def test_members_are_compared_by_what_they_read_and_not_by_how_it_is_written(members, tmp_path):
+    rows = [(number % 2, "L") for number in range(20)]
+    folder = own_set.prepare(tmp_path, "greys", train=rows, test=rows[:6])
+    shape, names = (4, 5, 1), ("dark", "light")
+    fit = members[0]._replace(class_names=names, image_shape=shape)
+
+    def load(split, dataset=None, given=str(tmp_path), **fields):
+        usual = {"data__name": "greys", "data__validation_examples": 0, "seed": 1}
+        configs = [tiny.config(**usual), tiny.config(**{**usual, **fields})]
+        models = {x: fit._replace(config=y) for x, y in zip("ab", configs, strict=True)}
+        return evaluate.load_images(models, split, dataset, given)
+
+    assert folder.name == "1.0.0"
+    for fields in (
+        {"data__name": "greys:1.0.0"},
+        {"data__name": "greys/1.0.0"},
+        {"data__train_split": "train[:100%]"},
+        {"data__train_split": "train[:50%]"},  # the test images are the same
+        {"data__test_split": "test"},
+        {"data__image_size": None, "data__channels": 1},
+        {"seed": 2},
+    ):
+        assert len(load("test", **fields).labels) == 6
+    assert len(load("test", dataset="greys:1.0.0", data__name="greys:1.*.*").labels) == 6
+    assert len(load("train", data__train_split="train[:100%]").labels) == 20
+    words = "the train split of b is not that of a: choose one that is the same for all"
+    with pytest.raises(UserError, match=words):
+        load("train", data__train_split="train[:50%]")
+    with pytest.raises(UserError, match="the test split of b is not that of a"):
+        load("test", data__test_split="test[:4]")
+
+
+def test_runs_on_two_folders_have_two_test_splits(members, tmp_path):
+    for place in ("one", "two"):
+        for name, grey in (("dark", 10), ("light", 200)):
+            (tmp_path / place / name).mkdir(parents=True)
+            for number in range(10):
+                level = grey + number + (20 if place == "two" else 0)
+                Image.new("L", (8, 8), level).save(tmp_path / place / name / f"{number}.png")
+    fit = members[0]._replace(class_names=("dark", "light"), image_shape=(8, 8, 1))
+
+    def load(given=None, **fields):
+        usual = {"data__name": "folder", "data__path": str(tmp_path / "one"), "data__channels": 1}
+        usual |= {"data__image_size": 8, "data__validation_examples": 0}
+        configs = [tiny.config(**usual), tiny.config(**{**usual, **fields})]
+        models = {x: fit._replace(config=y) for x, y in zip("ab", configs, strict=True)}
+        return evaluate.load_images(models, "test", None, given or configs[0].data.path)
+
+    assert len(load().labels) == 4
+    assert len(load(data__path=f"{tmp_path}/two/../one").labels) == 4
+    assert len(load(given=f"{tmp_path}/two", data__path="elsewhere").labels) == 4  # --data_dir
+    for fields in ({"data__path": f"{tmp_path}/two"}, {"seed": 5}, {"data__test_fraction": 0.4}):
+        with pytest.raises(UserError, match="the test split of b is not that of a"):
+            load(**fields)
+    assert len(load(data__seed=0).labels) == 4  # the seed of the other one, written otherwise

@@ -47,6 +47,18 @@ def test_runs_of_one_config_are_a_group_and_each_seed_counts_once(tmp_path):
     assert list(statistics.describe_groups(groups[1:])) == []
 
 
+def test_a_set_under_two_spellings_is_one_if_the_same_was_read(tmp_path):
+    runs = []
+    for name, version, mean in (("a", "", 0.1), ("b", ":3.0.1", 0.1), ("c", ":1.0.0", 0.2)):
+        runs.append(write_run(tmp_path / name, {0: 0.5}, data__name=f"mnist{version}"))
+        (runs[-1] / "checkpoints" / "5").mkdir(parents=True)
+        data = {"class_names": ["0", "1"], "image_shape": [28, 28, 1], "mean": [mean], "std": [1]}
+        (runs[-1] / "checkpoints" / "5" / "meta.json").write_text(json.dumps({"data": data}))
+    runs.append(write_run(tmp_path / "d", {1: 0.6}, seed=1, data__name="mnist"))
+    names = [group.name for group in statistics.group_runs("abcd", runs)]
+    assert names == ["a, b, d", "c"]
+
+
 def test_the_difference_is_welchs():
     # 50 / 17 degrees of freedom by Welch and Satterthwaite, for which Student's t is 3.218759.
     one, other = [0.80, 0.82, 0.84], [0.70, 0.71, 0.72]
