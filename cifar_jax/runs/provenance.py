@@ -16,6 +16,9 @@ _PACKAGES = (
     *("ml-collections", "tensorflow-datasets", "numpy"),
 )
 
+# The beginnings of the names of variables by which what is computed may change.
+_VARIABLES = ("JAX_", "XLA_", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that a result depends on."""
@@ -27,7 +30,9 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Returns the time, the versions, the machine, the commit and this process's command."""
+    """Returns the time, the versions, the machine, the commit, this process's command, and the
+    variables of its environment that JAX and XLA read.
+    """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -37,6 +42,7 @@ def environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "commit": commit(),
         "command": sys.argv,
+        "variables": {x: y for x, y in sorted(os.environ.items()) if x.startswith(_VARIABLES)},
     }
 
 

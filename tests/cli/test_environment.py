@@ -43,8 +43,29 @@ def test_what_would_change_a_run_is_ignored_with_a_line(capsys):
 def test_what_changes_nothing_needs_no_line(capsys):
     usual = {"JAX_ENABLE_X64": "False", "JAX_THREEFRY_PARTITIONABLE": "true", "JAX_DISABLE_JIT": ""}
     assert check(capsys, **usual) == (set(), [])
-    kept = {"JAX_DEBUG_NANS": "1", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    kept = {"JAX_DEBUG_NANS": "1", "JAX_DEFAULT_MATMUL_PRECISION": "default"}
+    kept |= {"JAX_SOFTMAX_CUSTOM_JVP": "True", "JAX_DISABLE_MOST_OPTIMIZATIONS": "no"}
+    kept |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_dump_to=/tmp/x"}
     assert check(capsys, **kept) == (set(kept), [])
+
+
+def test_what_changes_numbers_on_purpose_is_kept_with_a_line(capsys):
+    kept = {
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_HIGH_DYNAMIC_RANGE_GUMBEL": "True",
+        "JAX_SOFTMAX_CUSTOM_JVP": "off",
+        "NVIDIA_TF32_OVERRIDE": "0",
+        "XLA_FLAGS": "--xla_dump_to=/tmp/x --xla_cpu_enable_fast_math=true",
+    }
+    left, (line,) = check(capsys, **kept)
+    assert left == set(kept)
+    assert line == (
+        "JAX_DEFAULT_MATMUL_PRECISION=highest, JAX_DISABLE_MOST_OPTIMIZATIONS=1, "
+        "JAX_HIGH_DYNAMIC_RANGE_GUMBEL=True, JAX_SOFTMAX_CUSTOM_JVP=off, NVIDIA_TF32_OVERRIDE=0, "
+        "XLA_FLAGS=--xla_cpu_enable_fast_math=true: numbers may differ from those without, and "
+        "environment.json records it"
+    )
 
 
 def test_a_value_that_jax_refuses_gets_one_line(tmp_path):

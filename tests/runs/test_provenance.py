@@ -12,12 +12,17 @@ import pytest
 from cifar_jax.runs import provenance
 
 
-def test_the_environment_names_versions_and_machine():
+def test_the_environment_names_versions_and_machine(monkeypatch):
+    monkeypatch.setenv("JAX_SOFTMAX_CUSTOM_JVP", "0")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
     environment = provenance.environment()
     assert environment["versions"]["python"] == sys.version.split()[0]
     assert {"jax", "flax", "optax", "orbax-checkpoint", "numpy"} <= environment["versions"].keys()
     assert environment["host"] == socket.gethostname()
     assert environment["cores"] == os.cpu_count()
+    assert environment["variables"]["JAX_SOFTMAX_CUSTOM_JVP"] == "0"
+    assert environment["variables"]["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=true"
+    assert all(name.startswith(("JAX_", "XLA_")) for name in environment["variables"])
     json.dumps(environment)
 
 
