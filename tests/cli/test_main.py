@@ -33,7 +33,7 @@ WRONG = [
     (("--config=configs",), ("no file 'configs'",)),
     (("--config=configs/resnet.py:21",), ("no variant '21'; there are 18, 20",)),
     (("--config=configs/simple_cnn.py:moderm",), ("no variant 'moderm'",)),
-    (("--config=configs/digits.py:20",), ("get_config() takes 0 positional arguments",)),
+    (("--config=configs/digits.py:20",), ("digits.py takes nothing after its name",)),
     (("--config.seed=1",), ("--config.seed must come after a --config=FILE",)),
     (("--config.seed=1", DIGITS), ("--config.seed must come after a --config=FILE",)),
     (("--mode=report", "--workdir=x", "--config.seed=1"), ("a finished run has its own",)),
