@@ -15,7 +15,7 @@ from cifar_jax.config import custom, fields, shipped
 from cifar_jax.errors import UserError
 from cifar_jax.text import printable
 
-_KINDS = {
+_KINDS: dict[type, tuple[flags.ArgumentParser, str]] = {
     float: (flags.FloatParser(), "a number"),
     bool: (flags.BooleanParser(), "True or False"),
     int: (flags.IntegerParser(), "a whole number"),

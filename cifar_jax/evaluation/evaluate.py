@@ -213,12 +213,12 @@ def load_images(
             if _choice(config, split) == _choice(first.config, split):
                 continue
             # Written otherwise, but perhaps the same images.
-            place = given
+            folder = given
             if config.data.path != first.config.data.path and given == first.config.data.path:
-                place = config.data.path  # each has its own folder, and --data_dir names no other
-            theirs = _load_own(models[other], dataset_name or config.data.name, split, place)
-            ours = dataset.splits[split], theirs.splits[split]
-            if not all(map(np.array_equal, *ours)):
+                folder = config.data.path  # each has its own folder, and --data_dir names no other
+            set_name = dataset_name or config.data.name
+            read = _load_own(models[other], set_name, split, folder).splits[split]
+            if not all(map(np.array_equal, dataset.splits[split], read)):
                 raise UserError(
                     f"the {split} split of {other} is not that of {label}: choose one that is the "
                     "same for all"
