@@ -57,8 +57,7 @@ class TrainedRun:
         """Returns a figure with loss and accuracy against the epochs; a notebook shows it."""
         from cifar_jax.reports import plots, style
 
-        config = dict(fields.flatten(weights.read_config(self.workdir)))
-        split = fields.evaluated_split(config)
+        split = weights.evaluated_split(self.workdir)
         figure: Any = plots.plot_curves({"run": self.history}, split=split)
         figure._repr_png_ = functools.partial(style.render, figure)
         return figure

@@ -47,15 +47,6 @@ _ALWAYS_ON = ("seed", "data.name")
 _OPEN = ("model.", "optimizer.groups.")
 
 
-def evaluated_split(fields: Mapping[str, Any]) -> str:
-    """Returns the split that a run scores while it trains: "validation" or "test".
-
-    Args:
-      fields: the run's config by the dotted names of its fields.
-    """
-    return "validation" if fields.get("data.validation_examples") else "test"
-
-
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted name, value) of every field."""
     for name, value in config.items():

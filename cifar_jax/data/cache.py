@@ -33,7 +33,7 @@ class CachedSplit(NamedTuple):
       mean: the mean of each channel, in units of pixel / 255.
       std: the standard deviation of each channel, in units of pixel / 255; 1 for a constant
         channel, so that dividing by it is safe.
-      notes: what else was found when it was decoded, as JSON values.
+      notes: what else was found when it was decoded, as JSON values; of a folder, its "files".
     """
 
     images: np.ndarray

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,10 +24,12 @@ class Split(NamedTuple):
     Attributes:
       images: uint8 [n, height, width, channels], read-only.
       labels: int32 [n], read-only.
+      origin: where each image is in the set, as columns [n]: see `splits.trace_images`.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    origin: Mapping[str, np.ndarray] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,8 @@ def load_dataset(
             raise UserError(f"{name} {words} class names: prepare it again")
         if labels.min() < 0:
             raise _NoLabels(name, split)
-        loaded[split] = Split(splits_lib.join(own, lambda part: load(part).images), labels)
+        images = splits_lib.join(own, lambda part: load(part).images)
+        loaded[split] = Split(images, labels, splits_lib.trace_images(own, lambda x: load(x).notes))
     return Dataset(name, first.class_names, first.mean, first.std, loaded, source.remarks)
 
 
@@ -158,8 +161,7 @@ def load_run_data(
     if label_noise:
         train = dataset.splits["train"]
         labels = replace_labels(train.labels, len(dataset.class_names), label_noise, seed)
-        splits = {**dataset.splits, "train": Split(train.images, labels)}
-        dataset = dataclasses.replace(dataset, splits=splits)
+        dataset.splits["train"] = train._replace(labels=labels)
     if validation_examples:
         dataset = carve_validation(dataset, validation_examples, seed, validation_fold)
     return dataset
@@ -242,7 +244,7 @@ def _carve(dataset: Dataset, name: str, num_examples: int, seed: int, fold: int 
 
 
 def _take(split: Split, indices: np.ndarray) -> Split:
-    taken = Split(split.images[indices], split.labels[indices])
-    for array in taken:
-        array.flags.writeable = False
-    return taken
+    origin = {name: column[indices] for name, column in split.origin.items()}
+    images, labels = split.images[indices], split.labels[indices]
+    images.flags.writeable = labels.flags.writeable = False
+    return Split(images, labels, origin)

@@ -100,8 +100,11 @@ def open_folder(options: Options) -> tuple[dict[str, cache.CachedSplit], list[st
         statistics["train"] = cache.channel_statistics(parts["train"].images)
         words = f"data.test_fraction {options.test_fraction:g}, seed {options.seed}"
         lines.append(f"no folder for testing: {chosen.sum()} of {total} pictures are it ({words})")
+    mean, std = statistics["train"]
     splits = {
-        split: cache.CachedSplit(part.images, part.labels, tree.class_names, *statistics["train"])
+        split: cache.CachedSplit(
+            part.images, part.labels, tree.class_names, mean, std, {"files": part.files.tolist()}
+        )
         for split, part in parts.items()
     }
     return splits, [*describe(tree, parts), *lines]

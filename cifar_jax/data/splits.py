@@ -1,7 +1,7 @@
 """Parts of splits in TFDS's notation, such as "train[:90%]+validation"."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,6 +92,25 @@ def join(parts: Iterable[Part], array: Callable[[str], np.ndarray]) -> np.ndarra
     joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     joined.flags.writeable = False
     return joined
+
+
+def trace_images(
+    parts: Sequence[Part], notes: Callable[[str], Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Returns where in the set each image of parts is, as columns of a table, [images].
+
+    They are "file", for a folder of pictures; otherwise "split" and "original_index", the image's
+    place in that split as TFDS reads it, from 0.
+
+    Args:
+      parts: as `find_parts` returns them.
+      notes: returns the notes of a split.
+    """
+    if all("files" in notes(part.split) for part in parts):
+        return {"file": join(parts, lambda split: np.array(notes(split)["files"]))}
+    places = [np.arange(part.start, part.stop) for part in parts]
+    names = np.repeat([part.split for part in parts], [len(own) for own in places])
+    return {"split": names, "original_index": np.concatenate(places)}
 
 
 def choose_splits(

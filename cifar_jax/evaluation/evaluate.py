@@ -27,6 +27,7 @@ class Predictions(NamedTuple):
       logits: float32 [images, classes], before they are divided by the model's temperature; float64
         for an ensemble.
       name: what tells the model from those beside it: its run, its seed, or both.
+      origin: where each image is in the set, as `datasets.Split` has it.
     """
 
     trained: Trained
@@ -34,6 +35,7 @@ class Predictions(NamedTuple):
     labels: np.ndarray
     logits: np.ndarray
     name: str = ""
+    origin: Mapping[str, np.ndarray] = {}
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -155,14 +157,15 @@ def predict_split(
         whole = combine(list(models.values()))
     is_folder = (dataset_name or next(iter(models.values())).config.data.name) == FOLDER
     given = data_dir or settings.get("data.path" if is_folder else "data.data_dir")
-    images, labels = load_images(models, split, dataset_name, given)
+    images, labels, origin = load_images(models, split, dataset_name, given)
     every = []
     for name, model in models.items():
         logits = model.predict_logits(images, batch_size or settings["eval_batch_size"])
         every.append(logits)
-        yield Predictions(model, images, labels, logits, name)
+        yield Predictions(model, images, labels, logits, name, origin)
     if whole:
-        yield Predictions(whole, images, labels, whole.average_logits(every), "ensemble")
+        logits = whole.average_logits(every)
+        yield Predictions(whole, images, labels, logits, "ensemble", origin)
 
 
 def _choice(config: ConfigDict, split: str) -> dict[str, Any]:
@@ -218,7 +221,7 @@ def load_images(
                 folder = config.data.path  # each has its own folder, and --data_dir names no other
             set_name = dataset_name or config.data.name
             read = _load_own(models[other], set_name, split, folder).splits[split]
-            if not all(map(np.array_equal, dataset.splits[split], read)):
+            if not all(map(np.array_equal, dataset.splits[split][:2], read[:2])):
                 raise UserError(
                     f"the {split} split of {other} is not that of {label}: choose one that is the "
                     "same for all"
@@ -236,10 +239,10 @@ def load_images(
             f"{name} has other classes ({theirs}) than the model ({ours}): choose a set with the "
             "same classes in the same order"
         )
-    images, _ = found = dataset.splits[split]
-    if images.shape[1:] != first.image_shape:
+    found = dataset.splits[split]
+    if (shape := found.images.shape[1:]) != first.image_shape:
         raise UserError(
-            f"{name} has images of {images.shape[1:]}, the model takes {first.image_shape}: choose "
+            f"{name} has images of {shape}, the model takes {first.image_shape}: choose "
             "a set with images of that shape"
         )
     return found

@@ -52,15 +52,14 @@ def evaluate_corruptions(
         for strength in corruptions.STRENGTHS:
             loaded = _load_prepared(f"{_CORRUPTED}/{name}_{strength}", place) if own else None
             num_loaded += loaded is not None
-            images, labels = loaded or (
-                corruptions.corrupt_images(last.images, name, strength),
-                last.labels,
+            part = loaded or datasets.Split(
+                corruptions.corrupt_images(last.images, name, strength), last.labels
             )
-            found[name].append(_mean_accuracy(models, images, labels, size))
+            found[name].append(_mean_accuracy(models, part, size))
     print(format_table(list(_rows(found)), right=range(1, 7)))
     print(f"{num_loaded} of {len(found) * 5} sets of images are from {_CORRUPTED}, others computed")
     if own and (new := _load_prepared(_NEW, place)):
-        print(f"{_NEW}: accuracy {_mean_accuracy(models, *new, size):.2%}")
+        print(f"{_NEW}: accuracy {_mean_accuracy(models, new, size):.2%}")
     return found
 
 
@@ -71,10 +70,10 @@ def _load_prepared(name: str, place: str | None) -> datasets.Split | None:
     return datasets.load_dataset(name, place, ("test",)).splits["test"]
 
 
-def _mean_accuracy(
-    models: Sequence[Trained], images: np.ndarray, labels: np.ndarray, size: int
-) -> float:
-    every = [model.predict_logits(images, size).argmax(axis=1) == labels for model in models]
+def _mean_accuracy(models: Sequence[Trained], split: datasets.Split, size: int) -> float:
+    every = [
+        model.predict_logits(split.images, size).argmax(axis=1) == split.labels for model in models
+    ]
     return float(np.mean(every))
 
 

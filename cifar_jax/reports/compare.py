@@ -13,7 +13,7 @@ from cifar_jax.config import fields, stored
 from cifar_jax.data.class_folders import name_some
 from cifar_jax.errors import UserError
 from cifar_jax.reports import statistics
-from cifar_jax.runs import history
+from cifar_jax.runs import history, weights
 from cifar_jax.runs.workdir import CONFIG, RESULT
 from cifar_jax.text import (
     format_duration,
@@ -46,12 +46,14 @@ class Record(NamedTuple):
       history: the rows of `history.read_history`.
       finished: whether the run has written its result.
       values: the last value of each number in the log, and the numbers of the result.
+      split: what it was scored on while it trained: "validation" or "test".
     """
 
     config: dict[str, Any]
     history: list[dict[str, float]]
     finished: bool
     values: dict[str, float]
+    split: str
 
 
 def read_files(workdir: Path) -> tuple[dict[str, Any], dict[str, float]]:
@@ -171,7 +173,7 @@ def compare_runs(workdirs: Sequence[Path], output: Path) -> dict[str, Record]:
         if len(set(labels)) < len(labels):
             labels = names
         histories = dict(zip(labels, (record.history for record in records), strict=True))
-        splits = sorted({fields.evaluated_split(record.config) for record in records})
+        splits = sorted({record.split for record in records})
         figure = plots.plot_curves(histories, split=" or ".join(splits))
         save_figure(figure, output / "comparison.png")
     print(format_table(rows, right=range(1, len(rows[0]))))
@@ -192,14 +194,14 @@ def read(workdir: Path) -> Record:
     """
     config, result = read_files(workdir)
     rows = history.read_history(workdir)
-    split = fields.evaluated_split(config)
+    split = weights.evaluated_split(workdir)
     values = {
         name.replace("eval_", f"{split}_", 1): value
         for row in [*rows, *history.whole_lines(rows)[-1:]]
         for name, value in row.items()
     } | result
     values["seconds"] = values.get("wall_seconds", values.get("seconds", math.nan))
-    return Record(config, rows, bool(result), values)
+    return Record(config, rows, bool(result), values, split)
 
 
 def tabulate_runs(names: Sequence[str], records: Sequence[Record]) -> list[list[str]]:

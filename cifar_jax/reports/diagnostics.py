@@ -1,6 +1,6 @@
 """Numbers and pictures of where a classifier errs and how confident it is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -52,7 +52,10 @@ def score_classes(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -
 
 
 def prediction_rows(
-    labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    origin: Mapping[str, np.ndarray],
 ) -> Iterator[Sequence[object]]:
     """Yields the rows of a table of predictions: the header, then one for each image.
 
@@ -60,15 +63,17 @@ def prediction_rows(
       labels: int [images], the true classes.
       probabilities: float [images, classes].
       class_names: the names of the classes.
+      origin: columns [images] that say where each image is in the set.
     """
     columns = (f"probability of {name}" for name in class_names)
-    yield ("index", "truth", "predicted", "correct", "loss", *columns)
+    yield ("index", *origin, "truth", "predicted", "correct", "loss", *columns)
     for index, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
         predicted = row.argmax()
         loss = -np.log(max(row[label], np.finfo(row.dtype).tiny))
         shares = (f"{share:.6g}" for share in row)
         names = (class_names[label], class_names[predicted])
-        yield (index, *names, int(label == predicted), f"{loss:.6g}", *shares)
+        places = (column[index] for column in origin.values())
+        yield (index, *places, *names, int(label == predicted), f"{loss:.6g}", *shares)
 
 
 @styled

@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from scipy import special
 
-from cifar_jax.config.fields import evaluated_split, flatten
+from cifar_jax.config.durations import resolve_durations
 from cifar_jax.evaluation import gradcam, scores
 from cifar_jax.evaluation.calibration import Calibration, measure_calibration
 from cifar_jax.evaluation.evaluate import Predictions
 from cifar_jax.models import layer_table
+from cifar_jax.optim.schedules import create_schedule
 from cifar_jax.reports import diagnostics, plots
 from cifar_jax.reports.diagnostics import plot_calibration, plot_class_scores, plot_confusion
 from cifar_jax.reports.page import Picture
@@ -47,6 +48,27 @@ def score_predictions(predictions: Predictions) -> Findings:
     return Findings(predictions, predicted, probabilities, result, by_class, *measured)
 
 
+def describe_scores(found: Findings) -> list[tuple[str, str]]:
+    """Returns the scores by their names, as text."""
+    result, trained = found.result, found.predictions.trained
+    several = trained.config.num_seeds > 1 and not trained.members
+    name = f"accuracy of seed {trained.seed}" if several else "accuracy"
+    values = [(name, f"{result.accuracy:.2%}")]
+    if scores.is_uneven(result):
+        values.append(("balanced accuracy", f"{result.balanced_accuracy:.2%}"))
+    values += [
+        ("correct", f"{result.num_correct:,}"),
+        ("images", f"{result.num_images:,}"),
+        ("loss", f"{result.loss:.4f}"),
+        ("mean F1", f"{np.nanmean(found.by_class.f1):.2%}"),
+        ("calibration error", f"{found.calibration.error:.2%}"),
+        ("Brier score", f"{found.calibration.brier:.4f}"),
+    ]
+    if trained.temperature != 1:
+        values.append(("temperature", f"{trained.temperature:.3f}"))
+    return values
+
+
 def _picture(
     name: str, title: str, caption: str, draw: Callable[..., Figure], *arguments: Any
 ) -> Picture:
@@ -54,8 +76,10 @@ def _picture(
     return Picture(name, title, caption, light, dark)
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], config: ConfigDict) -> Iterator[Picture]:
-    """Draws the curves of the training; nothing without a log."""
+def draw_curves(
+    rows: Sequence[Mapping[str, Any]], config: ConfigDict, split: str
+) -> Iterator[Picture]:
+    """Draws the curves of the training, `split` having been scored; nothing without a log."""
     if not rows:
         return
     several = any("train_loss_low" in row for row in rows)
@@ -63,13 +87,21 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], config: ConfigDict) -> Iterat
     noise = f"Training values include dropout and augmentation, if the run uses them.{band}"
     smoothing = config.loss.label_smoothing
     smooth = f" The training loss includes label smoothing of {smoothing:g}." if smoothing else ""
-    split = evaluated_split(dict(flatten(config)))
+    rows = [_first_rate(rows[0], config), *rows]
     for name, title, caption in (
         ("loss", "Loss", f"Mean cross-entropy. {noise}{smooth}"),
         ("accuracy", "Accuracy", noise),
-        ("learning_rate", "Learning rate", "At the last step before each line of the log."),
+        ("learning_rate", "Learning rate", "At the first step, then at each line of the log."),
     ):
         yield _picture(name, title, caption, plots.plot_curves, {"run": rows}, (name,), split)
+
+
+def _first_rate(row: Mapping[str, Any], config: ConfigDict) -> dict[str, float]:
+    """Returns a row with the learning rate of the first step, for a run whose log begins with
+    `row`."""
+    num_examples = round(row["step"] / row["epoch"]) * config.batch_size
+    rate = create_schedule(config, resolve_durations(config, num_examples))
+    return {"epoch": 0.0, "learning_rate": float(rate(0))}
 
 
 def draw_errors(found: Findings) -> Iterator[Picture]:

@@ -21,6 +21,7 @@ from cifar_jax.models import layer_table
 from cifar_jax.reports import diagnostics, page
 from cifar_jax.reports.findings import (
     Findings,
+    describe_scores,
     draw_curves,
     draw_errors,
     draw_images,
@@ -28,7 +29,7 @@ from cifar_jax.reports.findings import (
 )
 from cifar_jax.reports.page import Picture
 from cifar_jax.runs import history, weights
-from cifar_jax.runs.workdir import ENVIRONMENT
+from cifar_jax.runs.workdir import ENVIRONMENT, RESULT
 from cifar_jax.text import format_duration, format_number, printable, short_names
 
 FOLDER, PAGE = "report", "report.html"
@@ -82,7 +83,7 @@ def make_report(
     trained = found.predictions.trained
     pictures = [*draw_errors(found), *draw_images(found, num_mistakes)]
     sections = {
-        "Training": list(draw_curves(rows, trained.config)),
+        "Training": list(draw_curves(rows, trained.config, weights.evaluated_split(workdirs[0]))),
         f"Predictions for the {split} split": pictures,
     }
     given = {"split": split, "checkpoint": checkpoint, "output": output, **options}
@@ -91,7 +92,7 @@ def make_report(
         _describe(found, split, checkpoint, workdirs[0]),
         [
             *(_seeds(split, every) if len(every) > 1 else ()),
-            _headline(found, rows),
+            page.tiles([*describe_scores(found), *_times(found, rows, workdirs[0])]),
             *(page.pictures(title, drawn) for title, drawn in sections.items() if drawn),
             *_tables(found),
             *_origin(workdirs, given | {"num_mistakes": num_mistakes}),
@@ -112,8 +113,9 @@ def _write(folder: Path, found: Findings, pictures: Iterable[Picture], text: str
         old.unlink(missing_ok=True)
     for picture in pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.light)
-    names = found.predictions.trained.class_names
-    rows = diagnostics.prediction_rows(found.predictions.labels, found.probabilities, names)
+    labels, names = found.predictions.labels, found.predictions.trained.class_names
+    origin = found.predictions.origin
+    rows = diagnostics.prediction_rows(labels, found.probabilities, names, origin)
     files.write_csv(folder / "predictions.csv", rows)
     files.write_text(folder / PAGE, text)
 
@@ -149,29 +151,18 @@ def _describe(found: Findings, split: str, checkpoint: str, workdir: Path) -> st
     return words
 
 
-def _headline(found: Findings, rows: Sequence[Mapping[str, Any]]) -> str:
-    result = found.result
-    trained = found.predictions.trained
-    several = trained.config.num_seeds > 1 and not trained.members
-    name = f"accuracy of seed {trained.seed}" if several else "accuracy"
-    values = [(name, f"{result.accuracy:.2%}")]
-    if scores.is_uneven(result):
-        values.append(("balanced accuracy", f"{result.balanced_accuracy:.2%}"))
-    values += [
-        ("correct", f"{result.num_correct:,}"),
-        ("images", f"{result.num_images:,}"),
-        ("loss", f"{result.loss:.4f}"),
-        ("mean F1", f"{np.nanmean(found.by_class.f1):.2%}"),
-        ("calibration error", f"{found.calibration.error:.2%}"),
-        ("Brier score", f"{found.calibration.brier:.4f}"),
-    ]
-    if trained.temperature != 1:
-        values.append(("temperature", f"{trained.temperature:.3f}"))
+def _times(
+    found: Findings, rows: Sequence[Mapping[str, Any]], workdir: Path
+) -> Iterator[tuple[str, str]]:
+    """Yields tiles: how long the run was trained, and when it was best."""
     for row in [row for row in rows if row["step"] <= found.predictions.trained.step][-1:]:
-        values.append(("epochs", format_number(row["epoch"])))
+        yield "epochs", format_number(row["epoch"])
         if "seconds" in row:
-            values.append(("training time", format_duration(row["seconds"])))
-    return page.tiles(values)
+            yield "training time", format_duration(row["seconds"])
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        best = files.read_json(workdir / RESULT)["best"]
+        name = f"best epoch (validation accuracy {best['eval_accuracy']:.2%})"
+        yield name, format_number(best["epoch"])
 
 
 def _seeds(split: str, every: Sequence[Predictions]) -> Iterator[str]:

@@ -5,6 +5,7 @@ The file's metadata hold "format", each part of the description as JSON ("config
 with the package: `pretrained:NAME` names them wherever a run's folder can be named. Imports no JAX.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -98,6 +99,19 @@ def read_data(workdir: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path} is damaged: it does not describe the data")
     return data
+
+
+def evaluated_split(workdir: Path) -> str:
+    """Returns the split that a run scores while it trains: "validation" or "test".
+
+    Raises:
+      UserError: there is no run, or its config cannot be read.
+    """
+    with contextlib.suppress(UserError):  # without a checkpoint, the data are not described yet
+        if "validation" in read_data(workdir).get("num_images", ()):
+            return "validation"
+    fields = dict(flatten(read_config(workdir)))
+    return "validation" if fields.get("data.validation_examples") else "test"
 
 
 def write_weights(path: Path, variables: Mapping[str, Any], about: Mapping[str, Any]) -> None:

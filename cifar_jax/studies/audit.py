@@ -4,7 +4,7 @@ Each fold is an ordinary run that holds out one part of the training images; tog
 each image probabilities by a model that has not seen it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ def audit_labels(
     """
     training.check_folder(workdir, "audit")
     whole = datasets.load_for(config, validation_examples=0, label_noise=0)
-    images, clean = whole.splits["train"]
+    images, clean, origin = whole.splits["train"]
     total, classes = len(clean), len(whole.class_names)
     if not 2 <= num_folds <= total:
         raise UserError(f"--folds is {num_folds}: give a number from 2 to {total} (images)")
@@ -62,7 +62,7 @@ def audit_labels(
         probabilities[chosen] = _predict(workdir / f"fold_{number}", labels[chosen])
     found = confident.find_suspicious(labels, probabilities)
     audit = audit_page.Audit(config, whole.class_names, images, labels, clean, probabilities, found)
-    files.write_csv(workdir / TABLE, _rows(audit))
+    files.write_csv(workdir / TABLE, _rows(audit, origin))
     path = audit_page.write_audit(audit, workdir, num_folds)
     print(f"{printable(str(path))}: {audit_page.describe_audit(audit)}; all images are in {TABLE}")
     return 0
@@ -85,17 +85,18 @@ def _predict(folder: Path, labels: np.ndarray) -> np.ndarray:
     return np.mean(every, axis=0)
 
 
-def _rows(audit: audit_page.Audit) -> Iterator[list[object]]:
+def _rows(audit: audit_page.Audit, origin: Mapping[str, np.ndarray]) -> Iterator[list[object]]:
     """Yields the rows of labels.csv: the header, then the images, the most suspicious one first."""
     names, found = audit.class_names, audit.found
     noisy = bool(audit.config.data.label_noise)
-    head = ["rank", "index", "label", "suggested", "flagged", "margin"]
+    head = ["rank", "index", *origin, "label", "suggested", "flagged", "margin"]
     yield [*head, "probability of label", "probability of suggested", *["replaced"] * noisy]
     for rank, index in enumerate(found.order, 1):
         label, suggested = audit.labels[index], found.suggested[index]
         shares = (audit.probabilities[index, number] for number in (label, suggested))
         yield [
-            *(rank, index, names[label], names[suggested], int(found.flagged[index])),
+            *(rank, index, *(column[index] for column in origin.values())),
+            *(names[label], names[suggested], int(found.flagged[index])),
             *(f"{number:.6g}" for number in (found.margin[index], *shares)),
             *[int(label != audit.clean[index])] * noisy,
         ]

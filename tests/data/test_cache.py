@@ -70,7 +70,7 @@ def test_a_split_is_decoded_once_beside_the_data(root, no_decoding, tmp_path):
 )
 def test_a_damaged_cache_is_rebuilt(root, damage, caplog):
     before = datasets.load_dataset("cifar10", str(root))
-    images, labels = map(np.array, before.splits["train"])
+    images, labels = map(np.array, before.splits["train"][:2])
     folder = root / "cifar10/3.0.2/decoded"
     names = cache_files(root)
     (file,) = folder.glob("train-images-*.npy")

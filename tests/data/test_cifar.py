@@ -106,7 +106,7 @@ def test_cifar100_over_http(tmp_path):
     loaded = datasets.load_dataset("cifar100", str(tmp_path))
     assert loaded.class_names[99] == "fine_99"
     train = loaded.splits["train"]
-    assert tiny_cifar.by_content(*train) == tiny_cifar.by_content(
+    assert tiny_cifar.by_content(*train[:2]) == tiny_cifar.by_content(
         tiny_cifar.images_of(rows), rows[:, 1]
     )
 
@@ -287,7 +287,9 @@ def test_tensorflow_and_this_package_read_each_others_folders(tmp_path, monkeypa
         config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
         theirs.download_and_prepare(download_config=config, file_format=file_format)
         loaded = datasets.load_dataset("cifar10", str(root)).splits["train"]
-        assert tiny_cifar.by_content(*loaded) == tiny_cifar.by_content(read["image"], read["label"])
+        assert tiny_cifar.by_content(*loaded[:2]) == tiny_cifar.by_content(
+            read["image"], read["label"]
+        )
         if file_format == "array_record":  # even the order is the same
             np.testing.assert_array_equal(loaded.images, read["image"])
             np.testing.assert_array_equal(loaded.labels, read["label"])

@@ -58,7 +58,7 @@ def test_a_prepared_set_is_read_as_written(root, monkeypatch):
     loaded = datasets.load_dataset("cifar10", str(root))
     for split, count, seed in (("train", tiny_cifar.NUM_TRAIN, 1), ("test", 20, 2)):
         rows = tiny_cifar.cifar10_rows(count, seed)
-        images, labels = loaded.splits[split]
+        images, labels, _ = loaded.splits[split]
         assert isinstance(images, np.memmap)
         assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
         assert tiny_cifar.by_content(images, labels) == tiny_cifar.by_content(
@@ -142,14 +142,14 @@ def test_carving_moves_images_and_loses_none(root):
     carved = datasets.carve_validation(whole, 12, seed=3)
     train, validation = carved.splits["train"], carved.splits["validation"]
     assert (len(train.labels), len(validation.labels)) == (48, 12)
-    parts = tiny_cifar.by_content(*train) + tiny_cifar.by_content(*validation)
-    assert sorted(parts) == tiny_cifar.by_content(*whole.splits["train"])
+    parts = tiny_cifar.by_content(*train[:2]) + tiny_cifar.by_content(*validation[:2])
+    assert sorted(parts) == tiny_cifar.by_content(*whole.splits["train"][:2])
     assert carved.splits["test"] is whole.splits["test"]
     assert (carved.mean, carved.std) == (whole.mean, whole.std)
     again = datasets.carve_validation(whole, 12, seed=3)
     np.testing.assert_array_equal(again.splits["validation"].images, validation.images)
     other = datasets.carve_validation(whole, 12, seed=4).splits["validation"]
-    assert tiny_cifar.by_content(*other) != tiny_cifar.by_content(*validation)
+    assert tiny_cifar.by_content(*other[:2]) != tiny_cifar.by_content(*validation[:2])
 
 
 @pytest.mark.parametrize("count", [0, -1, 1437])

@@ -366,9 +366,11 @@ def test_a_folder_is_trained_evaluated_and_predicted_alike(root, tmp_path, capsy
     scores = evaluate.evaluate_model(run, data_dir=str(whole))
     with pytest.raises(UserError, match="does not exist"):
         evaluate.evaluate_model(run)
-    images, labels = datasets.load_run_data("folder", find_place(config, given=str(whole))).splits[
-        "test"
-    ]
+    loaded = datasets.load_run_data("folder", find_place(config, given=str(whole)))
+    images, labels, origin = loaded.splits["test"]
+    for file, image in zip(origin["file"], images, strict=True):
+        picture = photos.fit(photos.read_picture(str(whole / file)), (8, 8, 3))
+        np.testing.assert_array_equal(picture, image)
     right = (cifar_jax.load(run).predict(images).argmax(1) == labels).sum()
     assert scores.accuracy == right / 3
     assert predict.predict_pictures(run, [str(whole)]) == 0

@@ -25,6 +25,9 @@ def test_folds_share_no_image_and_hold_out_all():
         folds.append([marks[image.tobytes()] for image in splits["validation"].images])
         rest = [marks[image.tobytes()] for image in splits["train"].images]
         assert sorted(folds[-1] + rest) == list(range(1437))
+        for split, expected in (("validation", folds[-1]), ("train", rest)):
+            assert splits[split].origin["original_index"].tolist() == expected
+            assert set(splits[split].origin["split"]) == {"train"}
     assert [len(fold) for fold in folds] == [400, 400, 400, 237]
     assert sorted(number for fold in folds for number in fold) == list(range(1437))
     words = "validation_fold is 4 but the 1437 training images have 4 parts of 400: .* 0 to 3"
@@ -56,6 +59,6 @@ def test_the_asked_share_of_labels_is_replaced_by_other_classes():
 def test_a_held_out_image_keeps_its_replaced_label():
     together = prepare(label_noise=0.5, validation_examples=400)
     noisy = prepare(label_noise=0.5)["train"]
-    given = {image.tobytes(): label for image, label in zip(*noisy, strict=True)}
-    images, labels = together["validation"]
+    given = {image.tobytes(): label for image, label in zip(*noisy[:2], strict=True)}
+    images, labels, _ = together["validation"]
     assert [given[image.tobytes()] for image in images] == labels.tolist()

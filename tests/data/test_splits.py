@@ -74,7 +74,9 @@ def test_a_part_is_that_of_tfds(tmp_path):
     folder = own_set.prepare(tmp_path, "shades", train=examples(11))
     stored = tfds.builder_from_directory(folder).as_data_source(split="train[30%:80%]")
     loaded = datasets.load_dataset("shades", str(tmp_path), ("train[30%:80%]",))
-    images, labels = loaded.splits["train[30%:80%]"]
+    images, labels, origin = loaded.splits["train[30%:80%]"]
+    assert origin["split"].tolist() == ["train"] * 6
+    assert origin["original_index"].tolist() == [3, 4, 5, 6, 7, 8]
     assert labels.tolist() == [record["label"] for record in stored]
     np.testing.assert_array_equal(images, [record["image"] for record in stored])
     assert isinstance(images, np.memmap)  # nothing was copied
@@ -83,6 +85,8 @@ def test_a_part_is_that_of_tfds(tmp_path):
     whole = datasets.load_dataset("shades", str(tmp_path), ("train",)).splits["train"]
     expected = np.concatenate([whole.labels[:2], whole.labels[-3:]])
     assert joined.splits["train[:2]+train[-3:]"].labels.tolist() == expected.tolist()
+    origin = joined.splits["train[:2]+train[-3:]"].origin
+    assert origin["original_index"].tolist() == [0, 1, 8, 9, 10]
 
 
 def test_a_set_with_only_train_gets_a_test_split(tmp_path, caplog):

@@ -27,7 +27,7 @@ def test_a_set_of_the_users_own(tmp_path):
     own_set.prepare(tmp_path, "shades", train=[(0, "L"), (1, "RGB"), (0, "P")])
     names.check_name("shades", str(tmp_path))
     loaded = datasets.load_dataset("shades", str(tmp_path), splits=("train",))
-    images, labels = loaded.splits["train"]
+    images, labels, _ = loaded.splits["train"]
     assert loaded.class_names == ("dark", "light")
     assert images.shape == (3, 4, 5, 1)
     np.testing.assert_array_equal(images, 100 + labels[:, None, None, None] + 0 * images)

@@ -13,13 +13,16 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from cifar_jax import files
+from cifar_jax import api, files
 from cifar_jax.config import stored
+from cifar_jax.data import datasets
 from cifar_jax.evaluation import evaluate, trained
 from cifar_jax.models import registry
-from cifar_jax.reports import page, plots, report, style
+from cifar_jax.reports import findings, page, plots, report, style
+from cifar_jax.runs import history
 from tests import browser, program, tiny
 
 CURVES = {"loss", "accuracy", "learning_rate"}
@@ -113,11 +116,12 @@ def test_numbers_equal_those_of_the_evaluation(finished):
     with (workdir / "report" / "predictions.csv").open(newline="") as file:
         head, *rows = csv.reader(file)
     assert head == [
-        *("index", "truth", "predicted", "correct", "loss"),
+        *("index", "split", "original_index", "truth", "predicted", "correct", "loss"),
         *(f"probability of {digit}" for digit in range(10)),
     ]
     result = json.loads((workdir / "result.json").read_text())
-    assert [int(row[0]) for row in rows] == list(range(360))
+    assert [row[:3] for row in rows] == [[f"{n}", "test", f"{n}"] for n in range(360)]
+    rows = [row[2:] for row in rows]
     assert sum(int(row[3]) for row in rows) == result["num_correct"]
     assert all((row[1] == row[2]) == (row[3] == "1") for row in rows)
     probabilities = np.array([row[5:] for row in rows], float)
@@ -130,6 +134,29 @@ def test_numbers_equal_those_of_the_evaluation(finished):
     texts = Links((workdir / "report" / "report.html").read_text()).texts
     assert f"{result['test_accuracy']:.2%}" in texts
     assert f"{result['test_loss']:.4f}" in texts
+
+
+def test_the_page_names_the_best_epoch(finished):
+    workdir, lines = finished
+    best = files.read_json(workdir / "result.json")["best"]
+    assert best == api.TrainedRun(workdir).result["best"]
+    accuracy = f"accuracy {best['eval_accuracy']:.2%}"
+    assert f"best on the validation split: epoch 1, {accuracy} (--checkpoint=best)" in lines
+    texts = Links((workdir / "report" / "report.html").read_text()).texts
+    assert texts[texts.index(f"best epoch (validation {accuracy})") + 1] == "1"
+
+
+def test_the_learning_rate_is_drawn_from_the_first_step_on(finished, monkeypatch):
+    workdir, _ = finished
+    drawn = []
+    monkeypatch.setattr(plots, "plot_curves", lambda *parts, **_: drawn.append(parts) or Figure())
+    config = tiny.config(num_epochs=1.0, schedule__warmup_epochs=0.5)
+    rows = history.read_history(workdir)
+    assert len(list(findings.draw_curves(rows, config, "validation"))) == 3
+    ((histories, _, split), *_) = [one for one in drawn if one[1] == ("learning_rate",)]
+    first, *rest = histories["run"]
+    assert (split, rest) == ("validation", rows)
+    assert first == {"epoch": 0.0, "learning_rate": 0.0}
 
 
 def test_the_page_shows_config_layers_and_commands(finished):
@@ -152,7 +179,13 @@ def test_another_split_and_checkpoint(finished, tmp_path):
     assert (code, err) == (0, "")
     assert "validation accuracy" in out
     assert before == {path: path.read_bytes() for path in (tmp_path / "run" / "report").iterdir()}
-    assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + 1117
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    split = datasets.load_for(stored.from_json(files.read_json(finished[0] / "config.json")))
+    chosen = split.splits["validation"].origin["original_index"].tolist()
+    assert [row["index"] for row in rows] == [f"{n}" for n in range(1117)]
+    assert [int(row["original_index"]) for row in rows] == chosen
+    assert {row["split"] for row in rows} == {"train"}
     assert not (folder / "old.png").exists()
     again = f"--mode=report --workdir={tmp_path / 'run'} {' '.join(flags)}"
     texts = Links((folder / "report.html").read_text()).texts
