@@ -1,14 +1,20 @@
 """Text for a console: tables, names, durations. Imports no JAX."""
 
+import contextlib
 import math
 import os
 import sys
+import threading
+import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from rich.cells import cell_len
+
+# Where there is no progress bar, a line says at least this often how far a run is.
+SILENT_SECONDS = 60.0
 
 
 def printable(text: str) -> str:
@@ -26,6 +32,34 @@ def bar_stream() -> TextIO | None:
     if type(sys.stdout).__module__ == "ipykernel.iostream":
         return sys.stdout  # what is printed besides stays in the same place
     return sys.stderr if is_terminal(sys.stderr) else None
+
+
+@contextlib.contextmanager
+def say_every_minute(what: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Says each minute what is being done and for how long, where there is no progress bar.
+
+    Args:
+      what: is being done, such as "evaluating".
+      say: prints a line; None: on the standard output.
+    """
+    if bar_stream() is not None:
+        yield
+        return
+    done, begin = threading.Event(), time.monotonic()
+
+    def speak() -> None:
+        while not done.wait(SILENT_SECONDS):
+            words = f"{what}, for {format_duration(time.monotonic() - begin)} so far"
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
+                say(words) if say else print(words, flush=True)
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def format_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

@@ -15,6 +15,7 @@ from cifar_jax.evaluation import scores, trained
 from cifar_jax.evaluation.calibration import measure_calibration
 from cifar_jax.evaluation.model import Trained, combine
 from cifar_jax.runs import weights
+from cifar_jax.text import say_every_minute
 
 
 class Predictions(NamedTuple):
@@ -47,6 +48,7 @@ class Predictions(NamedTuple):
         return scores.score(self.trained.scale(self.logits), self.labels)
 
 
+@say_every_minute("evaluating")
 def evaluate_model(
     workdir: Path | Sequence[Path], split: str = "test", **options: Any
 ) -> scores.Scores:

@@ -30,7 +30,7 @@ from cifar_jax.reports.findings import (
 from cifar_jax.reports.page import Picture
 from cifar_jax.runs import history, weights
 from cifar_jax.runs.workdir import ENVIRONMENT, RESULT
-from cifar_jax.text import format_duration, format_number, printable, short_names
+from cifar_jax.text import format_duration, format_number, printable, say_every_minute, short_names
 
 FOLDER, PAGE = "report", "report.html"
 
@@ -46,6 +46,7 @@ def try_report(workdir: Path) -> None:
         _log.warning("the report could not be made: %s", words)
 
 
+@say_every_minute("making the report")
 def make_report(
     workdir: Path | Sequence[Path],
     split: str = "test",

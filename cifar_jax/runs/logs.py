@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cifar_jax.runs import history
 from cifar_jax.runs import workdir as workdir_lib
-from cifar_jax.text import bar_stream
+from cifar_jax.text import SILENT_SECONDS, bar_stream, say_every_minute
 
 # tensorboardX imports PyTorch if it is installed, which takes seconds and is not needed here.
 _had_torch = "torch" in sys.modules
@@ -32,8 +32,6 @@ finally:
 
 # How long lines wait that need not be written at once.
 _WAIT_SECONDS = 1.0
-# Where there is no progress bar, a line says at least this often how far the run is.
-_SILENT_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +135,7 @@ class Logs:
         Elsewhere it prints a line if nothing was printed for a minute.
         """
         stream = bar_stream()
-        if self._active and stream is None and time.monotonic() - self._said > _SILENT_SECONDS:
+        if self._active and stream is None and time.monotonic() - self._said > SILENT_SECONDS:
             words = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             self.say(f"epoch {epoch}: step {done} of {total}  {words}")
         if not self._active or stream is None:
@@ -148,6 +146,10 @@ class Logs:
         self._bar.set_postfix({name: f"{value:.4f}" for name, value in metrics.items()}, False)
         self._bar.n = done
         self._bar.refresh()  # nothing, once the terminal has been closed
+
+    def during(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Returns a block in which a line a minute says what is done, where there is no bar."""
+        return say_every_minute(what, self.say) if self._active else contextlib.nullcontext()
 
     def close_bar(self) -> None:
         """Removes the bar from the terminal."""

@@ -163,7 +163,8 @@ def _make_call(
         data, indices = run.feed(first, num_steps)
         arguments = (state, data, indices, num_steps, key)
         # Compiled separately, so that its time does not count as that of steps.
-        program = programs.compile(first, arguments)
+        with run.logs.during("compiling the training step"):
+            program = programs.compile(first, arguments)
         ready()
         begin = time.monotonic()
         state, metrics = jax.block_until_ready(program(*arguments))
@@ -198,8 +199,10 @@ def _score_split(
 ) -> list[scores_lib.Scores]:
     """Scores each seed on a split, or on the test split if the run has no such split."""
     splits = run.dataset.splits
-    split = splits.get(split_name, splits["test"])
-    logits = predict(state.variables(), split.images, run.config.eval_batch_size)
+    split_name = split_name if split_name in splits else "test"
+    split = splits[split_name]
+    with run.logs.during(f"evaluating on the {split_name} split"):
+        logits = predict(state.variables(), split.images, run.config.eval_batch_size)
     return [scores_lib.score(own, split.labels) for own in logits.reshape(-1, *logits.shape[-2:])]
 
 

@@ -1,10 +1,15 @@
 """The log of a run: metrics.jsonl and the curves for TensorBoard."""
 
 import struct
+import sys
+import time
 
 import pytest
 
-from cifar_jax.runs import history, logs
+from cifar_jax import text
+from cifar_jax.evaluation import evaluate
+from cifar_jax.reports import report
+from cifar_jax.runs import history, logs, weights
 from cifar_jax.runs.logs import Event, SessionLog
 
 LINES = [{"step": step, "epoch": step / 2, "train_loss": 1 / step} for step in (1, 2, 3)]
@@ -75,3 +80,30 @@ def test_off_a_terminal_a_line_a_minute_says_how_far_the_run_is(tmp_path, monkey
     assert capsys.readouterr().out.splitlines() == [
         f"epoch 2: step {step} of 390  loss 0.5000" for step in (61, 122)
     ]
+
+
+def test_a_line_a_minute_says_what_takes_long(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(text, "SILENT_SECONDS", 0.05)
+    log = logs.Logs(tmp_path, 0, tensorboard=False)
+    other = logs.Logs(tmp_path, 0, tensorboard=False, active=False)
+    with log.during("compiling the training step"), other.during("nothing"):
+        time.sleep(0.3)
+    lines = capsys.readouterr().out.splitlines()
+    assert set(lines) == {"compiling the training step, for 0:00 so far"}
+    assert len(lines) > 1
+    monkeypatch.setattr(text, "bar_stream", lambda: sys.stderr)
+    with log.during("compiling the training step"):
+        time.sleep(0.2)
+    time.sleep(0.2)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(report, "make_report"), (evaluate, "evaluate_model")]
+)
+def test_reports_and_evaluations_say_that_they_take_long(monkeypatch, capsys, module, name):
+    monkeypatch.setattr(text, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(weights, "list_runs", lambda _: time.sleep(0.3) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        getattr(module, name)("run")
+    assert capsys.readouterr().out.startswith(("making the report", "evaluating"))
