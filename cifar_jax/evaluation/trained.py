@@ -18,7 +18,7 @@ from cifar_jax.models.registry import create_model, make_variables
 from cifar_jax.parallel import devices, seeds
 from cifar_jax.runs import sources, weights
 from cifar_jax.runs.checkpoint import Checkpoints
-from cifar_jax.runs.workdir import CONFIG
+from cifar_jax.runs.workdir import CONFIG, list_steps
 from cifar_jax.text import first_line, short_names
 
 # The fields that evaluation and prediction take from config.json, which anyone may edit.
@@ -119,6 +119,22 @@ def check_run(workdir: Path) -> None:
     weights.read_config(workdir)
     if not weights.find_file(workdir) and not any((workdir / "checkpoints").glob("[0-9]*")):
         raise UserError(f"{workdir} has no checkpoint yet")
+
+
+def describe_model(workdir: Path) -> Trained:
+    """Returns the model of a run's last checkpoint or of a file of weights, without the weights.
+
+    Its variables are shapes only.
+
+    Raises:
+      UserError: as for `check_run`, or the description is damaged.
+    """
+    if file := weights.find_file(workdir):
+        return _describe(weights.read_weights(file)[1], str(file), file)
+    step = list_steps(workdir)[-1]
+    meta = files.read_json(workdir / "checkpoints" / str(step) / "meta.json")
+    where = f"the checkpoint of step {step} in {workdir}"
+    return _describe({**meta, "step": step}, where, workdir)
 
 
 def load_file(file: Path, which: str = "last") -> Trained:

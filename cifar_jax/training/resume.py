@@ -13,11 +13,11 @@ from cifar_jax.config import stored
 from cifar_jax.config.durations import Durations, resolve_durations
 from cifar_jax.data.datasets import Dataset
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import trained
 from cifar_jax.parallel import devices
 from cifar_jax.runs import provenance, sources
 from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
+from cifar_jax.training import transplant
 
 STARTS, CONFIG_FILE = "starts.json", "config_file.py"
 
@@ -28,8 +28,8 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     """Checks that a config fits the run so far, and that what the run writes can be written.
 
     Raises:
-      UserError: a field differs that may not, there is no run in `init_from`, or a folder is where
-        a file is to be written.
+      UserError: a field differs that may not, `init_from` holds no run or another model, or a
+        folder is where a file is to be written.
     """
     names = (workdir_lib.CONFIG, workdir_lib.METRICS, workdir_lib.RESULT, workdir_lib.ENVIRONMENT)
     for name in (*names, STARTS, CONFIG_FILE):
@@ -42,13 +42,12 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         old = files.read_json(workdir / workdir_lib.CONFIG)
         differences = stored.conflicts(old, stored.to_json(config))
         if differences := differences or sources.find_changes(config, workdir):
-            raise UserError(
-                "\n".join(differences)
-                + f"\n{workdir} holds a run with another config: choose another --workdir, or the "
-                "old values to resume it"
-            )
+            words = f"choose another --workdir, where --config.init_from={workdir} starts from its "
+            words += "weights, or the old values to resume it"
+            whole = f"{workdir} holds a run with another config: {words}"
+            raise UserError("\n".join([*differences, whole]))
     elif config.init_from:
-        trained.check_run(Path(config.init_from))
+        transplant.check_start(config)
 
 
 def find_result(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:

@@ -433,7 +433,9 @@ def test_a_differing_config_is_refused_by_field(here, trained):
         "error: ema_decay was 0.0 and is now 0.9",
         "error: seed was 0 and is now 5",
     ]
-    assert err.splitlines()[2].startswith(f"error: {workdir} holds a run with another config")
+    last = err.splitlines()[2]
+    assert last.startswith(f"error: {workdir} holds a run with another config")
+    assert f"another --workdir, where --config.init_from={workdir} starts from its weights" in last
 
 
 def test_locks_left_behind(here, trained):

@@ -26,7 +26,7 @@ from cifar_jax.runs import workdir as workdir_lib
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.training import check, loop, resume, start, step
 from cifar_jax.training.state import TrainState, make_init
-from tests import program, tiny
+from tests import own_set, program, tiny
 
 
 def train(folder, **fields):
@@ -293,6 +293,25 @@ def test_init_from_another_model_names_the_layer(half, change, shape, words):
     fresh = make_init(config, lengths, create_model(config, 10), shape)(jax.random.key(5))
     with pytest.raises(UserError, match=f"^init_from {half} does not fit: .*{words}"):
         start.transplant(half, fresh, (*"0123456789",))
+
+
+@pytest.mark.parametrize(
+    ("fields", "shapes"),
+    [
+        ({"data__image_size": 16}, r"\[1024, 16\] there and \[256, 16\] here"),
+        ({"data__channels": 3}, r"\[1024, 16\] there and \[3072, 16\] here"),
+        ({"data__name": "folder", "data__path": "x"}, r"\[1024, 16\] there and \[3072, 16\] here"),
+        ({"data__name": "small"}, r"\[1024, 16\] there and \[20, 16\] here"),
+    ],
+)
+def test_images_of_another_shape_are_refused_before_the_data(
+    half, tmp_path, monkeypatch, fields, shapes
+):
+    own_set.prepare(tmp_path, "small", train=[(n % 2, "L") for n in range(10)])
+    config = tiny.config(init_from=str(half), data__data_dir=str(tmp_path), **fields)
+    monkeypatch.setattr(datasets, "load_for", lambda _: 1 / 0)
+    with pytest.raises(UserError, match=f"does not fit: params.Dense_0.kernel .* {shapes}"):
+        loop.train_model(config, tmp_path / "run", signals_lib.Signals())
 
 
 def test_the_average_of_a_short_run_follows_the_weights():
