@@ -29,6 +29,7 @@ p { margin: .25rem 0; max-width: 46rem; }
 .pictures .card { break-inside: avoid; margin: 0 0 1rem; }
 .card, .tile, details { background: var(--card); border: 1px solid var(--line);
   border-radius: .5rem; padding: .75rem 1rem; margin: 0; min-width: 0; }
+.paper { background: #fff; --soft: #5b636d; color: #22262b; }
 .tile b { display: block; font-size: 1.35rem; font-weight: 600; }
 a { color: inherit; }
 img { display: block; width: 100%; max-width: 30rem; height: auto; margin: 0 auto .5rem; }
@@ -89,15 +90,19 @@ def tiles(values: Sequence[tuple[str, str]]) -> str:
 
 
 def pictures(title: str, shown: Sequence[Picture]) -> str:
-    """Returns a section with pictures, in as many columns as there is room for."""
+    """Returns a section with pictures, in as many columns as there is room for.
+
+    One that has no dark version is on white on a dark page too.
+    """
     cards = []
     for picture in shown:
         light, dark = (
             f"data:image/png;base64,{base64.b64encode(png).decode()}"
             for png in (picture.light, picture.dark)
         )
+        kind = "card paper" if light == dark else "card"
         cards.append(
-            f'<figure class="card"><h3>{escape(picture.title)}</h3><picture>'
+            f'<figure class="{kind}"><h3>{escape(picture.title)}</h3><picture>'
             f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
             f'<img src="{light}" alt="{escape(picture.title)}"></picture>'
             f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
