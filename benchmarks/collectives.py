@@ -162,6 +162,8 @@ def main(argv: list[str]) -> int:
             mesh = devices.make_mesh(options.batch_size)
         else:
             mesh = topology_mesh(options.topology)
+        if mesh.size == 1:
+            print("one device exchanges nothing with others", file=sys.stderr)
         for name in options.configs:
             config = load_config(name, options.batch_size)
             shape = SHAPES.get(config.data.name, (32, 32, 3))
