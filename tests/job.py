@@ -44,12 +44,11 @@ def started(
 
 
 def ends(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Returns (exit code, stdout, stderr) of each process, without the lines that Gloo prints."""
+    """Returns (exit code, stdout, stderr) of each process."""
     found = []
     for process in processes:
         out, err = process.communicate(timeout=program.SECONDS)
-        lines = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
-        found.append((process.returncode, "\n".join(lines), err))
+        found.append((process.returncode, out.rstrip("\n"), err))
     return found
 
 

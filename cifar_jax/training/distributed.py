@@ -3,7 +3,8 @@
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -50,6 +51,7 @@ def train_together(
         processes.job(coordinator, num_processes, process_id),
         contextlib.ExitStack() as stack,
     ):
+        stack.enter_context(_only_python_prints())
         # Before the lease, which may be waited for: that long the processes do not wait to connect.
         values = dict(fields.flatten(stored.to_json(config)))
         values |= {
@@ -61,6 +63,24 @@ def train_together(
         processes.run_on_first(lambda: stack.enter_context(lock(workdir, take_over)))
         received = stack.enter_context(Signals())
         return train_here(config, workdir, received)
+
+
+@contextlib.contextmanager
+def _only_python_prints() -> Iterator[None]:
+    """Leaves the standard output to Python: Gloo prints there whom it is connected to."""
+    stream = sys.stdout
+    stream.flush()
+    number = stream.fileno()
+    kept, own = os.dup(number), os.dup(number)
+    with open(own, "w", encoding=stream.encoding, errors=stream.errors) as sys.stdout:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout = stream
+            os.dup2(kept, number)
+            os.close(kept)
 
 
 def _count_processes() -> int:
