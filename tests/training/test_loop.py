@@ -105,6 +105,21 @@ def test_a_recipe_with_muon_stopped_in_mid_epoch_ends_in_the_same_bits(
     assert scores.num_correct == json.loads((whole / workdir.RESULT).read_text())["num_correct"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "stride"), [(64, 2), (128, 4)])
+def test_a_resnet_trains_on_larger_images(tmp_path, capsys, size, stride):
+    config = tiny.resnet_config(data__image_size=size, num_steps=3, data__validation_examples=0)
+    start(config, tmp_path)
+    words = f"the stem has a stride of {stride}, for images of {size}x{size}"
+    assert words in capsys.readouterr().out
+    model = cifar_jax.load(tmp_path)
+    assert (model.image_shape, model.step) == ((size, size, 1), 3)
+    result = json.loads((tmp_path / workdir.RESULT).read_text())
+    assert result["num_images"] == 360
+    images = np.zeros((2, size, size, 1), np.uint8)
+    assert np.isfinite(model.predict(images)).all()
+
+
 def test_the_stem_is_whitened_by_the_first_images_and_stays(tmp_path):
     config = tiny.speedrun_config(
         num_steps=3, test_time__views="plain", test_time__confidence_threshold=None
