@@ -46,6 +46,18 @@ def run_here(*arguments: str) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
+    code, out, err = result
+    lines = err.splitlines()
+    assert code == 2
+    assert out == ""
+    assert len(lines) == len(parts), err
+    for line, part in zip(sorted(lines), sorted(parts), strict=True):
+        assert line.startswith("error: ")
+        assert part in line
+        assert len(line) < 700
+
+
 def start(
     *arguments: str, environment: Mapping[str, str | None] | None = None, **options: Any
 ) -> subprocess.Popen[str]:
