@@ -175,6 +175,21 @@ def apply(
     return images
 
 
+def check_shape(options: Any, image_shape: Sequence[int]) -> None:
+    """Raises UserError if the augmentations do not take images of a shape; computes nothing.
+
+    Args:
+      options: as for `apply`.
+      image_shape: (height, width, channels).
+    """
+
+    def apply_once(images: jax.Array) -> jax.Array:
+        # The key is made here, so that no device is used, which would start JAX.
+        return apply(jax.random.key(0), images, options, (0,) * image_shape[-1])
+
+    jax.eval_shape(apply_once, jax.ShapeDtypeStruct((1, *image_shape), "uint8"))
+
+
 def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike
 ) -> jax.Array:

@@ -36,13 +36,18 @@ def augment_by(reference: str, key: jax.Array, images: jax.Array) -> jax.Array:
     return changed
 
 
-def find_custom_problems(reference: Any) -> list[str]:
-    """Returns what is wrong with `augment.custom`; nothing is computed."""
+def find_custom_problems(reference: Any, image_shape: tuple[int, ...]) -> list[str]:
+    """Returns what is wrong with `augment.custom`; nothing is computed.
+
+    Args:
+      reference: names a function, as for `augment_by`.
+      image_shape: (height, width, channels) of the images that it is tried on.
+    """
     if not reference:
         return []
     if not custom.is_reference(reference):
         return [f"{_FIELD} is {reference!r}: name a function as FILE.py:NAME"]
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), "uint8")
+    images = jax.ShapeDtypeStruct((2, *image_shape), "uint8")
     try:
         if not callable(custom.load_object(_FIELD, reference)):
             return [f"{_FIELD} is {reference!r}, which is not a function (key, images) -> images"]
@@ -52,6 +57,7 @@ def find_custom_problems(reference: Any) -> list[str]:
         return [str(error)]
     except Exception as error:
         return [
-            f"{_FIELD} is {reference!r}, which fails on images [2, 32, 32, 3]: {first_line(error)}"
+            f"{_FIELD} is {reference!r}, which fails on images {list(images.shape)}: "
+            f"{first_line(error)}"
         ]
     return []

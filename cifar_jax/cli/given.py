@@ -25,14 +25,18 @@ def config_folder(flag: str, ending: str = "") -> Path:
     return parse.run_path(FLAGS[flag].value or f"runs/{name}{ending}").absolute()
 
 
-def check_given() -> None:
-    """Raises UserError if the config is wrong; lets it name code beside its file."""
+def check_given(trains: bool = True) -> None:
+    """Raises UserError if the config is wrong; lets it name code beside its file.
+
+    Args:
+      trains: as for `check.check_config`.
+    """
     from cifar_jax.training import check
 
     file = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
     if isinstance(FLAGS.config, ConfigDict):
         custom.locate(FLAGS.config, Path(file).parent)
-    check.check_config(FLAGS.config, shipped.default_config())
+    check.check_config(FLAGS.config, shipped.default_config(), trains)
 
 
 def read_config_file() -> str | None:

@@ -97,7 +97,7 @@ def _explore() -> int:
         for name in ("dataset", "seed"):
             if FLAGS[name].present:
                 raise UserError(f"--{name} cannot be combined with --config: leave one out")
-        check_given()
+        check_given(trains=False)
         config, data = FLAGS.config, FLAGS.config.data
         place = sources.find_place(config, given=FLAGS.data_dir)
         given = datasets.run_options(config)

@@ -48,7 +48,10 @@ def find_tree(path: str | None) -> Tree:
       UserError: there is no such folder, or it has no training pictures of at least two classes.
     """
     if not path:
-        raise UserError("data.path is not set: name your folder, --config.data.path=PATH")
+        raise UserError(
+            "data.path is not set: name your folder, --config.data.path=PATH, or --data_dir=PATH "
+            "where the set is named by --dataset"
+        )
     root = Path(path).expanduser().absolute()
     if not root.is_dir():
         words = "is not a folder" if root.exists() else "does not exist"

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from cifar_jax.data import cache
 from cifar_jax.data import splits as splits_lib
 from cifar_jax.data.sampling import partition, replace_labels
-from cifar_jax.data.sources import Source, find_place, find_sizes, open_source
+from cifar_jax.data.sources import Source, find_place, open_source
 from cifar_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Dataset:
 class _NoLabels(UserError):
     """A split has images without a class."""
 
-    def __init__(self, name: str, split: str, advice: str = "choose another split"):
+    def __init__(self, name: str, split: str, advice: str = "choose another split or set"):
         super().__init__(f"the split {split!r} of {name} has images without a class: {advice}")
         self.split = split
 
@@ -150,7 +150,7 @@ def load_run_data(
     dataset = load_labelled(name, source, tuple(chosen.values()))
     for role, split in (("train", train_split), ("test", test_split)):
         if split is not None and split not in dataset.splits:
-            raise _NoLabels(name, split, f"set --config.data.{role}_split")
+            raise _NoLabels(name, split, f"change data.{role}_split")
     parts = {x: dataset.splits[y] for x, y in chosen.items() if y in dataset.splits}
     dataset = dataclasses.replace(dataset, splits=parts)
     if "test" not in parts:
@@ -181,17 +181,28 @@ def run_options(config: ConfigDict) -> dict[str, Any]:
     return {name: data[name] for name in names} | {"seed": seed, "test_seed": data.seed or 0}
 
 
-def check_run_data(
-    name: str, data_dir: str | None, train_split: str, test_split: str | None
-) -> None:
-    """Checks what can be known of a run's splits before any data are read.
+def check_validation(name: str, total: int, num_examples: int, fold: int = 0) -> None:
+    """Checks that so many of a set's training images can be held out, as by `carve_validation`.
 
-    Arguments and errors are those of `load_run_data`.
+    Args:
+      name: the set's name.
+      total: the number of its training images, or the most that there can be.
+      num_examples: how many to hold out.
+      fold: which of the parts of that size.
+
+    Raises:
+      UserError: they cannot.
     """
-    for split in filter(None, (train_split, test_split)):
-        splits_lib.check_notation(split)
-    if sizes := find_sizes(name, data_dir):
-        splits_lib.choose_splits(name, sizes, train_split, test_split, False)
+    if not 0 < num_examples < total:
+        raise UserError(
+            f"cannot hold out {num_examples} validation images of the {total} training "
+            f"images of {name}: give a number from 1 to {total - 1}"
+        )
+    if fold >= (parts := -(-total // num_examples)):
+        raise UserError(
+            f"data.validation_fold is {fold} but the {total} training images have "
+            f"{parts} parts of {num_examples}: give a number from 0 to {parts - 1}"
+        )
 
 
 def carve_validation(dataset: Dataset, num_examples: int, seed: int, fold: int = 0) -> Dataset:
@@ -212,16 +223,7 @@ def carve_validation(dataset: Dataset, num_examples: int, seed: int, fold: int =
     train = dataset.splits["train"]
     if "validation" in dataset.splits:
         raise UserError(f"{dataset.name} already has a validation split: use that one")
-    if not 0 < num_examples < len(train.labels):
-        raise UserError(
-            f"cannot hold out {num_examples} validation images of the {len(train.labels)} training "
-            f"images of {dataset.name}: give a number from 1 to {len(train.labels) - 1}"
-        )
-    if fold >= (parts := -(-len(train.labels) // num_examples)):
-        raise UserError(
-            f"data.validation_fold is {fold} but the {len(train.labels)} training images have "
-            f"{parts} parts of {num_examples}: give a number from 0 to {parts - 1}"
-        )
+    check_validation(dataset.name, len(train.labels), num_examples, fold)
     return _carve(dataset, "validation", num_examples, seed, fold)
 
 

@@ -112,8 +112,8 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(
         f"unknown dataset {name!r}: {hint}Give NAME, NAME/CONFIG or NAME:1.2.3 of a TFDS set of "
-        f"labelled images of one size, for instance {', '.join(_EXAMPLES)}, or {FOLDER!r} and "
-        "data.path for your own pictures"
+        f"labelled images of one size, for instance {', '.join(_EXAMPLES)}, or {FOLDER!r} for "
+        "your own pictures (in data.path; with --dataset, in --data_dir)"
     )
 
 

@@ -94,23 +94,6 @@ def find_sizes(name: str, data_dir: str | None) -> Mapping[str, SplitSize] | Non
     return tfds_lib.read_sizes(folder) if folder else None
 
 
-def find_shape(config: ConfigDict) -> tuple[int, ...] | None:
-    """Returns (height, width, channels) of a run's images, or None if it is not known yet."""
-    data = config.data
-    shape: tuple[int, ...] | None
-    if data.name == FOLDER:
-        shape = (32, 32, 3)
-    elif data.name == "digits":
-        shape = (32, 32, 1)
-    else:
-        folder = find_prepared(data.name, data_root(data.data_dir))
-        shape = tfds_lib.read_shape(folder) if folder else None
-    size, channels = data.image_size, data.channels
-    if size and channels:
-        return (size, size, channels)
-    return shape and (size or shape[0], size or shape[1], channels or shape[2])
-
-
 def open_source(name: str, data_dir: str | Source | None) -> Source:
     """Returns a set, prepared if needed; a source is returned as it is."""
     if isinstance(data_dir, Source):

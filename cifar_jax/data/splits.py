@@ -1,7 +1,8 @@
 """Parts of splits in TFDS's notation, such as "train[:90%]+validation"."""
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,19 @@ def check_notation(split: str) -> None:
         _parse(split)
 
 
+def find_names(split: str, sizes: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the splits in a text in TFDS's notation, "all" being those of a set."""
+    if split == "all":
+        return list(sizes)
+    return list(dict.fromkeys(re.findall(r"(?:^|\+)\s*(\w+)", split)))
+
+
+def check_names(name: str, split: str, sizes: Mapping[str, Any]) -> None:
+    """Raises UserError if a text in TFDS's notation names a split that the set `name` lacks."""
+    if not sizes.keys() >= set(find_names(split, sizes)):
+        raise UserError(f"{name} has no split {split!r}: it has {', '.join(sizes)}")
+
+
 def find_parts(name: str, split: str, sizes: Mapping[str, SplitSize]) -> list[Part]:
     """Returns the parts that a split consists of.
 
@@ -46,8 +60,7 @@ def find_parts(name: str, split: str, sizes: Mapping[str, SplitSize]) -> list[Pa
     try:
         found = _parse(split).to_absolute(sizes)
     except ValueError as error:
-        if "Unknown split" in str(error):
-            raise UserError(f"{name} has no split {split!r}: it has {', '.join(sizes)}") from None
+        check_names(name, split, sizes)
         if "incompatible" in str(error):
             words = f"has fewer images than {split!r} asks for: it has {_describe(sizes)}"
             raise UserError(f"{name} {words}") from None
@@ -113,6 +126,15 @@ def trace_images(
     return {"split": names, "original_index": np.concatenate(places)}
 
 
+@contextlib.contextmanager
+def advising(role: str) -> Iterator[None]:
+    """Adds to a UserError which field of the config names the split of a role, such as "train"."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; change data.{role}_split") from None
+
+
 def choose_splits(
     name: str,
     sizes: Mapping[str, SplitSize],
@@ -135,10 +157,8 @@ def choose_splits(
     chosen = {"train": train_split} | ({} if test_split is None else {"test": test_split})
     used: list[Part] = []
     for role, split in chosen.items():
-        try:
+        with advising(role):
             parts = find_parts(name, split, sizes)
-        except UserError as error:
-            raise UserError(f"{error}; set --config.data.{role}_split") from None
         if twice := sum(count_common(parts[:place], [parts[place]]) for place in range(len(parts))):
             raise UserError(
                 f"data.{role}_split {split!r} has {twice} images twice: name parts that do not "

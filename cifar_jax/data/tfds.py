@@ -38,17 +38,6 @@ def read_sizes(source: Path) -> dict[str, SplitSize]:
     return {name: SplitSize(sum(own), own) for name, own in shards.items() if sum(own)}
 
 
-def read_shape(source: Path) -> tuple[int, ...] | None:
-    """Returns the shape of the images in a prepared folder; None if it does not say one."""
-    try:
-        features = json.loads((source / "features.json").read_text(encoding="utf-8"))
-        image = features["featuresDict"]["features"]["image"]["image"]
-        height, width, channels = map(int, image["shape"]["dimensions"])
-        return (height, width, channels) if min(height, width, channels) > 0 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def check_features(name: str, features: Any) -> None:
     """Checks that a TFDS set holds labelled 8-bit images of one size.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_jax.config import stored
-from cifar_jax.data import sources
+from cifar_jax.data import foresight, sources
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import calibration, evaluate
 from cifar_jax.runs import weights
@@ -35,8 +35,11 @@ def calibrate_model(workdir: Path, split: str = "validation", **options: Any) ->
     config = stored.from_json(weights.read_config(workdir))
     if weights.find_file(workdir):
         raise UserError(f"{workdir} is a file of weights: calibrate the run, then export it again")
-    place = sources.find_place(config, given=options.get("data_dir"))
-    own = "validation" in sources.open_source(config.data.name, place).sizes
+    given = options.get("data_dir")
+    known = foresight.foresee(config, given).sizes  # {} for a set that is still to be prepared
+    if not known:
+        known = sources.open_source(config.data.name, sources.find_place(config, given=given)).sizes
+    own = "validation" in known
     if split == "validation" and not own and not config.data.validation_examples:
         raise UserError(
             f"{workdir} held out no images to calibrate on: train with "

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cifar_jax.config.stored import strip_version
-from cifar_jax.data import datasets, sources
+from cifar_jax.data import datasets, foresight, sources
 from cifar_jax.data.class_folders import FOLDER
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import scores, trained
@@ -211,6 +211,7 @@ def load_images(
     configs = {label: model.config for label, model in models.items()}
     label, first = next(iter(models.items()))
     name = dataset_name or first.config.data.name
+    foresight.check_split(first.config, name, split, given)
     own_name = strip_version(name) == strip_version(first.config.data.name)
     if own_name and split in ("train", "test", "validation"):
         dataset = _load_own(first, name, split, given)

@@ -42,12 +42,10 @@ def start(
     )
 
     # What does not fit the images is refused before anything is written.
-    def augment_all(key: jax.Array, images: jax.Array) -> jax.Array:
-        images = augment.apply(key, images, config.augment, (0,) * shape[-1])
-        own = config.augment.custom
-        return augment_by(own, key, images) if own else images
-
-    jax.eval_shape(augment_all, key, jax.ShapeDtypeStruct((1, *shape), "uint8"))
+    augment.check_shape(config.augment, shape)
+    if own := config.augment.custom:
+        example = jax.ShapeDtypeStruct((1, *shape), "uint8")
+        jax.eval_shape(lambda images: augment_by(own, jax.random.key(0), images), example)
     create = make_init(config, durations, model, shape)
     shapes = jax.eval_shape(create, key)
 

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cifar_jax.config.fields import flatten
-from cifar_jax.data import sources
+from cifar_jax.data import foresight
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import trained
 from cifar_jax.models.registry import create_model, make_variables
@@ -26,7 +26,7 @@ def check_start(config: ConfigDict) -> None:
     """
     workdir = Path(config.init_from)
     trained.check_run(workdir)
-    if (shape := sources.find_shape(config)) is None:
+    if (shape := foresight.foresee(config).image_shape) is None:
         return
     try:
         other = trained.describe_model(workdir)

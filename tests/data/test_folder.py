@@ -332,6 +332,7 @@ def test_the_folder_for_validation_is_used_unless_images_are_held_out(root):
 def test_a_wrong_config_is_refused_before_anything_is_decoded(root, monkeypatch, fields, line):
     monkeypatch.setattr(folder, "open_folder", None)
     config = make_config(root)
+    config.data.validation_examples, config.batch_size = 0, 2
     check.check_config(config)
     with config.unlocked():
         for name, value in fields.items():

@@ -149,7 +149,7 @@ def test_training_and_test_images_may_not_overlap(tmp_path):
     [
         ("train_split=train[:2", "error: 'train[:2' is not a split in TFDS's notation"),
         ("train_split=extra", "has no split 'extra': it has train, test; set --config.data.train"),
-        ("test_split=validation", "it has train, test; set --config.data.test_split"),
+        ("test_split=validation", "it has train, test; change data.test_split"),
         ("test_split=train[:5]", "have 5 images in common"),
     ],
 )

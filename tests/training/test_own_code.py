@@ -221,11 +221,11 @@ def test_what_an_optimizer_lacks_is_named(tmp_path, monkeypatch, text, words):
         ("def invert(images): ...", "takes 1 positional argument but 2 were given"),
         (
             "def invert(key, images): return images / 255",
-            "returns float32 [2, 32, 32, 3] for images",
+            "returns float32 [2, 32, 32, 1] for images",
         ),
         (
             "def invert(key, images): return images[:, 1:]",
-            "returns uint8 [2, 31, 32, 3] for images",
+            "returns uint8 [2, 31, 32, 1] for images",
         ),
         ("def invert(key, images): pass", "which returns <class 'NoneType'>"),
         ("", "has no 'invert': it has nothing"),

@@ -282,17 +282,32 @@ def test_init_from_other_classes_of_the_same_number_gets_a_new_head(half):
             (28, 28, 1),
             r"\[1024, 16\] there and \[784, 16\] here: .* data.image_size and data.c",
         ),
-        ({"hidden_sizes": (8,)}, (32, 32, 1), r"kernel has the shape .*: give the model the same"),
-        ({"hidden_sizes": (16, 8)}, (32, 32, 1), r"only this run has params.Dense_1.kernel, that"),
+        (
+            {"hidden_sizes": (8,)},
+            (32, 32, 1),
+            r"(kernel|bias) has the shape .*: give the model the same",
+        ),
+        (
+            {"hidden_sizes": (16, 8)},
+            (32, 32, 1),
+            r"only this run has params.Dense_1.(kernel|bias), that",
+        ),
     ],
 )
-def test_init_from_another_model_names_the_layer(half, change, shape, words):
+def test_init_from_another_model_names_the_layer(half, tmp_path, monkeypatch, change, shape, words):
     config = tiny.config()
     config.model.update(change)
     lengths = durations.resolve_durations(config, 320)
     fresh = make_init(config, lengths, create_model(config, 10), shape)(jax.random.key(5))
     with pytest.raises(UserError, match=f"^init_from {half} does not fit: .*{words}"):
         start.transplant(half, fresh, (*"0123456789",))
+    # It is named before the data are read.
+    monkeypatch.setattr(datasets, "load_run_data", lambda *_: pytest.fail("loaded the data"))
+    config.init_from, config.data.image_size, config.data.channels = str(half), shape[0], shape[2]
+    with pytest.raises(UserError, match=f"^init_from {half} does not fit: .*{words}"):
+        resume.check_workdir(config, tmp_path)
+    fitting = tiny.config(init_from=str(half))
+    resume.check_workdir(fitting, tmp_path)
 
 
 @pytest.mark.parametrize(
