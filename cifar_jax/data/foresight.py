@@ -100,7 +100,7 @@ def check_split(config: ConfigDict, name: str, split: str, given: str | None) ->
     if name == FOLDER and not held_out:
         splits_lib.check_notation(split)
         known = {"train": None, "test": None, **dict(find_tree(given or config.data.path).splits)}
-        splits_lib.check_names(name, split, known)
+        splits_lib.check_known(name, split, known)
 
 
 def count_training(config: ConfigDict, known: Foreseen) -> int | None:
@@ -119,7 +119,7 @@ def count_training(config: ConfigDict, known: Foreseen) -> int | None:
         for role in ("train", "test"):
             if split := data[f"{role}_split"]:
                 with splits_lib.advising(role):
-                    splits_lib.check_names(data.name, split, sizes)
+                    splits_lib.check_known(data.name, split, sizes)
         mentioned = splits_lib.find_names(data.train_split, sizes)
         return sum(sizes[name].num_examples for name in mentioned)
     chosen = splits_lib.choose_splits(data.name, sizes, data.train_split, data.test_split, False)

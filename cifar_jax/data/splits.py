@@ -38,7 +38,7 @@ def find_names(split: str, sizes: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(re.findall(r"(?:^|\+)\s*(\w+)", split)))
 
 
-def check_names(name: str, split: str, sizes: Mapping[str, Any]) -> None:
+def check_known(name: str, split: str, sizes: Mapping[str, Any]) -> None:
     """Raises UserError if a text in TFDS's notation names a split that the set `name` lacks."""
     if not sizes.keys() >= set(find_names(split, sizes)):
         raise UserError(f"{name} has no split {split!r}: it has {', '.join(sizes)}")
@@ -60,7 +60,7 @@ def find_parts(name: str, split: str, sizes: Mapping[str, SplitSize]) -> list[Pa
     try:
         found = _parse(split).to_absolute(sizes)
     except ValueError as error:
-        check_names(name, split, sizes)
+        check_known(name, split, sizes)
         if "incompatible" in str(error):
             words = f"has fewer images than {split!r} asks for: it has {_describe(sizes)}"
             raise UserError(f"{name} {words}") from None

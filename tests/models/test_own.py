@@ -42,7 +42,7 @@ WRONG = [
     (("return ", ""), "returns <class 'NoneType'> []"),
     (
         ("(x)\n", "(x) + noise\n"),
-        "images [2, 32, 32, 3], fails in line 18: NameError: name 'noise'",
+        "images [2, 32, 32, 1], fails in line 18: NameError: name 'noise'",
     ),
     (("dtype=self.dtype", "dtpe=self.dtype"), "fails in line 16: TypeError: "),
     (
@@ -125,7 +125,9 @@ def test_an_error_that_may_be_due_to_the_shape_waits_for_the_images(tmp_path, mo
         "        x = jnp.mean", "        assert x.shape[1] == 8, x.shape\n        x = jnp.mean"
     )
     (tmp_path / "nets.py").write_text(text)
-    check.check_config(config("nets.py:Net"))
+    settings = config("nets.py:Net")
+    settings.data.name, settings.data.data_dir = "kmnist", str(tmp_path)  # not prepared yet
+    check.check_config(settings)
     model = registry.create("nets.py:Net", 10)
     own.check_outputs(model, (8, 8, 1))
     words = (
@@ -133,6 +135,8 @@ def test_an_error_that_may_be_due_to_the_shape_waits_for_the_images(tmp_path, mo
     )
     with pytest.raises(UserError, match=words):
         own.check_outputs(model, (32, 32, 1))
+    with pytest.raises(UserError, match=words):
+        check.check_config(config("nets.py:Net"))  # the digits' shape is known
 
 
 def test_parameters_from_data_must_be_those_of_the_model():
