@@ -68,6 +68,7 @@ def test_grey_pictures_are_not_mirrored_and_uneven_classes_are_balanced(pets):
     assert (config.data.path, config.data.channels) == (pets, 1)
     assert (config.augment.flip, config.test_time.views) == (False, "plain")
     assert config.loss.class_weights == "balanced"
+    config.batch_size = 2  # there are few pictures
     check.check_config(config, default.get_config())
     Image.effect_noise((5, 4), 90).convert("RGB").save(f"{pets}/dog/0.png")
     assert folder.get_config(pets).data.channels == 1
@@ -78,6 +79,7 @@ def test_grey_pictures_are_not_mirrored_and_uneven_classes_are_balanced(pets):
 
 def test_the_model_and_its_training_come_from_another_run(pets):
     config = folder.get_config(f"{pets},pretrained:mlp")
+    config.batch_size = 2  # there are few pictures
     check.check_config(config, default.get_config())
     assert config.init_from == "pretrained:mlp"
     assert (config.data.image_size, config.data.channels) == (28, 1)
