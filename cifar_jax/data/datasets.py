@@ -182,16 +182,13 @@ def run_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_validation(name: str, total: int, num_examples: int, fold: int = 0) -> None:
-    """Checks that so many of a set's training images can be held out, as by `carve_validation`.
+    """Raises UserError if so many training images cannot be held out, as by `carve_validation`.
 
     Args:
       name: the set's name.
       total: the number of its training images, or the most that there can be.
       num_examples: how many to hold out.
       fold: which of the parts of that size.
-
-    Raises:
-      UserError: they cannot.
     """
     if not 0 < num_examples < total:
         raise UserError(

@@ -189,8 +189,7 @@ def _load_own(model: Trained, name: str, split: str, given: str | None) -> datas
     place = sources.find_place(model.config, name, given, model.image_shape)
     dataset = datasets.load_run_data(name, place, **options)
     if split not in dataset.splits:
-        known = ", ".join(dataset.splits)
-        raise UserError(f"the run has no split {split!r}: it has {known}")
+        raise UserError(f"the run has no split {split!r}: it has {', '.join(dataset.splits)}")
     return dataset
 
 
