@@ -17,6 +17,7 @@ from cifar_jax.training import loop as train
 from configs import default
 from results import scale
 from tests import tiny
+from tests.few import slow
 
 
 @pytest.mark.slow
@@ -85,14 +86,21 @@ def test_runs_alternate_with_the_record_and_resume(tmp_path):
         open_results()
 
 
-@pytest.mark.parametrize("name", ["simple_cnn", "resnet:20"])
-def test_a_runs_operations_are_those_of_its_multiplications(name):
+@pytest.mark.parametrize(
+    ("name", "views"),
+    [
+        *(("simple_cnn", "plain"), ("simple_cnn", "mirror")),
+        slow("resnet:20", "mirror"),
+    ],
+)
+def test_a_runs_operations_are_those_of_its_multiplications(name, views):
     config = collectives.load_config(name)
+    config.test_time.views = views
     config.data.name, config.num_epochs = "digits", 2.0
     dataset = speedrun.random_dataset(2 * config.batch_size)
     # One way through the net for each view of a test image, three for an image of training.
-    views = {"plain": 1, "mirror": 2}[config.test_time.views]
-    images = (2 * 3 + views) * len(dataset.splits["train"].labels)
+    ways = {"plain": 1, "mirror": 2}[views]
+    images = (2 * 3 + ways) * len(dataset.splits["train"].labels)
     multiplications = images * scaling.forward_macs(name)
     assert racer.Racer(config, dataset).count_flops() == pytest.approx(2 * multiplications, rel=0.1)
 

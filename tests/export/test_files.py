@@ -1,5 +1,6 @@
 """ONNX and StableHLO: every model, any number of images, with what the run does at test time."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def need_flatbuffers():
     pytest.importorskip("flatbuffers", reason="needs the extra `export`")
 
 
+@functools.cache
 def make_subject(name, dtype="float32", temperature=1.5):
     """Returns a model with random weights and statistics, and its answers to random images."""
     rng = np.random.default_rng(0)

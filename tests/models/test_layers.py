@@ -1,6 +1,7 @@
 """The models' blocks mean what Flax's do."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cifar_jax.models.layers import BatchNorm, Conv, gelu, relu
+from tests.few import some
 
 
 def draw(seed, shape, dtype=jnp.float32):
@@ -71,16 +73,30 @@ def test_batch_norm_is_flax_batch_norm(options):
     close(*evaluated, rounding)
 
 
+# Each with the function that it computes.
+ACTIVATIONS = {
+    "relu": (relu, nn.relu),
+    "gelu": (gelu, functools.partial(nn.gelu, approximate=False)),
+    "tanh": (nn.tanh, nn.tanh),
+}
+
+
 @pytest.mark.usefixtures("platform_taken")
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("has_shortcut", [True, False])
 @pytest.mark.parametrize(
-    ("activation", "plain"),
-    [(relu, nn.relu), (gelu, functools.partial(nn.gelu, approximate=False)), (nn.tanh, nn.tanh)],
-    ids=["relu", "gelu", "tanh"],
+    ("name", "has_shortcut", "dtype"),
+    some(
+        [
+            *(("relu", True, jnp.float32), ("gelu", True, jnp.float32)),
+            *(("relu", False, jnp.float32), ("gelu", False, jnp.float32)),
+            *(("relu", True, jnp.bfloat16), ("gelu", False, jnp.bfloat16)),
+            ("tanh", True, jnp.float32),
+        ],
+        itertools.product(ACTIVATIONS, [True, False], [jnp.float32, jnp.bfloat16]),
+    ),
 )
-def test_batch_norm_with_what_follows_it(activation, plain, has_shortcut, dtype):
+def test_batch_norm_with_what_follows_it(name, has_shortcut, dtype):
     """Together as one after the other in float64: result, statistics, gradients, evaluation."""
+    activation, plain = ACTIVATIONS[name]
     inputs, shortcut = 2 * draw(0, (6, 5, 7, 12), dtype) + 1, draw(1, (6, 5, 7, 12), dtype)
     weights, shortcut = draw(2, inputs.shape, dtype), shortcut if has_shortcut else None
     options = {"scale_init": nn.initializers.normal(), "bias_init": nn.initializers.normal()}

@@ -13,6 +13,7 @@ from cifar_jax.models import registry, resnet, speedrun
 from cifar_jax.models.layer_table import layer_table
 from cifar_jax.ops.stock import stock_operations
 from cifar_jax.parallel import devices
+from tests.few import slow, some
 
 CIFAR = (32, 32, 3)
 # name, options, image shape, parameters, moving statistics; every registered name has a row.
@@ -49,11 +50,19 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def rarely(*names):
+    """The registered models; all but these only in the slow tests."""
+    return [name if name in names else slow(name) for name in registry.MODELS]
+
+
 def test_every_model_has_a_row_of_counts():
     assert {name for name, *_ in COUNTS} == set(registry.MODELS)
 
 
-@pytest.mark.parametrize(("name", "options", "image_shape", "params", "statistics"), COUNTS)
+@pytest.mark.parametrize(
+    ("name", "options", "image_shape", "params", "statistics"),
+    [slow(*row) if row[1].get("depth") in (32, 44, 110) else row for row in COUNTS],
+)
 def test_counts(name, options, image_shape, params, statistics):
     variables = initial_shapes(registry.create(name, 10, **options), image_shape)
     assert count(variables["params"]) == params
@@ -107,8 +116,13 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", registry.MODELS)
-@pytest.mark.parametrize("image_shape", [(32, 32, 1), (28, 28, 1), (48, 40, 3)])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("image_shape", "dtype"),
+    some(
+        [((28, 28, 1), jnp.float32), ((48, 40, 3), jnp.bfloat16)],
+        itertools.product([(32, 32, 1), (28, 28, 1), (48, 40, 3)], [jnp.float32, jnp.bfloat16]),
+    ),
+)
 def test_any_shape_classes_and_dtype(name, image_shape, dtype):
     model = registry.create(name, 7, dtype)
     variables = initial_shapes(model, image_shape)
@@ -191,13 +205,8 @@ def make_derivatives(name):
     return functools.partial(model.init, jax.random.key(0), images), derive
 
 
-def rarely(*names):
-    """The registered models; all but these only in the slow tests."""
-    return [x if x in names else pytest.param(x, marks=pytest.mark.slow) for x in registry.MODELS]
-
-
-# A ResNet has the blocks of a wide ResNet, and more of them.
-@pytest.mark.parametrize("name", rarely(*set(registry.MODELS) - {"resnet"}))
+# A ResNet has the blocks of a wide ResNet, the VGG-like network the layers of the BN CNN.
+@pytest.mark.parametrize("name", rarely(*set(registry.MODELS) - {"resnet", "vgg_bn"}))
 def test_forward_mode_and_hessian_products_of_every_model(name):
     init, derive = make_derivatives(name)
     variables = jax.eval_shape(init)
@@ -225,8 +234,8 @@ def test_the_derivatives_of_a_model_are_xlas(name):
 @pytest.mark.parametrize(
     ("name", "size", "least"),
     [
-        *(("lenet", (8, 8), 16), ("lenet", (15, 40), 16), ("bn_cnn", (12, 12), 16)),
-        *(("vgg_bn", (7, 7), 8), ("speedrun", (24, 24), 25), ("speedrun", (16, 40), 25)),
+        *(("lenet", (15, 40), 16), ("bn_cnn", (12, 12), 16), ("vgg_bn", (7, 7), 8)),
+        *(("speedrun", (24, 24), 25), slow("lenet", (8, 8), 16), slow("speedrun", (16, 40), 25)),
     ],
 )
 def test_images_that_are_too_small_are_refused_with_the_least_size(name, size, least):
@@ -365,7 +374,8 @@ def test_whitening_kernel_bounds_directions_without_variance():
     ("name", "options"),
     [
         *(("simple_cnn", {}), ("vgg_bn", {}), ("lenet", {})),
-        *(("resnet", {"depth": 20}), ("speedrun", {})),
+        *(("wide_resnet", {"depth": 10, "widen_factor": 1}), ("speedrun", {})),
+        slow("resnet", {"depth": 20}),
     ],
 )
 def test_gradients_are_fast_on_a_cpu_and_xlas_own_elsewhere(name, options):

@@ -12,6 +12,7 @@ from cifar_jax import ops
 from cifar_jax.models import layers
 from cifar_jax.ops.stock import stock_operations
 from cifar_jax.parallel import devices
+from tests.few import slow
 
 conv = functools.partial(
     ops.conv_general_dilated, padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -86,7 +87,19 @@ def derivatives(function, args, tangents):
     }
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+# On an accelerator these are XLA's own, by the same rule as the first convolution.
+LIKE_THE_FIRST = ("convolution with strides", "Winograd's", "dense")
+
+
+@pytest.mark.parametrize(
+    ("name", "platform_taken"),
+    [
+        *((name, "cpu") for name in OPERATIONS),
+        *((name, "accelerator") for name in OPERATIONS if name not in LIKE_THE_FIRST),
+        *(slow(x, "accelerator") for x in LIKE_THE_FIRST),
+    ],
+    indirect=["platform_taken"],
+)
 def test_every_derivative_is_xlas(name, platform_taken):
     function, *shapes = OPERATIONS[name]
     reference = shapes.pop() if callable(shapes[-1]) else function

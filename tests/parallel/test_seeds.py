@@ -20,6 +20,7 @@ from cifar_jax.runs import history, workdir
 from cifar_jax.runs import signals as signals_lib
 from cifar_jax.training import check, loop, state
 from tests import program, tiny
+from tests.few import slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +65,7 @@ def assert_close(one, other, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
 
 
-@pytest.mark.parametrize("seed", [5, 7])
+@pytest.mark.parametrize("seed", [slow(5), 7])
 def test_a_seed_is_what_it_is_alone(together, tmp_path, seed):
     alone = start(tmp_path / "alone", seed=seed)
     # Alone, the batch is divided among both devices, which add up in another order.

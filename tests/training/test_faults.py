@@ -17,6 +17,7 @@ from cifar_jax.training import loop
 from cifar_jax.training import run as run_lib
 from tests import program
 from tests.faults import damages, stops
+from tests.few import slow
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,15 @@ def during(monkeypatch, step, do):
     monkeypatch.setattr(run_lib, "update_bar", update_bar)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("overrides", [(), ("--config.checkpoint.every_steps=5",)])
+@pytest.mark.parametrize(
+    ("number", "code", "overrides"),
+    [
+        (signal.SIGINT, 130, ()),
+        (signal.SIGTERM, 143, ("--config.checkpoint.every_steps=5",)),
+        slow(signal.SIGINT, 130, ("--config.checkpoint.every_steps=5",)),
+        slow(signal.SIGTERM, 143, ()),
+    ],
+)
 def test_stopped_by_a_signal_and_resumed(
     undisturbed, monkeypatch, tmp_path, number, code, overrides
 ):
