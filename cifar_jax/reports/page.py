@@ -26,6 +26,7 @@ p { margin: .25rem 0; max-width: 46rem; }
 .tiles { display: grid; gap: .75rem; margin: 1rem 0;
   grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); }
 .pictures { columns: 22rem; column-gap: 1rem; }
+.pictures:has(> .card:nth-child(4):last-child) { columns: 22rem 2; }
 .pictures .card { break-inside: avoid; margin: 0 0 1rem; }
 .card, .tile, details { background: var(--card); border: 1px solid var(--line);
   border-radius: .5rem; padding: .75rem 1rem; margin: 0; min-width: 0; }
@@ -43,7 +44,9 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .875rem; margin: .5rem 0; }
 pre span { display: inline-block; max-width: 100%; }
 @media (max-width: 30rem) { body, .card, details { padding: .5rem; }
-  table { font-size: .8125rem; } th, td { padding-right: .6rem; } }
+  table { font-size: .8125rem; } th, td { padding-right: .6rem; }
+  th, th.number { white-space: normal; }
+  pre { font-size: .75rem; } }
 """
 
 
