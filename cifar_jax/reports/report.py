@@ -162,8 +162,8 @@ def _times(
             yield "training time", format_duration(row["seconds"])
     with contextlib.suppress(UserError, KeyError, TypeError):
         best = files.read_json(workdir / RESULT)["best"]
-        name = f"best epoch (validation accuracy {best['eval_accuracy']:.2%})"
-        yield name, format_number(best["epoch"])
+        words = f"{format_number(best['epoch'])} ({best['eval_accuracy']:.2%})"
+        yield "best epoch on validation", words
 
 
 def _seeds(split: str, every: Sequence[Predictions]) -> Iterator[str]:

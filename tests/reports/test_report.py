@@ -140,10 +140,12 @@ def test_the_page_names_the_best_epoch(finished):
     workdir, lines = finished
     best = files.read_json(workdir / "result.json")["best"]
     assert best == api.TrainedRun(workdir).result["best"]
-    accuracy = f"accuracy {best['eval_accuracy']:.2%}"
-    assert f"best on the validation split: epoch 1, {accuracy} (--checkpoint=best)" in lines
+    accuracy = f"{best['eval_accuracy']:.2%}"
+    assert (
+        f"best on the validation split: epoch 1, accuracy {accuracy} (--checkpoint=best)" in lines
+    )
     texts = Links((workdir / "report" / "report.html").read_text()).texts
-    assert texts[texts.index(f"best epoch (validation {accuracy})") + 1] == "1"
+    assert texts[texts.index("best epoch on validation") + 1] == f"1 ({accuracy})"
 
 
 def test_the_learning_rate_is_drawn_from_the_first_step_on(finished, monkeypatch):
