@@ -21,7 +21,7 @@ def test_the_tour(tmp_path):
     nbformat.write(notebook, tmp_path / "executed.ipynb")
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [x for x in outputs if "image/png" in x.get("data", {})]
-    assert len(pictures) >= 6
+    assert len(pictures) >= 8
     texts = [x["text"] for x in outputs if x.output_type == "stream" and x.name == "stdout"]
     assert any("step/s" in text for text in texts)  # the bar
     (correct,) = [text for text in texts if "correct:" in text]
