@@ -18,6 +18,7 @@ from cifar_jax.runs import manifest
 
 FILE = "calibration.json"
 NUM_BINS = 15
+_LIMIT = math.log(100)  # of the logarithm of a temperature
 
 
 class Calibration(NamedTuple):
@@ -75,23 +76,30 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns the temperature, from 0.01 to 100, that gives the least cross-entropy.
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017. The cross-entropy is convex in the
-    inverse of the temperature.
+    inverse of the temperature. If all images are classified right, it falls with the temperature
+    down to the bound.
 
     Args:
       logits: float [images, classes].
       labels: int [images], the true classes.
     """
     logits = logits.astype(np.float64)
+    if (logits.argmax(axis=1) == labels).all():
+        return math.exp(-_LIMIT)  # the loss is rounded to 0 well before
 
     def loss(log_temperature: float) -> float:
         log_probabilities = special.log_softmax(logits / math.exp(log_temperature), axis=1)
         return -float(log_probabilities[np.arange(len(labels)), labels].mean())
 
-    limit = math.log(100)
     found = optimize.minimize_scalar(
-        loss, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-8}
+        loss, bounds=(-_LIMIT, _LIMIT), method="bounded", options={"xatol": 1e-8}
     )
     return math.exp(found.x)
+
+
+def is_inside(temperature: float) -> bool:
+    """Whether a temperature of `fit_temperature` is not at a bound."""
+    return abs(math.log(temperature)) < _LIMIT - 1e-3
 
 
 def save_temperatures(

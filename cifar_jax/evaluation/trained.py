@@ -212,7 +212,8 @@ def _describe(meta: Mapping[str, Any], where: str, place: Path, stored_code=Fals
         abstract = jax.eval_shape(lambda: make_variables(model, shape)(jax.random.key(0)))
         names, step = tuple(data["class_names"]), meta["step"]
         temperature = float(meta.get("temperature", 1))
-        values = (dict(abstract), names, mean, std, shape, step, seed, temperature)
+        fitted = temperature, str(meta.get("fitted_on", ""))  # earlier files do not say it
+        values = (dict(abstract), names, mean, std, shape, step, seed, *fitted)
         return Trained(config, model, *values)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{where} has no model: {first_line(error)}") from error

@@ -106,6 +106,12 @@ def _scores(subject: Subject, labels: np.ndarray) -> Iterator[str]:
         f"kind, by Wilson), loss {test.loss:.4f}, expected calibration error {_percent(error)} in "
         "15 bins. It is one run: other seeds give other weights and slightly other results."
     )
+    if subject.trained.temperature != 1:
+        yield ""
+        yield (
+            f"The probabilities have the {subject.trained.describe_temperature()}: the logits are "
+            "divided by it."
+        )
     yield ""
     yield "| class | precision | recall | F1 | images |"
     yield "|---|---:|---:|---:|---:|"

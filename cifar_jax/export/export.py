@@ -64,7 +64,7 @@ def export_model(
             rows.append((name, *write_checked(kind, subject, output)))
     print(format_table(rows, right=range(2, 8)))
     print(
-        f"{printable(str(output))}: the checkpoint of step {subject.trained.step}; differ: answers "
+        f"{printable(str(output))}: {subject.trained.describe()}; differ: answers "
         f"that differ from the model's; close: images whose two best logits lie within {TIE:g}, "
         "which may differ; here: the model's own images/s"
     )

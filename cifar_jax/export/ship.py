@@ -69,11 +69,14 @@ def ship_model(workdir: Path, name: str | None = None, float16: bool = False) ->
         raise UserError(
             f"rounding costs too much: {before.accuracy:.2%} became {after.accuracy:.2%}"
         )
-    weights.write_weights(path, _stored(subject, float16), subject.about)
-    used = sum(file.stat().st_size for file in path.parent.iterdir())
+    others = [file for file in path.parent.iterdir() if file != path]
+    unchecked = path.with_name(f"{path.name}.unchecked")
+    weights.write_weights(unchecked, _stored(subject, float16), subject.about)
+    used = sum(file.stat().st_size for file in (unchecked, *others))
     if used > MOST_BYTES:
-        path.unlink()
+        unchecked.unlink()
         raise UserError(f"all shipped files would take {used:,} bytes, more than {MOST_BYTES:,}")
+    unchecked.replace(path)
     write_card(subject, path, path.with_suffix(".md"))
     words = scores.format_scores("test", after)
     return f"{path.name}: {words}, {before.num_correct} before it was stored; {used:,} bytes in all"

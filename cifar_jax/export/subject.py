@@ -31,8 +31,9 @@ class Subject(NamedTuple):
       name: what the model is called.
       trained: the model.
       about: the description that goes with every file, JSON values: "config", "data", "step",
-        "seed", "temperature", "origin" (commit, command and versions of the training) and "test",
-        its scores on the test split, if the images are that.
+        "seed", "temperature" and "fitted_on" (the split, "" if there is none), "origin" (commit,
+        command and versions of the training) and "test", its scores on the test split, if the
+        images are that.
       images: uint8 [images, height, width, channels].
       labels: int [images]; None for random images.
       logits: float32 [images, classes].
@@ -139,6 +140,7 @@ def _describe(model: Trained, workdir: Path) -> dict[str, Any]:
         "step": model.step,
         "seed": model.seed,
         "temperature": model.temperature,
+        "fitted_on": model.fitted_on,
         "origin": _origin(workdir),
         "versions": provenance.versions(),
     }

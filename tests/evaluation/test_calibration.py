@@ -11,6 +11,7 @@ from sklearn.calibration import calibration_curve
 
 import cifar_jax
 from cifar_jax import files
+from cifar_jax.data.splits import SplitSize
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import calibrate, calibration, evaluate, scores
 from cifar_jax.reports import report, style
@@ -119,10 +120,33 @@ def test_a_temperature_belongs_to_its_checkpoint(run, tmp_path):
         files.write_json(path, values)
 
 
-def test_what_a_model_was_trained_on_does_not_calibrate_it(run, tmp_path):
+@pytest.mark.parametrize("split", ["train", "train[99%:]", "all", "test+train", "test+train[:9]"])
+def test_what_a_model_was_trained_on_does_not_calibrate_it(run, split):
     folder, _ = run
-    with pytest.raises(UserError, match="was trained on: calibrate on images that were not"):
-        calibrate.calibrate_model(folder, "train")
+    before = (folder / calibration.FILE).read_bytes()
+    code, out, err = program.run_here("--mode=calibrate", f"--workdir={folder}", f"--split={split}")
+    assert (code, out) == (2, "")
+    words = f"has images that {folder} was trained on: calibrate on images that were not"
+    assert err == f"error: --split={split} {words}, --split=validation\n"
+    assert (folder / calibration.FILE).read_bytes() == before
+
+
+def test_images_that_the_training_left_out_calibrate(run):
+    folder, _ = run
+    sizes = {x: SplitSize(n, [n]) for x, n in (("train", 1437), ("test", 360))}
+    config = tiny.config(data__train_split="train[:90%]", data__test_split="test[:50%]")
+
+    def touches_test(split):
+        return calibrate._check_split(folder, config, split, sizes)
+
+    assert [touches_test(x) for x in ("train[90%:]", "test[50%:]", "validation")] == [False] * 3
+    assert [touches_test(x) for x in ("test", "test[:1%]", "train[95%:]+test")] == [True] * 3
+    with pytest.raises(UserError, match="has images that"):
+        touches_test("train[89%:]")
+
+
+def test_a_run_without_a_validation_split_is_refused(run, tmp_path):
+    folder, _ = run
     without = tmp_path / "without"
     without.mkdir()
     config = files.read_json(folder / "config.json")
@@ -132,12 +156,41 @@ def test_what_a_model_was_trained_on_does_not_calibrate_it(run, tmp_path):
         calibrate.calibrate_model(without)
 
 
-def test_calibrating_on_the_test_split_says_so(run, tmp_path, capsys):
+@pytest.mark.parametrize("split", ["test", "test[:50%]"])
+def test_calibrating_on_the_test_split_says_so(run, split, capsys):
     folder, _ = run
     path = folder / calibration.FILE
     before = path.read_text()
-    calibrate.calibrate_model(folder, "test")
+    calibrate.calibrate_model(folder, split)
     words = "fitted on the test split: scores on it are no longer those of unseen images"
     assert words in capsys.readouterr().out
-    assert cifar_jax.load(folder).fitted_on == "test"
+    assert cifar_jax.load(folder).fitted_on == split
     path.write_text(before)
+
+
+def made_up(logits, labels):
+    """Returns predictions with these logits."""
+    return evaluate.Predictions(None, None, np.array(labels), np.array(logits), "3")
+
+
+def test_no_temperature_is_best_where_all_images_are_right_or_none():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(200, 10)).astype(np.float32)
+    right, wrong = logits.argmax(axis=1), logits.argmin(axis=1)
+    for labels, count, bound in ((right, 200, 0.01), (wrong, 0, 100)):
+        words = f"seed 3, which has {count} of 200 images of the validation split right: the loss"
+        with pytest.raises(UserError, match=f"{words} falls on to the bound, {bound};"):
+            calibrate._fit_temperatures([made_up(logits, labels)], "validation")
+    # One that is wrong is enough.
+    right[0] = (right[0] + 1) % 10
+    (found,) = calibrate._fit_temperatures([made_up(logits, right)], "validation")
+    assert 0.01 < found < 1
+
+
+def test_few_images_get_a_warning(caplog):
+    logits, labels = draw(num_images=100)
+    calibrate._fit_temperatures([made_up(logits, labels)], "validation")
+    assert caplog.text == ""
+    calibrate._fit_temperatures([made_up(logits[:99], labels[:99])], "validation")
+    (line,) = caplog.messages
+    assert line.startswith("the validation split has only 99 images: a temperature fitted on fewer")

@@ -7,7 +7,9 @@ import pytest
 
 import cifar_jax
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import calibration
 from cifar_jax.export import export
+from cifar_jax.runs import weights
 from tests import program, sample_run
 
 
@@ -33,6 +35,29 @@ def test_an_exported_file_is_evaluated_like_the_run(run):
     code, out, err = program.run_here("--mode=evaluate", f"--workdir={file}")
     assert (code, err) == (0, "")
     assert "checkpoint of step 3: test accuracy 6.11% (22 of 360)" in out
+
+
+def test_an_exported_model_says_what_its_temperature_was_fitted_on(run, tmp_path):
+    calibration.save_temperatures(run, 3, [1.25], "test[:50%]", 180)
+    code, out, err = program.run_here("--mode=export", f"--workdir={run}", "--formats=safetensors")
+    assert (code, err) == (0, "")
+    words = "temperature 1.250 (fitted on the test[:50%] split)"
+    assert f"export: the checkpoint of step 3, {words}; differ: " in out
+    folder = run / "export"
+    assert (
+        f"The probabilities have the {words}: the logits are" in (folder / "README.md").read_text()
+    )
+    file = folder / "model.safetensors"
+    assert cifar_jax.load(file).fitted_on == "test[:50%]"
+    # A file that was exported once more, and one from before this was kept.
+    again = tmp_path / "again"
+    export.export_model(file, ["safetensors"], again)
+    variables, about = weights.read_weights(again / "model.safetensors")
+    assert (about["temperature"], about["fitted_on"]) == (1.25, "test[:50%]")
+    del about["fitted_on"]
+    weights.write_weights(file, variables, about)
+    model = cifar_jax.load(file)
+    assert (model.temperature, model.fitted_on) == (1.25, "")
 
 
 @pytest.mark.parametrize("change", ["answer", "probability", "nan"])

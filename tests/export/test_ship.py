@@ -66,6 +66,19 @@ def test_a_model_that_is_worse_or_too_large_is_refused(
     assert list(shipped.iterdir()) == []
 
 
+def test_a_model_that_is_too_large_leaves_the_shipped_one(run, shipped, monkeypatch, capsys):
+    assert ship.main(["ship", str(run), "--name=small"]) == 0
+    before = {path.name: path.read_bytes() for path in shipped.iterdir()}
+    monkeypatch.setattr(ship, "MOST_BYTES", 100)
+    assert ship.main(["ship", str(run), "--name=small", "--float16"]) == 2
+    assert {path.name: path.read_bytes() for path in shipped.iterdir()} == before
+    # The file that is replaced does not count.
+    size = sum(map(len, before.values()))
+    monkeypatch.setattr(ship, "MOST_BYTES", size)
+    assert ship.main(["ship", str(run), "--name=small"]) == 0
+    assert capsys.readouterr().out.endswith(f"; {size:,} bytes in all\n")
+
+
 @pytest.mark.parametrize("commit", [None, "b" * 40 + "+"])
 def test_a_run_of_an_unknown_commit_is_refused(run, shipped, capsys, commit):
     (run / "environment.json").write_text(json.dumps(ENVIRONMENT | {"commit": commit}))
