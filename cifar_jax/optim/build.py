@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -40,8 +41,16 @@ def create_optimizer(config: ConfigDict, durations: Durations) -> optax.Gradient
     if not (radius := config.optimizer.sam_radius):
         return rule
     # Around everything else: clipping and decay apply to the gradient at the worst weights.
-    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(radius))
+    ascent = optax.chain(optax.stateless(_normalize), optax.sgd(radius))
     return optax.contrib.sam(rule, ascent, opaque_mode=True)
+
+
+def _normalize(gradient: Any, params: Any) -> Any:
+    """Returns a gradient of the global norm 1, as `optax.contrib.normalize` does, which makes nan
+    of a gradient that is 0 everywhere: that one stays."""
+    norm = optax.tree.norm(gradient)
+    norm = jnp.where(norm == 0, 1, norm)
+    return jax.tree.map(lambda leaf: leaf / norm, gradient)
 
 
 def combine_rules(

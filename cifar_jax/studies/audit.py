@@ -44,8 +44,6 @@ def audit_labels(
     whole = datasets.load_for(config, validation_examples=0, label_noise=0)
     images, clean, origin = whole.splits["train"]
     total, classes = len(clean), len(whole.class_names)
-    if not 2 <= num_folds <= total:
-        raise UserError(f"--folds is {num_folds}: give a number from 2 to {total} (images)")
     folds = list(_make_folds(config, num_folds, total))
     for number, fold in enumerate(folds):
         folder = workdir / f"fold_{number}"
@@ -68,8 +66,25 @@ def audit_labels(
     return 0
 
 
+def part_size(total: int, num_folds: int) -> int:
+    """Returns how many images a fold holds out; the last one may have fewer.
+
+    Raises:
+      UserError: a fold would have none.
+    """
+    if not 2 <= num_folds <= total:
+        raise UserError(f"--folds is {num_folds}: give a number from 2 to {total} (images)")
+    size = -(-total // num_folds)
+    if (parts := -(-total // size)) < num_folds:
+        raise UserError(
+            f"--folds is {num_folds}, but parts of {size} images leave none of {total} for the last"
+            f" fold: give --folds={parts}"
+        )
+    return size
+
+
 def _make_folds(config: ConfigDict, num_folds: int, total: int) -> Iterator[ConfigDict]:
-    fields = {"data.validation_examples": -(-total // num_folds), "log.report": False}
+    fields = {"data.validation_examples": part_size(total, num_folds), "log.report": False}
     fields["data.seed"] = datasets.run_options(config)["seed"]
     for number in range(num_folds):
         yield training.change_config(config, fields | {"data.validation_fold": number})

@@ -74,6 +74,16 @@ def test_a_seed_is_what_it_is_alone(together, tmp_path, seed):
         assert one == pytest.approx(other, rel=1e-5)
 
 
+def test_a_seed_has_its_own_worst_weights(tmp_path):
+    fields = {"optimizer__sam_radius": 0.1, "num_steps": 3}
+    two = start(tmp_path / "two", num_seeds=2, **fields)
+    alone = start(tmp_path / "alone", seed=6, **fields)
+    assert_close(cifar_jax.load(two, seed=6), cifar_jax.load(alone), atol=2e-6)
+    without = start(tmp_path / "without", seed=6, num_steps=3)
+    with pytest.raises(AssertionError):
+        assert_close(cifar_jax.load(two, seed=6), cifar_jax.load(without), atol=2e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_seed_of_the_speedrun_is_what_it_is_alone(tmp_path, at_once):

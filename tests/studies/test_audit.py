@@ -8,8 +8,10 @@ import pytest
 
 import cifar_jax
 from cifar_jax.data import datasets
+from cifar_jax.data.sampling import partition
+from cifar_jax.errors import UserError
 from cifar_jax.reports import style
-from cifar_jax.studies import audit_page
+from cifar_jax.studies import audit, audit_page
 from tests import program, tiny
 
 FIELDS = {"num_steps": 20, "data__validation_examples": 0, "data__label_noise": 0.05}
@@ -92,6 +94,11 @@ def test_the_same_command_again_trains_nothing(audited):
     [
         (("--folds=1",), "flag --folds=1: 1 is not integer >= 2"),
         (("--folds=1438",), "--folds is 1438: give a number from 2 to 1437 (images)"),
+        (
+            ("--folds=1000",),
+            "--folds is 1000, but parts of 2 images leave none of 1437 for the last fold: give "
+            "--folds=719",
+        ),
         (("--folds=3",), "data.validation_examples was 719 and is now 479"),
         (("--workdir={}/fold_0",), "fold_0 holds a run: choose another folder for the audit"),
     ],
@@ -102,6 +109,21 @@ def test_mistakes(audited, flags, line):
     assert code == 2
     assert line in err.splitlines()[0]
     assert "Traceback" not in err
+
+
+def test_every_number_of_folds_that_is_accepted_has_images_for_each():
+    for total in range(2, 60):
+        for folds in range(2, total + 1):
+            try:
+                size = audit.part_size(total, folds)
+            except UserError as error:
+                advised = int(str(error).rpartition("=")[2])
+                assert 2 <= advised < folds
+                assert audit.part_size(total, advised)
+                continue
+            parts = [partition(total, size, 0, number)[0] for number in range(folds)]
+            assert all(map(len, parts))
+            assert sum(map(len, parts)) == total
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from cifar_jax.augment import batch as augment
+from cifar_jax.augment import mixing
 from cifar_jax.config import durations
 from cifar_jax.errors import UserError
 from cifar_jax.models import registry
@@ -19,6 +20,7 @@ from cifar_jax.training import program as program_lib
 from cifar_jax.training import state as state_lib
 from cifar_jax.training import step as step_lib
 from cifar_jax.training.state import TrainState
+from configs import default
 from tests import tiny
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
@@ -132,6 +134,95 @@ def test_sharpness_aware_minimization_takes_the_gradient_at_the_worst_weights_ne
     new, _ = jax.jit(step)(state, (IMAGES, LABELS, np.arange(32)), jax.random.key(0))
     expected = kernel - 0.1 * (worst + 0.2 * kernel)
     np.testing.assert_allclose(new.params["head"]["kernel"], expected, atol=1e-6)
+
+
+def take_sam_step(model, radius=0.5, class_weights=None, change=None):
+    """Returns the state before and after a step of sharpness-aware SGD."""
+    config = tiny.config(optimizer__sam_radius=radius, optimizer__learning_rate=0.1)
+    config.optimizer.name = "sgd"
+    if change:
+        change(config)
+    optimizer = build.create_optimizer(config, durations.resolve_durations(config, 320))
+    state, _ = make(config, model, optimizer)
+    parts = (model, optimizer, config, MEAN, STD, 3)
+    step = step_lib.make_train_step(*parts, class_weights=class_weights)
+    with jax.numpy_dtype_promotion("strict"):
+        return state, *jax.jit(step)(state, (IMAGES, LABELS, np.arange(32)), jax.random.key(0))
+
+
+def test_a_gradient_of_zero_leaves_the_weights_of_sharpness_aware_minimization():
+    model = registry.create("mlp", 10, hidden_sizes=())
+    state, new, _ = take_sam_step(model, class_weights=np.zeros(10, np.float32))
+    jax.tree.map(np.testing.assert_array_equal, state.params, new.params)
+
+
+def test_other_gradients_have_the_bits_of_optax():
+    random = np.random.default_rng(0)
+    for scale in (1e-15, 1e-3, 1.0, 1e15):
+        tree = {"a": random.normal(size=(7, 5)) * scale, "b": random.normal(size=3) * scale}
+        tree = jax.tree.map(jnp.float32, tree)
+        ours = jax.jit(lambda x: build._normalize(x, None))(tree)
+        theirs, _ = jax.jit(optax.contrib.normalize().update)(tree, optax.EmptyState())
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_sharpness_aware_minimization_keeps_the_statistics_of_the_first_pass():
+    model = small_bn_net()
+    state, new, metrics = take_sam_step(model)
+    _, plain, first = take_step(model, optimizer__learning_rate=0.1)
+    jax.tree.map(np.testing.assert_array_equal, new.batch_stats, plain.batch_stats)
+    np.testing.assert_array_equal(metrics, first)
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), new.params, plain.params)))
+    before = state.batch_stats
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), before, new.batch_stats)))
+
+
+def test_frozen_parameters_are_no_part_of_the_worst_weights():
+    model = registry.create("mlp", 10, hidden_sizes=(6,), activation="relu")
+
+    def freeze(config):
+        with config.unlocked():
+            config.optimizer.groups.hidden = default.get_group("(?!head/).*")
+        config.optimizer.groups.hidden.name = "frozen"
+
+    state, new, _ = take_sam_step(model, change=freeze)
+    images = augment.normalize(jnp.asarray(IMAGES), MEAN, STD, jnp.float32)
+
+    def loss(head):
+        logits = model.apply({"params": {**state.params, "head": head}}, images, train=True)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
+
+    head = state.params["head"]
+    gradient = jax.grad(loss)(head)
+    norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
+    worst = jax.grad(loss)(jax.tree.map(lambda x, g: x + 0.5 * g / norm, head, gradient))
+    expected = {**state.params, "head": jax.tree.map(lambda x, g: x - 0.1 * g, head, worst)}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.params, expected)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_each_class_has_its_own_factor_in_smoothed_and_mixed_labels(mixup):
+    factors = np.linspace(0.5, 3, 10, dtype=np.float32)
+    model = registry.create("mlp", 10, hidden_sizes=())
+    config = tiny.config(loss__label_smoothing=0.2, augment__mixup_alpha=mixup)
+    state, _ = make(config, model, optax.sgd(0.1))
+    parts = (model, optax.sgd(0.1), config, MEAN, STD, 3)
+    step = jax.jit(step_lib.make_train_step(*parts, class_weights=factors))
+    new, metrics = step(state, (IMAGES, LABELS, np.arange(32)), jax.random.key(0))
+    pixels = (IMAGES / 255 - np.array(MEAN)) / np.array(STD)
+    targets = 0.02 + 0.8 * np.eye(10)[LABELS]
+    mix_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)[1]
+    pixels, targets = mixing.mix(mix_key, jnp.float32(pixels), jnp.float32(targets), config.augment)
+    assert (np.abs(targets - 0.02 - 0.8 * np.eye(10)[LABELS]).max() > 0.1) == bool(mixup)
+    pixels, targets = np.float64(pixels).reshape(32, -1), np.float64(targets)
+    logits = pixels @ np.float64(state.params["head"]["kernel"])
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    losses = -(factors * targets * np.log(shares)).sum(axis=1)
+    np.testing.assert_allclose(metrics[0], losses.sum(), rtol=1e-4)
+    # The derivative of -sum w t log p by the logits is p sum(w t) - w t.
+    residuals = shares * (factors * targets).sum(axis=1, keepdims=True) - factors * targets
+    expected = state.params["head"]["kernel"] - 0.1 * pixels.T @ residuals / 32
+    np.testing.assert_allclose(new.params["head"]["kernel"], expected, atol=1e-5)
 
 
 def test_accumulated_parts_equal_the_whole_batch():
