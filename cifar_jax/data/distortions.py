@@ -86,12 +86,17 @@ def draw_clouds(random: Random, shape: tuple[int, ...], decay: float) -> np.ndar
     return (field / field.max((1, 2), keepdims=True))[:, : sides[0], : sides[1]]
 
 
-def _sample(x: np.ndarray, y: np.ndarray, across: np.ndarray) -> np.ndarray:
-    """Returns images at places [images, height, width] between the pixels, bilinearly, mirrored."""
+def _sample(x: np.ndarray, y: np.ndarray, across: np.ndarray, repeat: bool) -> np.ndarray:
+    """Returns images at places [images, height, width] between the pixels, bilinearly.
+
+    Beyond the border the images are mirrored, as SciPy's mode "reflect" does if `repeat`, in which
+    the pixels at the border come twice, and else as its mode "mirror".
+    """
 
     def reflect(places: np.ndarray, size: int) -> np.ndarray:
-        places = places % (2 * size - 2)
-        return np.minimum(places, 2 * size - 2 - places)
+        last = 2 * size - (1 if repeat else 2)
+        places = places % (last + repeat)
+        return np.minimum(places, last - places)
 
     top, left = np.floor(y).astype(int), np.floor(across).astype(int)
     numbers = np.arange(len(x))[:, None, None]
@@ -114,7 +119,7 @@ def bend(random: Random, x: np.ndarray, move: float, sigma: float, affine: float
     back = np.linalg.solve(np.concatenate([after, ones], 2), np.broadcast_to(before, after.shape))
     y, across = np.mgrid[:height, :width].astype(float)
     places = np.stack([across, y, np.ones_like(y)], 2) @ back[:, None]
-    x = _sample(x, places[..., 1], places[..., 0])
+    x = _sample(x, places[..., 1], places[..., 0], repeat=False)
     fields = random.uniform(-1, 1, (2, count, height, width))
     dx, dy = move * ndimage.gaussian_filter(fields, (0, 0, sigma, sigma), truncate=3)
-    return _sample(x, y + dy, across + dx)
+    return _sample(x, y + dy, across + dx, repeat=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cifar_jax.data import corruptions, datasets
+from cifar_jax.data import corruptions, datasets, sources
 from cifar_jax.evaluation import evaluate, robustness
 from cifar_jax.evaluation.model import Trained
 from tests import tiny
@@ -29,8 +29,8 @@ def sheet(monkeypatch):
         corruptions, "corrupt_images", lambda x, name, s: x[::-1] if name == "fog" and s > 3 else x
     )
 
-    def make(name):
-        config = tiny.config(data__name=name)
+    def make(name, **fields):
+        config = tiny.config(data__name=name, **fields)
         model = Bright(config, None, {}, ("a", "b"), (0.5,) * 3, (0.2,) * 3, (8, 8, 3), 7)
         found = evaluate.Predictions(model, images, LABELS, model.predict_logits(images, 20), "0")
         monkeypatch.setattr(evaluate, "predict_split", lambda *_, **__: iter([found]))
@@ -52,7 +52,9 @@ def test_the_table_has_every_corruption_and_the_means(sheet, capsys):
     assert lines[-1].startswith("0 of 75 sets of images are from cifar10_corrupted")
 
 
-def test_prepared_sets_are_used_for_cifar10(sheet, capsys, monkeypatch):
+@pytest.fixture
+def prepared(monkeypatch):
+    """Prepares two sets, of four images each."""
     names = ("cifar10_corrupted/snow_2", "cifar10_1")
     monkeypatch.setattr(
         robustness.sources, "find_sizes", lambda name, _: {"test": 4} if name in names else None
@@ -60,7 +62,39 @@ def test_prepared_sets_are_used_for_cifar10(sheet, capsys, monkeypatch):
     split = datasets.Split(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 0, 0, 1]))
     data = datasets.Dataset("x", ("a", "b"), (0.5,) * 3, (0.2,) * 3, {"test": split})
     monkeypatch.setattr(robustness.datasets, "load_dataset", lambda *_: data)
-    assert sheet("cifar10")["snow"] == [1, 0.75, 1, 1, 1]
+    monkeypatch.setattr(robustness, "_SHAPE", (8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"test_split": "test[:100%]"}, {"train_split": "train[:90%]"}]
+)
+def test_prepared_sets_are_used_for_cifar10(sheet, prepared, capsys, fields):
+    fields = {f"data__{name}": value for name, value in fields.items()}
+    assert sheet("cifar10", **fields)["snow"] == [1, 0.75, 1, 1, 1]
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("1 of 75 sets of images are from cifar10_corrupted")
     assert lines[-1] == "cifar10_1: accuracy 75.00%"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"test_split": "test[:50%]"},
+        {"test_split": "train[40000:]", "train_split": "train[:40000]"},
+        {"train_split": "train+test"},
+    ],
+)
+def test_the_images_of_another_test_split_are_computed(sheet, prepared, capsys, fields):
+    fields = {f"data__{name}": value for name, value in fields.items()}
+    assert sheet("cifar10", **fields)["snow"] == [1] * 5
+    assert "0 of 75 sets of images are from cifar10_corrupted" in capsys.readouterr().out
+
+
+def test_images_of_another_size_are_computed(sheet, prepared, capsys, monkeypatch):
+    monkeypatch.setattr(robustness, "_SHAPE", (32, 32, 3))
+    source = sources.Source({}, None)
+    monkeypatch.setattr(robustness.sources, "open_source", lambda *_: source)
+    assert sheet("cifar10", data__image_size=8)["snow"] == [1] * 5
+    out = capsys.readouterr().out
+    assert "0 of 75 sets of images are from cifar10_corrupted" in out
+    assert out.endswith("cifar10_1: accuracy 75.00%\n")
