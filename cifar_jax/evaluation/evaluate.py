@@ -64,6 +64,7 @@ def evaluate_model(
       **options: as for `predict_split`.
     """
     every = list(predict_split(workdir, split, **options))
+    place = weights.list_runs(workdir)[0]  # of one run, or else it is not named
     scored, last = [one.score() for one in every], every[-1]
     model = last.trained
     if model.members:
@@ -76,7 +77,7 @@ def evaluate_model(
         )
         return scored[-1]
     views = scores.format_views(model.config.test_time)
-    print(f"{workdir}, checkpoint of step {model.step}{views}:", end="\n" if every[1:] else " ")
+    print(f"{place}, checkpoint of step {model.step}{views}:", end="\n" if every[1:] else " ")
     if every[1:]:
         print(scores.tabulate_scores(split, _columns("seed", every), scored))
         print(scores.format_means(split, scored))

@@ -104,6 +104,23 @@ def make_explain(model: nn.Module, call: int) -> Callable[[Any, jax.Array, jax.A
     return explain
 
 
+def require_map(trained: Trained) -> int:
+    """Returns what `find_last_map` finds for a trained model.
+
+    Raises:
+      UserError: the model has no feature map, or is an ensemble.
+    """
+    if trained.members:
+        raise UserError("Grad-CAM explains one model, not an ensemble: leave out --explain")
+    call = find_last_map(trained.model, trained.image_shape)
+    if call is None:
+        raise UserError(
+            f"the model {trained.config.model.name} has no feature map, which Grad-CAM explains: "
+            "leave out --explain, or name a run of a model with convolutions"
+        )
+    return call
+
+
 def explain_images(trained: Trained, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Returns where each image speaks for its class, float32 [images, map height, map width].
 
@@ -115,15 +132,9 @@ def explain_images(trained: Trained, images: np.ndarray, classes: np.ndarray) ->
       classes: int [images], whose logits are explained.
 
     Raises:
-      UserError: the model has no feature map, or is an ensemble.
+      UserError: as for `require_map`.
     """
-    if trained.members:
-        raise UserError("Grad-CAM explains one model, not an ensemble: leave out --explain")
-    call = find_last_map(trained.model, trained.image_shape)
-    if call is None:
-        name = trained.config.model.name
-        raise UserError(f"the model {name} has no feature map, which Grad-CAM explains")
-    explain = make_explain(trained.model, call)
+    explain = make_explain(trained.model, require_map(trained))
 
     def normalize_and_explain(variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
         images = augment.normalize(images, trained.mean, trained.std, trained.model.dtype)

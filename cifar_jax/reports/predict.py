@@ -64,11 +64,13 @@ def predict_pictures(
     paths, failures = _find_pictures(given)
     output = output or weights.output_folder_of(*workdirs) / "predictions"
     with files.output_folder(output):
-        from cifar_jax.evaluation import trained  # imported late, because it imports JAX
+        from cifar_jax.evaluation import gradcam, trained  # imported late: they import JAX
 
         own_size = trained.configure_for_run(workdirs[0])["eval_batch_size"]
         several = ensemble or len(workdirs) > 1
         model = trained.load(workdirs if several else workdirs[0], **which)
+        if explain:
+            gradcam.require_map(model)
         how: dict[str, Any] = {"background": background, "invert": invert}
         read = functools.partial(photos.read_picture, channels=model.image_shape[2], **how)
         pictures, drawn = _read(paths, read, model.image_shape, resize, failures)

@@ -10,7 +10,7 @@ import cifar_jax
 from cifar_jax.data import datasets
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate, model
-from cifar_jax.reports import report
+from cifar_jax.reports import report, style
 from cifar_jax.runs import signals
 from cifar_jax.training import loop
 from tests import own_set, program, tiny
@@ -95,6 +95,41 @@ def test_the_seeds_of_a_run_are_an_ensemble_in_every_mode(runs, members, test_sp
     text = page.read_text()
     assert f"{scores.accuracy:.2%}" in text
     assert "an ensemble of 2 models on digits: test split" in text
+
+
+def test_a_run_that_is_named_twice_is_one_run(runs):
+    code, out, err = program.run_here("--mode=evaluate", f"--workdirs={runs[0]},{runs[0]}")
+    assert (code, err) == (0, "")
+    assert out == program.run_here("--mode=evaluate", f"--workdir={runs[0]}")[1]
+    assert out.startswith(f"{runs[0]}, checkpoint of step 4: test accuracy ")
+
+
+def test_report_and_predict_take_several_runs(runs, members, test_split, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(style, "_DPI", 20)
+    flag = f"--workdirs={runs[0]},{runs[1]}"
+    shares = np.mean([one.predict(test_split.images) for one in members], axis=0)
+    code, out, err = program.run_here("--mode=report", flag)
+    assert (code, err) == (0, "")
+    right = int((shares.argmax(axis=1) == test_split.labels).sum())
+    page = tmp_path / "ensemble" / "report" / "report.html"
+    words = f"an ensemble of 3 models, test accuracy {right / 360:.2%} ({right} of 360)"
+    assert out.startswith(f"{page.relative_to(tmp_path)}: {words}")
+    for name in ("b seed 0", "b seed 1", "an ensemble of 3 models on digits: test split"):
+        assert name in page.read_text()
+    with (page.parent / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, share in zip(rows, shares, strict=True):
+        found = [float(row[f"probability of {digit}"]) for digit in range(10)]
+        assert found == pytest.approx(list(share), rel=1e-4, abs=1e-6)
+    path = tmp_path / "digit.png"
+    Image.fromarray(test_split.images[0, ..., 0]).save(path)
+    code, out, err = program.run_here("--mode=predict", flag, f"--images={path}")
+    assert (code, err) == (0, "")
+    assert "1 picture predicted by an ensemble of 3 models; " in out
+    text = (tmp_path / "ensemble" / "predictions" / "predictions.csv").read_text()
+    (row,) = csv.DictReader(text.splitlines())
+    assert [float(row[str(digit)]) for digit in range(10)] == pytest.approx(list(shares[0]), 1e-5)
 
 
 def test_members_that_do_not_fit_are_named(runs, members):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import special
 from sklearn.calibration import calibration_curve
 
 from cifar_jax.evaluation.calibration import measure_calibration
@@ -103,3 +104,28 @@ def test_the_bars_of_the_reliability_diagram():
     np.testing.assert_array_equal([bar.get_height() for bar in top.patches], found.accuracy[some])
     assert sum(bar.get_height() for bar in bottom.patches) == pytest.approx(1)
     assert f"{found.error:.2%}" in top.get_title()
+
+
+def test_the_reliability_diagram_shows_the_values_before_and_after():
+    logits = np.log(make_predictions()[0]) * 3
+    labels = make_predictions()[1]
+    before = measure_calibration(special.softmax(logits, axis=1), labels)
+    after = measure_calibration(special.softmax(logits / 3, axis=1), labels)
+    assert (before.num_predictions != after.num_predictions).any()
+    top, bottom = diagnostics.plot_calibration(after, before).axes
+    some, old = after.num_predictions > 0, before.num_predictions > 0
+    np.testing.assert_array_equal([bar.get_height() for bar in top.patches], after.accuracy[some])
+    lines = {line.get_label(): line for line in top.lines}
+    np.testing.assert_array_equal(
+        lines["accuracy before"].get_xydata(),
+        np.stack([before.confidence[old], before.accuracy[old]], axis=1),
+    )
+    np.testing.assert_array_equal(lines["mean confidence"].get_ydata(), after.confidence[some])
+    (points,) = bottom.lines
+    shares = before.num_predictions[old] / len(labels)
+    np.testing.assert_allclose(points.get_ydata(), shares)
+    np.testing.assert_allclose(points.get_xdata(), (np.flatnonzero(old) + 0.46) / len(old))
+    heights = [bar.get_height() for bar in bottom.patches]
+    np.testing.assert_allclose(heights, after.num_predictions / len(labels))
+    words = f"calibration error {before.error:.2%} before, {after.error:.2%} after"
+    assert top.get_title() == words

@@ -76,11 +76,17 @@ def test_predictions_equal_those_of_the_model(run, here, monkeypatch):
     assert out.splitlines()[-1].startswith("5 pictures predicted by the checkpoint of step 2")
 
 
-def test_explanations_are_drawn_for_a_model_with_a_feature_map(run, here):
+def test_explanations_are_drawn_for_a_model_with_a_feature_map(run, here, monkeypatch):
     Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save("a.png")
+    monkeypatch.setattr(predict, "_read", None)  # it is refused before
     code, out, err = start(run, "--images=a.png", "--explain")
     assert (code, out) == (2, "")
-    assert err == "error: the model mlp has no feature map, which Grad-CAM explains\n"
+    assert err == (
+        "error: the model mlp has no feature map, which Grad-CAM explains: leave out --explain, or "
+        "name a run of a model with convolutions\n"
+    )
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
     assert not Path("out").exists()
     shutil.copytree(program.ROOT / "tests" / "data" / "format-1", "conv")
     code, out, err = start("conv", "--images=a.png", "--explain")
