@@ -2,6 +2,7 @@
 
 import contextlib
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +17,14 @@ from cifar_jax.data import datasets
 from cifar_jax.errors import NotFiniteError, UserError
 from cifar_jax.evaluation.scores import Scores
 from cifar_jax.runs import history
-from cifar_jax.studies import search_page, training, trials
+from cifar_jax.studies import search_page, space, training, trials
 from cifar_jax.studies.space import Parameter
 from cifar_jax.text import printable
 
 # The share of the training images that is held out unless the config says so, and the most.
 _HELD_OUT, _MOST_HELD_OUT = 5, 5000
-_MOST_FAILURES = 3  # in a row
+# As many failed trials end the search, if none could be trained.
+_MOST_FAILURES = 3
 
 
 class Search(NamedTuple):
@@ -66,19 +68,28 @@ def run_search(
       UserError: the folder or the storage cannot be used, or as for `loop.train_model`.
     """
     training.check_folder(folder, "search")
+    is_new = not folder.exists()
     with files.output_folder(folder, "--study"):
         base = hold_out(search.config)
         facts = {
             "config": stored.to_json(base),
-            "space": [f"{x.name}={x.kind}{x.values}" for x in search.space],
+            "space": [space.write_parameter(x) for x in search.space],
             "objective": search.objective,
         }
-        study = trials.open_study(folder, storage, search.objective, search.pruner, facts)
-        own = {name: dict_value(base, name) for name, *_ in search.space}
+        try:
+            study = trials.open_study(folder, storage, search.objective, search.pruner, facts)
+        except UserError:
+            if is_new:
+                (folder / trials.TURN).unlink(missing_ok=True)
+            raise
+        # In the study's order: otherwise other values are drawn.
+        known = [space.read_parameter(text) for text in study.user_attrs["space"]]
+        held_out = search._replace(config=base, space=known)
+        own = {name: dict_value(base, name) for name, *_ in known}
         with trials.take_turn(folder):
-            if not study.get_trials() and all(x.holds(own[x.name]) for x in search.space):
+            if not study.get_trials() and all(x.holds(own[x.name]) for x in known):
                 study.enqueue_trial(own)  # the config as it is comes first
-        if code := _train_trials(search._replace(config=base), study, folder):
+        if code := _train_trials(held_out, study, folder):
             return code
     best = best_command(study, search, command, folder)
     path = search_page.write_search(study, folder, best)
@@ -111,7 +122,6 @@ def dict_value(config: ConfigDict, name: str) -> Any:
 
 
 def _train_trials(search: Search, study: optuna.Study, folder: Path) -> int:
-    failures = 0
     while True:
         with contextlib.ExitStack() as stack:
             place = (study, folder, search.space, search.num_trials, search.config.seed, stack)
@@ -131,17 +141,26 @@ def _train_trials(search: Search, study: optuna.Study, folder: Path) -> int:
             except UserError as error:
                 if error.exit_code != 2:  # such as a full disk: the trial can be resumed
                     raise
-                trial.set_user_attr("reason", str(error))
-                code, state, value = 0, TrialState.FAIL, None
-                if failures == _MOST_FAILURES - 1:
-                    study.tell(trial, state=state)
-                    raise
+                _fail(study, trial, error)
+                continue
             if code:
                 return code
-            failures = failures + 1 if state == TrialState.FAIL else 0
             study.tell(trial, value, state=state, skip_if_finished=True)
             words = "" if value is None else f", {search.objective} {value:.4f}"
             print(f"trial {trial.number} is {state.name.lower()}{words}", flush=True)
+
+
+def _fail(study: optuna.Study, trial: optuna.Trial, error: UserError) -> None:
+    """Ends a trial whose values cannot be trained; raises the error if no others could be."""
+    reason = "; ".join(str(error).splitlines())
+    trial.set_user_attr("reason", reason)
+    study.tell(trial, state=TrialState.FAIL)
+    print(f"trial {trial.number} has failed: {reason}", flush=True)
+    count = Counter(other.state for other in study.get_trials(deepcopy=False))
+    if count[TrialState.FAIL] >= _MOST_FAILURES and not (
+        count[TrialState.COMPLETE] or count[TrialState.PRUNED]
+    ):
+        raise error
 
 
 def _train(
@@ -160,7 +179,7 @@ def _train(
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    config = training.change_config(search.config, trial.params)
+    config = space.apply_values(search.config, trial.params)
     try:
         code = training.train_in(config, folder, search.config_text, watch)
     except optuna.TrialPruned:

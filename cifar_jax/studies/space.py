@@ -1,17 +1,21 @@
 """The space of a search: which fields of a config vary, and between what. Imports no Optuna."""
 
+import ast
 import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
 from cifar_jax.config import stored
-from cifar_jax.config.fields import flatten, unknown
+from cifar_jax.config.fields import flatten, suggest_field, unknown
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import trained
+from cifar_jax.models import registry
 from cifar_jax.studies.training import change_config
 from cifar_jax.text import printable
 from cifar_jax.training import check
@@ -68,8 +72,53 @@ def parse_space(texts: Sequence[str], config: ConfigDict) -> list[Parameter]:
     if problems:
         raise UserError("\n".join(problems))
     for values in _corners(space):
-        _check(config, values)
+        try:
+            apply_values(config, values)
+        except UserError as error:
+            given = ", ".join(f"{name}={value}" for name, value in values.items())
+            words = f"--space holds a wrong config ({given})"
+            lines = [f"{words}: {line}" for line in str(error).splitlines()]
+            raise UserError("\n".join(lines)) from error
     return space
+
+
+def apply_values(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
+    """Returns the config with other values, given by dotted names.
+
+    Raises:
+      UserError: it is wrong; there is a line for each mistake.
+    """
+    try:
+        changed = change_config(config, values)
+        check.check_config(changed)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    return changed
+
+
+def write_parameter(parameter: Parameter) -> str:
+    """Returns the text for a parameter with which a study remembers it."""
+    return f"{parameter.name}={parameter.kind}{parameter.values}"
+
+
+def read_parameter(text: str) -> Parameter:
+    """Returns the parameter for what `write_parameter` returned."""
+    name, _, rest = text.partition("=")
+    kind, _, values = rest.partition("(")
+    return Parameter(name, kind, ast.literal_eval(f"({values}"))
+
+
+def is_same(texts: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two spaces, as `write_parameter` writes them, differ in nothing but their order."""
+
+    def plain(space: Sequence[str]) -> list[Any]:
+        every = map(read_parameter, space)
+        return sorted(
+            (name, kind, sorted(map(repr, values)) if kind == "choice" else list(map(repr, values)))
+            for name, kind, values in every
+        )
+
+    return plain(texts) == plain(others)
 
 
 def _parse(text: str, config: ConfigDict) -> Parameter:
@@ -80,10 +129,10 @@ def _parse(text: str, config: ConfigDict) -> Parameter:
     name, kind, inside = match.groups()
     known = dict(flatten(config))
     if name not in known:
-        raise UserError(
-            f"there is no field {unknown(name, known).partition(', none of ')[0]}"
-            f"{_hint(name, known)}"
-        )
+        if name.startswith("model."):
+            registry.find_default(config.model.name, name.removeprefix("model."))
+            raise UserError(f"the config does not set this option: set it too, --config.{name}=...")
+        raise UserError(f"there is no field {name!r}{suggest_field(name, list(known))}")
     if name.startswith((*_FIXED, *stored.HARMLESS)):
         raise UserError(
             "a search cannot vary this field, which does not change how well a run learns"
@@ -96,6 +145,9 @@ def _parse(text: str, config: ConfigDict) -> Parameter:
         values = tuple(_convert(word, wanted) for word in words)
         if len(set(values)) < max(2, len(values)):
             raise UserError("give at least two values, each once")
+        if name == "init_from":
+            for value in filter(None, values):
+                trained.check_run(Path(value))
         return Parameter(name, kind, values)
     if wanted not in _KINDS[kind]:
         fitting = [x for x, kinds in _KINDS.items() if wanted in kinds] + ["choice"]
@@ -110,14 +162,6 @@ def _parse(text: str, config: ConfigDict) -> Parameter:
     return Parameter(name, kind, (low, high))
 
 
-def _hint(name: str, known: dict[str, Any]) -> str:
-    _, marker, near = unknown(name, known).partition("; did you mean")
-    leaves = [field for field in known if field.rpartition(".")[2] == name.rpartition(".")[2]]
-    if leaves:
-        return f"; did you mean {leaves[0]}?"
-    return f"{marker}{near}" if marker else "; see configs/default.py"
-
-
 def _convert(word: str, wanted: type) -> Any:
     """Returns a word as a value for a field of a type."""
     if not word:
@@ -125,8 +169,8 @@ def _convert(word: str, wanted: type) -> Any:
     if word.lower() in _WORDS and wanted is not str:
         return _WORDS[word.lower()]
     try:
-        if wanted in (int, float, str):
-            value = wanted(word.strip("'\""))
+        if wanted in (int, float, str, object):  # what else an object may be, cannot be written
+            value = (str if wanted is object else wanted)(word.strip("'\""))
             if not isinstance(value, float) or math.isfinite(value):
                 return value
         elif wanted is not bool:
@@ -143,13 +187,3 @@ def _corners(space: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
         for end in (0, 1):
             pairs = zip(space, chosen, strict=True)
             yield {x.name: own if x.kind == "choice" else x.values[end] for x, own in pairs}
-
-
-def _check(config: ConfigDict, values: dict[str, Any]) -> None:
-    """Raises UserError if a config with these values is wrong."""
-    try:
-        check.check_config(change_config(config, values))
-    except (UserError, TypeError, ValueError) as error:
-        given = ", ".join(f"{name}={value}" for name, value in values.items())
-        lines = [f"--space holds a wrong config ({given}): {x}" for x in str(error).splitlines()]
-        raise UserError("\n".join(lines)) from error

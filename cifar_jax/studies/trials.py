@@ -18,10 +18,13 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_jax.config import stored
 from cifar_jax.errors import UserError
 from cifar_jax.runs import workdir as workdir_lib
+from cifar_jax.studies import space as space_lib
 from cifar_jax.studies.space import Parameter
 from cifar_jax.text import first_line
 
-DATABASE = "study.db"
+DATABASE, TURN = "study.db", "turn.lock"
+# The packages of the modules that SQLAlchemy looks for, where they have another name.
+_PACKAGES = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 OBJECTIVES = {"accuracy": StudyDirection.MAXIMIZE, "loss": StudyDirection.MINIMIZE}
 # Each is applied after the first evaluations, and once some trials are finished.
 PRUNERS: dict[str, Callable[[], pruners.BasePruner]] = {
@@ -63,10 +66,17 @@ def open_study(
             for name in facts.keys() - study.user_attrs.keys():
                 study.set_user_attr(name, facts[name])
     except Exception as error:  # anything may come from a database's driver
-        raise UserError(f"the study cannot be opened: {first_line(error)}") from error
+        words = f"the study cannot be opened: {first_line(error)}"
+        if isinstance(error, ImportError):
+            module = getattr(error.__cause__ or error, "name", None) or "a driver"
+            package = _PACKAGES.get(module, module)
+            words = f"the database of --storage needs {module}: pip install {package}"
+        raise UserError(words) from error
     differences = stored.conflicts(before["config"], facts["config"])
     for name, value in facts.items():
-        if name != "config" and before[name] != value:
+        if name == "config" or (name == "space" and space_lib.is_same(before[name], value)):
+            continue
+        if before[name] != value:
             differences.append(f"its {name} was {before[name]} and is now {value}")
     if differences:
         raise UserError(
@@ -89,7 +99,7 @@ def _open_storage(folder: Path, storage: str | None) -> storages.BaseStorage:
 @contextlib.contextmanager
 def take_turn(folder: Path) -> Iterator[None]:
     """Waits until no other process on this host is in this block for the same study."""
-    with (folder / "turn.lock").open("ab") as file:
+    with (folder / TURN).open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import statistics
 import sys
 import time
 from unittest import mock
@@ -14,10 +15,11 @@ import pytest
 optuna = pytest.importorskip("optuna")
 
 from cifar_jax import studies  # noqa: E402
+from cifar_jax.errors import UserError  # noqa: E402
 from cifar_jax.reports import style  # noqa: E402
 from cifar_jax.runs import history, workdir  # noqa: E402
 from cifar_jax.studies import search as search_lib  # noqa: E402, F401
-from cifar_jax.studies import trials  # noqa: E402
+from cifar_jax.studies import training, trials  # noqa: E402
 from tests import program  # noqa: E402
 
 RATE = "optimizer.learning_rate=log(1e-4,1e-1)"
@@ -153,6 +155,102 @@ def test_hopeless_trials_end_early_and_can_be_resumed(tmp_path):
     assert {len(trial.intermediate_values) for trial in early} == {1}
     assert workdir.list_steps(folder / f"trial_{early[0].number}") == [5]
     assert not (folder / "study.db").exists()
+
+
+def test_a_hopeless_curve_is_pruned_by_optunas_median(tmp_path):
+    flag = program.write_config(tmp_path / "short.py", num_epochs=4.0, optimizer__name="sgd")
+    folder = tmp_path / "study"
+    assert search(flag, folder, 1, RATE)[0] == 0
+    study = optuna.load_study(study_name="study", storage=f"sqlite:///{folder / 'study.db'}")
+    rates = [0.002, 0.003, 0.004, 0.005, 1e-4, 0.02]
+    for rate in rates:
+        study.enqueue_trial({"optimizer.learning_rate": rate})
+    code, out, err = search(flag, folder, 7, RATE)
+    assert (code, err) == (0, "")
+    found = read_trials(folder)
+    assert [trial.params["optimizer.learning_rate"] for trial in found[1:]] == rates
+    pruned, complete = optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.COMPLETE
+    # The one that learns nothing, at its second evaluation.
+    assert [trial.state for trial in found] == [complete] * 5 + [pruned, complete]
+    assert list(found[5].intermediate_values) == [1, 2]
+    earlier = [trial.intermediate_values[2] for trial in found[:5]]
+    assert max(found[5].intermediate_values.values()) < statistics.median(earlier)
+    assert workdir.list_steps(folder / "trial_5") == [5, 10]
+    assert "trial 5 is pruned" in out
+
+
+def test_a_trial_with_a_wrong_config_fails_and_the_others_go_on(tmp_path):
+    flag = program.write_config(tmp_path / "short.py", num_steps=2)
+    folder = tmp_path / "study"
+    texts = ("batch_size=int(32,64)", "optimizer.accumulation_steps=choice(1,2)")
+    assert search(flag, folder, 1, *texts)[0] == 0
+    study = optuna.load_study(study_name="study", storage=f"sqlite:///{folder / 'study.db'}")
+    for size in (33, 35, 37, 39, 36):
+        study.enqueue_trial({"batch_size": size, "optimizer.accumulation_steps": 2})
+    code, out, err = search(flag, folder, 6, *texts)
+    assert (code, err) == (0, "")
+    states = [trial.state.name for trial in read_trials(folder)]
+    assert states == ["COMPLETE", "FAIL", "FAIL", "FAIL", "FAIL", "COMPLETE"]
+    line = "batch_size 33 is not a multiple of optimizer.accumulation_steps 2"
+    assert f"trial 1 has failed: {line}\n" in out
+    assert line in (folder / "search.html").read_text()
+
+
+def test_a_search_ends_if_none_of_its_trials_can_be_trained(tmp_path):
+    flag = program.write_config(tmp_path / "short.py", num_steps=2)
+    folder = tmp_path / "study"
+    with mock.patch.object(training, "train_in", side_effect=UserError("there are no data")):
+        code, out, err = search(flag, folder, 9, RATE)
+    assert (code, err) == (2, "error: there are no data\n")
+    assert [line for line in out.splitlines() if "failed" in line] == [
+        f"trial {number} has failed: there are no data" for number in range(3)
+    ]
+    assert [trial.state.name for trial in read_trials(folder)] == ["FAIL"] * 3
+
+
+def test_the_same_space_in_another_order_goes_on(tmp_path):
+    flag = program.write_config(tmp_path / "short.py", num_steps=2)
+    texts = (RATE, "optimizer.name=choice(sgd,adam)")
+    orders = (texts, ("optimizer.name=choice(adam,sgd)", RATE))
+    found = []
+    for name, second in zip("ab", orders, strict=True):
+        for trials_in_all, given in ((2, texts), (4, second)):
+            folder = tmp_path / name / "study"
+            code, _, err = search(flag, folder, trials_in_all, *given)
+            assert (code, err) == (0, "")
+        found.append([trial.params for trial in read_trials(folder)])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("nothing://x", "the study cannot be opened: NoSuchModuleError"),
+        ("no_driver", "the database of --storage needs psycopg2: pip install psycopg2-binary"),
+        ("{}/missing/x.log", "/missing/x.log: the folder {}/missing does not exist: create it, or"),
+        ("{}", "is not a file: name one, or leave it out"),
+        ("", "--storage= is not a file: name one, or leave it out"),
+    ],
+)
+def test_a_storage_that_is_refused_leaves_no_folder(tmp_path, monkeypatch, storage, words):
+    flag = program.write_config(tmp_path / "short.py")
+    if storage == "no_driver":
+        monkeypatch.setitem(sys.modules, "psycopg2", None)
+        storage = "postgresql+psycopg2://localhost/x"
+    more = (f"--storage={storage.format(tmp_path)}",)
+    code, out, err = search(flag, tmp_path / "runs" / "study", 2, RATE, more=more)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert words.format(tmp_path) in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_users_folder_in_a_storage_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flag = program.write_config(tmp_path / "short.py", num_steps=2)
+    more = ("--storage=~/x.log",)
+    assert search(flag, tmp_path / "study", 1, RATE, more=more)[::2] == (0, "")
+    assert (tmp_path / "x.log").stat().st_size > 0
 
 
 def test_without_optuna_one_line_says_what_to_install(tmp_path, monkeypatch):
