@@ -13,7 +13,7 @@ from cifar_jax.config import fields, stored
 from cifar_jax.data.class_folders import name_some
 from cifar_jax.errors import UserError
 from cifar_jax.reports import statistics
-from cifar_jax.runs import history, weights
+from cifar_jax.runs import history, sources, weights
 from cifar_jax.runs.workdir import CONFIG, RESULT
 from cifar_jax.text import (
     format_duration,
@@ -195,6 +195,8 @@ def read(workdir: Path) -> Record:
     config, result = read_files(workdir)
     rows = history.read_history(workdir)
     split = weights.evaluated_split(workdir)
+    for field, source in sources.read_record(workdir).items():
+        config[f"{field} (SHA-256)"] = source.get("sha256", "")[:12]
     values = {
         name.replace("eval_", f"{split}_", 1): value
         for row in [*rows, *history.whole_lines(rows)[-1:]]

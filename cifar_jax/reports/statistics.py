@@ -2,19 +2,19 @@
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cifar_jax import files
-from cifar_jax.config import stored
+from cifar_jax.config import custom, stored
 from cifar_jax.config.fields import flatten
 from cifar_jax.data.class_folders import FOLDER
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation.scores import summarize
-from cifar_jax.runs import weights
+from cifar_jax.runs import sources, weights
 from cifar_jax.runs.workdir import CONFIG, RESULT
 from cifar_jax.text import format_table, shorten_middle
 
@@ -32,18 +32,21 @@ class Group(NamedTuple):
     Attributes:
       name: the names of the runs, joined.
       accuracies: the test accuracy of each seed; a seed that was trained twice counts once.
+      images: what says which images they are of, by the names of fields.
     """
 
     name: str
     accuracies: dict[int, float]
+    images: dict[str, str]
 
 
 def group_runs(names: Sequence[str], workdirs: Sequence[Path]) -> list[Group]:
     """Returns the groups of finished runs whose configs differ in nothing but their seeds.
 
-    A data set is the same with and without its version if the runs have read the same.
+    Code of the user's own is a part of the config. A data set is the same with and without its
+    version if the runs have read the same.
     """
-    groups: dict[tuple[str, str], tuple[list[str], dict[int, float]]] = {}
+    groups: dict[tuple[str, str], tuple[list[str], dict[int, float], dict[str, str]]] = {}
     for name, workdir in zip(names, workdirs, strict=True):
         if not (workdir / RESULT).exists():
             continue
@@ -52,14 +55,30 @@ def group_runs(names: Sequence[str], workdirs: Sequence[Path]) -> list[Group]:
         config, config_seed = dict(flatten(whole)), whole.get("seed", 0)
         read = _describe_data(workdir, config.get("data.name"))
         config["data.name"] = stored.strip_version(str(config.get("data.name")))
-        key = repr(sorted((x, str(y)) for x, y in config.items() if not x.startswith(_NEUTRAL)))
+        parts = [
+            (x, str(custom.shorten(y))) for x, y in config.items() if not x.startswith(_NEUTRAL)
+        ]
+        code = [(x, y.get("sha256", "")) for x, y in sources.read_record(workdir).items()]
+        key = repr(sorted(parts + code))
         # What a run has read is unknown if its checkpoints were deleted.
         fitting = (x for x in groups if x[0] == key and (x[1] == read or "" in (x[1], read)))
-        members, accuracies = groups.setdefault(next(fitting, (key, read)), ([], {}))
+        images = _describe_images(config)
+        if count := result.get("num_images"):
+            images["test images"] = str(count)
+        place = next(fitting, (key, read))
+        members, accuracies, _ = groups.setdefault(place, ([], {}, images))
         members.append(name)
         for one in result.get("seeds", [result]):
             accuracies.setdefault(one.get("seed", config_seed), one["test_accuracy"])
-    return [Group(", ".join(members), found) for members, found in groups.values()]
+    return [Group(", ".join(members), found, images) for members, found, images in groups.values()]
+
+
+def _describe_images(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the fields of a config that choose the test images."""
+    names = ["data.name", "data.test_split"]
+    if config.get("data.name") == FOLDER:
+        names += ["data.path", "data.test_fraction"]
+    return {name: str(config.get(name) or "test") for name in names}
 
 
 def _describe_data(workdir: Path, name: Any) -> str:
@@ -76,6 +95,8 @@ def _describe_data(workdir: Path, name: Any) -> str:
 def describe_groups(groups: Sequence[Group]) -> Iterator[str]:
     """Yields the table of the groups and, for two of them, the difference; nothing without seeds.
 
+    If they were tested on different images, a line that says so takes the difference's place.
+
     The interval of the difference is Welch's, "The generalization of 'Student's' problem when
     several different population variances are involved", 1947.
     """
@@ -89,6 +110,14 @@ def describe_groups(groups: Sequence[Group]) -> Iterator[str]:
         name = shorten_middle(group.name, 40)
         rows.append((name, str(len(group.accuracies)), f"{mean:.2%}", deviation, words))
     yield format_table(rows, right=range(1, 5))
+    for name in dict.fromkeys(name for group in groups for name in group.images):
+        values = sorted({group.images[name] for group in groups if name in group.images})
+        if len(values) > 1:
+            yield (
+                f"these configs were tested on different images ({name}: {', '.join(values)}), so "
+                "their accuracies are not compared"
+            )
+            return
     if len(groups) == 2 and all(len(group.accuracies) > 1 for group in groups):
         yield describe_difference(*(list(group.accuracies.values()) for group in groups))
 

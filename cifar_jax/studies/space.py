@@ -169,8 +169,9 @@ def _convert(word: str, wanted: type) -> Any:
     if word.lower() in _WORDS and wanted is not str:
         return _WORDS[word.lower()]
     try:
-        if wanted in (int, float, str, object):  # what else an object may be, cannot be written
-            value = (str if wanted is object else wanted)(word.strip("'\""))
+        kind = str if wanted is object else wanted  # what else it may be, cannot be written
+        if kind in (int, float, str):
+            value = kind(word.strip("'\""))
             if not isinstance(value, float) or math.isfinite(value):
                 return value
         elif wanted is not bool:

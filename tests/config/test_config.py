@@ -174,6 +174,10 @@ def test_values_that_are_not_finite_or_too_large(name):
         ({"loss.class_weights": (True,)}, "loss.class_weights is (True,) but must be"),
         ({"loss.class_weights": 2}, "loss.class_weights is 2 but must be"),
         ({"loss.class_weights": ()}, "loss.class_weights is () but must be"),
+        (
+            {"loss.class_weights": (1, 2, 3)},
+            "loss.class_weights has 3 numbers, but the data have 10 classes: give one for each",
+        ),
         ({"dtype": "float16"}, "dtype is 'float16', none of float32, bfloat16; did you mean"),
         ({"data.placement": "disk"}, "data.placement is 'disk', none of auto, device, host"),
         ({"schedule.name": "cosin"}, "schedule.name is 'cosin', none of constant, step, cosine"),

@@ -1,7 +1,9 @@
-"""Intervals and tests over runs, against SciPy's, statsmodels' and textbook numbers."""
+"""Intervals and tests over runs, against SciPy's and textbook numbers."""
 
 import csv
 import json
+
+import pytest
 
 from cifar_jax.config import stored
 from cifar_jax.reports import compare, statistics
@@ -39,7 +41,11 @@ def test_runs_of_one_config_are_a_group_and_each_seed_counts_once(tmp_path):
     ]
     (tmp_path / "unfinished").mkdir()
     groups = statistics.group_runs("abcdef", [*runs, tmp_path / "unfinished"])
-    assert groups == [("a, b, c", {0: 0.5, 1: 0.6, 2: 0.7}), ("d", {0: 0.8}), ("e", {0: 0.8})]
+    assert [group[:2] for group in groups] == [
+        ("a, b, c", {0: 0.5, 1: 0.6, 2: 0.7}),
+        ("d", {0: 0.8}),
+        ("e", {0: 0.8}),
+    ]
     (table,) = statistics.describe_groups(groups)
     # Student's t for two degrees of freedom is 4.302653; the deviation is 10 %.
     row = next(line for line in table.splitlines() if line.startswith("a, b, c"))
@@ -57,6 +63,43 @@ def test_a_set_under_two_spellings_is_one_if_the_same_was_read(tmp_path):
     runs.append(write_run(tmp_path / "d", {1: 0.6}, seed=1, data__name="mnist"))
     names = [group.name for group in statistics.group_runs("abcd", runs)]
     assert names == ["a, b, d", "c"]
+
+
+def test_runs_with_other_code_of_ones_own_are_another_group(tmp_path):
+    runs = []
+    for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
+        folder = f"/home/{name}" if name == "b" else "."
+        fields = {"augment__custom": f"{folder}/own.py:invert"}
+        run = write_run(tmp_path / name, {0: 0.5, 1: 0.6}, **fields)
+        (run / "code").mkdir()
+        record = {"augment.custom": {"path": "own.py", "sha256": text * 64}}
+        (run / "code" / "sources.json").write_text(json.dumps(record))
+        runs.append(run)
+    assert [group.name for group in statistics.group_runs("abc", runs)] == ["a, b", "c"]
+    found = compare.compare_runs(runs[1:], tmp_path / "out")
+    assert found["c"].config["augment.custom (SHA-256)"] == "2" * 12
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data__name": "mnist"}, "data.name: digits, mnist"),
+        ({"data__test_split": "test[:50%]"}, "data.test_split: test, test[:50%]"),
+        ({}, None),
+        ({"data__test_split": "test"}, None),
+    ],
+)
+def test_accuracies_on_different_images_are_not_compared(tmp_path, fields, words):
+    runs = [
+        write_run(tmp_path / "a", {0: 0.5, 1: 0.6}),
+        write_run(tmp_path / "b", {0: 0.7, 1: 0.8}, batch_size=32, **fields),
+    ]
+    _, last = statistics.describe_groups(statistics.group_runs("ab", runs))
+    if words:
+        line = f"these configs were tested on different images ({words}), so their accuracies"
+        assert last == f"{line} are not compared"
+    else:
+        assert last.startswith("difference of the means -20.00%")
 
 
 def test_the_difference_is_welchs():
@@ -81,7 +124,7 @@ def test_too_few_seeds_say_how_many_it_would_take():
 def test_two_runs_on_the_same_images_are_compared_by_mcnemar(tmp_path, capsys):
     runs = [write_run(tmp_path / str(n), {0: 0.7}, RIGHT[n], seed=n) for n in range(2)]
     compare.compare_runs(runs, tmp_path / "out")
-    # 2 * (C(7,0) + C(7,1) + C(7,2)) / 2^7, as statsmodels gives for [[25, 5], [2, 8]].
+    # 2 * (C(7,0) + C(7,1) + C(7,2)) / 2^7
     words = "of 40 images, only 0 is right on 5 and only 1 on 2: p = 0.45 by McNemar's exact test"
     assert words in capsys.readouterr().out
     other = write_run(tmp_path / "2", {0: 0.7}, RIGHT[1], truth="8")
