@@ -64,9 +64,7 @@ def evaluate_model(
       **options: as for `predict_split`.
     """
     every = list(predict_split(workdir, split, **options))
-    place = weights.list_runs(workdir)[0]  # of one run, or else it is not named
-    scored, last = [one.score() for one in every], every[-1]
-    model = last.trained
+    scored, model = [one.score() for one in every], every[-1].trained
     if model.members:
         print(f"{model.describe()}:")
         print(scores.tabulate_scores(split, _columns("model", every), scored))
@@ -77,13 +75,14 @@ def evaluate_model(
         )
         return scored[-1]
     views = scores.format_views(model.config.test_time)
+    place = weights.list_runs(workdir)[0]
     print(f"{place}, checkpoint of step {model.step}{views}:", end="\n" if every[1:] else " ")
     if every[1:]:
         print(scores.tabulate_scores(split, _columns("seed", every), scored))
         print(scores.format_means(split, scored))
     else:
         print(scores.format_scores(split, scored[0]))
-        print(describe_calibration(last))
+        print(describe_calibration(every[-1]))
     return scores.pool(scored)
 
 

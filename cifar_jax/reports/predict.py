@@ -74,9 +74,8 @@ def predict_pictures(
         how: dict[str, Any] = {"background": background, "invert": invert}
         read = functools.partial(photos.read_picture, channels=model.image_shape[2], **how)
         pictures, drawn = _read(paths, read, model.image_shape, resize, failures)
-        images = np.stack(list(pictures.values()))
+        paths, images, names = list(pictures), np.stack([*pictures.values()]), model.class_names
         probabilities = model.predict(images, batch_size or own_size)
-        paths, names = list(pictures), model.class_names
         facts = {**_describe(workdirs, model), "resize": resize, **how, "failures": failures}
         if explain:
             _explain(output, paths, model, images, drawn, probabilities)
