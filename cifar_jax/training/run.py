@@ -105,7 +105,8 @@ def log_summary(run: Run, progress: Progress) -> None:
     placed = "on the device" if run.feed.resident else "streamed from the host"
     run.logs.say(f"data: {dataset.name} ({sizes}), {placed}; {devices.describe_devices()}")
     epochs = format_number(durations.total / durations.steps_per_epoch)
-    run.logs.say(f"{durations.total} steps ({epochs} epochs) in {run.workdir}")
+    epochs += " epoch" if epochs == "1" else " epochs"
+    run.logs.say(f"{durations.total} steps ({epochs}) in {run.workdir}")
     for remark in dataset.remarks:
         run.logs.say(remark)
     if (stride := getattr(run.model, "stem_stride", 1)) > 1:

@@ -161,7 +161,9 @@ def test_an_error_of_the_system_is_not_damage(run, monkeypatch):
 def test_a_finished_run_is_left_as_it_is(tmp_path, monkeypatch):
     flag = program.write_config(tmp_path / "c.py", num_epochs=1.0)
     workdir = f"--workdir={tmp_path / 'run'}"
-    assert program.run_here(flag, workdir)[0] == 0
+    code, out, _ = program.run_here(flag, workdir)
+    assert code == 0
+    assert f"5 steps (1 epoch) in {tmp_path / 'run'}\n" in out
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     again = (flag, workdir, "--config.test_time.views=mirror", "--config.log.tensorboard=True")
     code, out, err = program.run_here(*again)
