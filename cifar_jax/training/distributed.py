@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,11 @@ from cifar_jax.runs.workdir import lock
 
 # What Open MPI and SLURM call the number of processes, in the order in which JAX asks them.
 _COUNTS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
+# What names the first process's host there, as in "1.0;tcp://node7,10.0.0.7:41" and "node[07-09]".
+_HOSTS = {
+    "OMPI_MCA_orte_hnp_uri": r"tcp://(.+?)[,:]|tcp6://\[(.+?)[,\]]",
+    "SLURM_STEP_NODELIST": r"^([^,\[]+)(?:\[([^,\-\]]+))?",
+}
 
 
 def train_together(
@@ -92,13 +98,30 @@ def _count_processes() -> int:
 def _check_addresses(coordinator: str | None) -> None:
     """Checks that the names of the hosts have addresses, which gloo and JAX wait for or abort."""
     names = {socket.gethostname(): "this machine's own name: add it to /etc/hosts"}
-    if coordinator is not None:
-        host, _, port = coordinator.rpartition(":")
+    source, address = _find_coordinator(coordinator)
+    if address:
+        host, _, port = address.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise UserError(f"--coordinator={coordinator} is not HOST:PORT, such as 10.0.0.1:1234")
-        names[host.strip("[]")] = "of --coordinator: check it, or give the host's number"
+            raise UserError(f"{source}={address} is not HOST:PORT, such as 10.0.0.1:1234")
+        names[host.strip("[]")] = f"of {source}: check it, or give the host's number"
     for name, words in names.items():
         try:
             socket.getaddrinfo(name, None)
         except (OSError, UnicodeError) as error:
             raise UserError(f"--distributed: there is no address for {name}, {words}") from error
+
+
+def _find_coordinator(coordinator: str | None) -> tuple[str, str]:
+    """Returns where JAX will find the address of the first process, and HOST:PORT; "" if unknown.
+
+    Of what SLURM and Open MPI say, JAX makes the port itself.
+    """
+    given = os.environ.get
+    if coordinator is not None:
+        return "--coordinator", coordinator
+    if address := given("JAX_COORDINATOR_ADDRESS"):
+        return "JAX_COORDINATOR_ADDRESS", address
+    for name, host in _HOSTS.items():
+        if found := re.search(host, given(name, "")):
+            return name, f"{''.join(part or '' for part in found.groups())}:1"
+    return "", ""
