@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import logging
 import runpy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from cifar_jax.evaluation.scores import Scores
     from cifar_jax.evaluation.trained import Trained
+
+_log = logging.getLogger(__name__)
 
 
 class TrainedRun:
@@ -171,11 +174,20 @@ def train_and_report(
         return code
     if config.log.report and processes.is_first():
         signals.end()  # the report can be made again by --mode=report
+        _try_report(workdir, again=not result)
+    return 0
+
+
+def _try_report(workdir: Path, again: bool) -> None:
+    """Makes a run's report if there is none, or `again`; a failure is a warning, no more."""
+    try:
         from cifar_jax.reports import report
 
-        if not (result and (workdir / report.FOLDER / report.PAGE).exists()):
-            report.try_report(workdir)
-    return 0
+        if again or not (workdir / report.FOLDER / report.PAGE).exists():
+            report.make_report(workdir)
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        _log.warning("the report could not be made: %s", words)
 
 
 def evaluate_run(

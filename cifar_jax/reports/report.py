@@ -37,15 +37,6 @@ FOLDER, PAGE = "report", "report.html"
 _log = logging.getLogger(__name__)
 
 
-def try_report(workdir: Path) -> None:
-    """Makes the report of a run that has just ended; a failure costs a warning, never the run."""
-    try:
-        make_report(workdir)
-    except Exception as error:
-        words = " ".join(str(error).split()) or type(error).__name__
-        _log.warning("the report could not be made: %s", words)
-
-
 @say_every_minute("making the report")
 def make_report(
     workdir: Path | Sequence[Path],

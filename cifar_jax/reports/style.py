@@ -15,9 +15,12 @@ import matplotlib
 from matplotlib import font_manager, rcsetup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
 
-# For letters that DejaVu Sans lacks, such as Chinese ones: those of them that are installed.
-_MORE_FONTS = (
+_FONT = "DejaVu Sans"
+# For letters that it lacks, such as Chinese ones, these come first, then whatever is installed.
+_PREFERRED = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC"),
     *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "Noto Sans"),
     *("PingFang SC", "Hiragino Sans GB", "Arial Unicode MS", "Microsoft YaHei"),
@@ -41,16 +44,46 @@ def _style(dark: bool) -> dict[Any, Any]:
         **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
         **{"axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.6},
         **{"xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.6},
-        **{"font.family": _find_fonts(), "font.size": 9, "axes.titlesize": 9},
+        **{"font.family": _FONT, "font.size": 9, "axes.titlesize": 9},
         "axes.prop_cycle": rcsetup.cycler(color=_DARK if dark else _LIGHT),
         "text.parse_math": False,  # the name of a class or a file may contain "$"
     }
 
 
+def _add_fonts(figure: Figure) -> None:
+    """Adds fonts for the letters that the usual one lacks, to all texts of a figure."""
+    for axes in figure.axes:  # which makes the labels of the ticks
+        axes.get_xticklabels(), axes.get_yticklabels()
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    letters = {x for text in texts for x in text.get_text() if not x.isascii() and x.isprintable()}
+    fonts = [name for name in map(_find_font, sorted(letters)) if name != _FONT]
+    for text in texts if fonts else ():
+        text.set_fontfamily(list(dict.fromkeys([*text.get_fontfamily(), *fonts])))
+
+
 @functools.cache
-def _find_fonts() -> tuple[str, ...]:
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return ("DejaVu Sans", *(name for name in _MORE_FONTS if name in installed))
+def _find_font(letter: str) -> str:
+    """Returns the name of an installed font that has a letter; the usual one if none has."""
+    if ord(letter) in _read_letters(font_manager.findfont(_FONT)):
+        return _FONT
+    # Those that come with matplotlib are for formulas, and for the boxes of missing letters.
+    others = [
+        font
+        for font in font_manager.fontManager.ttflist
+        if font.style == "normal" and not font.fname.startswith(matplotlib.get_data_path())
+    ]
+    order = {name: number for number, name in enumerate(_PREFERRED)}
+    others.sort(key=lambda font: (order.get(font.name, len(order)), font.weight != 400))
+    found = (font.name for font in others if ord(letter) in _read_letters(font.fname))
+    return next(found, _FONT)
+
+
+@functools.cache
+def _read_letters(path: str) -> frozenset[int]:
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):  # it has been removed, or is damaged
+        return frozenset()
 
 
 @contextmanager
@@ -83,6 +116,7 @@ def render(figure: Figure) -> bytes:
     """Returns a figure as a PNG."""
     file = io.BytesIO()
     with _defaults(), warnings.catch_warnings():
+        _add_fonts(figure)
         # A letter that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(file, format="png", dpi=_DPI)

@@ -8,12 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import optuna
-from matplotlib import pyplot
-from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import matplotlib as drawing
 
 from cifar_jax import files
 from cifar_jax.reports import page
@@ -123,6 +119,14 @@ def _tiles(study: optuna.Study) -> Iterator[tuple[str, str]]:
 
 def _draw(study: optuna.Study) -> Iterator[Picture]:
     """Yields Optuna's pictures, in its own colours; leaves out those that too few trials give."""
+    # Here, because `cifar_jax.reports` must have imported matplotlib first.
+    from matplotlib import get_backend, pyplot
+    from optuna.visualization import matplotlib as drawing
+
+    try:
+        pyplot.switch_backend(get_backend())
+    except ImportError:  # a notebook's own, which may not be installed here
+        pyplot.switch_backend("agg")
     name = _objective(study)
     pictures: dict[str, tuple[str, str, Callable[[], Any]]] = {
         "history": (
@@ -157,11 +161,14 @@ def _draw(study: optuna.Study) -> Iterator[Picture]:
 
 
 def _render(draw: Callable[[], Any]) -> bytes:
+    import matplotlib
+    from matplotlib import pyplot
+
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a part of Optuna is experimental
         axes = draw()
         first = axes.flat[0] if hasattr(axes, "flat") else axes
-        figure: Figure = first.figure
+        figure = first.figure
         legend = first.get_legend()
         if legend and len(legend.get_texts()) > _MOST_NAMED:
             legend.remove()  # it would leave no room for the curves

@@ -4,14 +4,15 @@ import io
 import os
 import subprocess
 import sys
-import types
 
 import matplotlib
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
-from cifar_jax.reports import plots, style
+from cifar_jax.reports import diagnostics, plots, style
 from cifar_jax.reports.style import render, save_figure
 from tests import program
 
@@ -102,19 +103,72 @@ def test_the_users_settings_of_matplotlib_change_no_picture(monkeypatch):
     assert matplotlib.rcParams["image.origin"] == "lower"
 
 
-def test_a_backend_that_cannot_be_imported_does_not_matter():
-    code = "from cifar_jax.reports import plots; import matplotlib; print(matplotlib.get_backend())"
-    command = [sys.executable, "-c", code]
-    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=True, cwd=program.ROOT
+@pytest.mark.parametrize("first", ["", "import matplotlib\n"])
+@pytest.mark.parametrize("backend", ["module://not.here", "svg", "nonsense"])
+def test_the_users_backend_comes_back_and_does_not_matter_here(first, backend):
+    if first and backend == "nonsense":
+        pytest.skip("matplotlib itself refuses it")
+    code = first + (
+        "import os, numpy as np\n"
+        "from cifar_jax.reports import plots, style\n"
+        "import matplotlib\n"
+        "png = style.render(plots.plot_filters(np.ones((3, 3, 1, 4))))\n"
+        "print(png[1:4].decode(), os.environ['MPLBACKEND'], matplotlib.get_backend())\n"
     )
-    assert done.stdout.strip().lower() == "agg"
+    environment = os.environ | {"MPLBACKEND": backend}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=program.ROOT,
+    )
+    shown, variable, found = done.stdout.split()
+    assert (shown, variable) == ("PNG", backend)
+    assert found == backend or backend == "nonsense"
 
 
-def test_fonts_for_other_scripts_are_taken_where_they_are_installed(monkeypatch):
-    fonts = [types.SimpleNamespace(name=name) for name in ("DejaVu Sans", "Noto Sans CJK SC")]
-    monkeypatch.setattr(style.font_manager, "fontManager", types.SimpleNamespace(ttflist=fonts))
-    style._find_fonts.cache_clear()
-    assert style._find_fonts() == ("DejaVu Sans", "Noto Sans CJK SC")
-    style._find_fonts.cache_clear()
+def make_font(path, letter):
+    """Writes a font that has one letter, a square; returns its name."""
+    outline = TTGlyphPen(None)
+    outline.moveTo((0, 0))
+    for point in ((0, 700), (700, 700), (700, 0)):
+        outline.lineTo(point)
+    outline.closePath()
+    glyphs = {".notdef": TTGlyphPen(None).glyph(), "one": outline.glyph()}
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(list(glyphs))
+    font.setupCharacterMap({ord(letter): "one"})
+    font.setupGlyf(glyphs)
+    font.setupHorizontalMetrics(dict.fromkeys(glyphs, (800, 0)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "Only One", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(path)
+    return "Only One"
+
+
+def test_letters_are_taken_from_whatever_font_has_them(tmp_path, monkeypatch):
+    """As names of classes, which are labels of ticks in one picture and texts in another."""
+    letter = "\N{CJK UNIFIED IDEOGRAPH-4E2D}"
+    name = make_font(tmp_path / "one.ttf", letter)
+    manager = style.font_manager.fontManager
+    own = [x for x in manager.ttflist if x.fname.startswith(matplotlib.get_data_path())]
+    monkeypatch.setattr(manager, "ttflist", own)
+    manager.addfont(tmp_path / "one.ttf")
+    style._find_font.cache_clear()
+    try:
+        figure = diagnostics.plot_confusion(np.array([0, 1]), np.array([0, 1]), (letter, "plain"))
+        style._add_fonts(figure)
+        figure.canvas.draw()  # a letter that is missing would be a warning
+        labels = [text for text in figure.findobj(style.Text) if letter in text.get_text()]
+        assert labels
+        assert all(text.get_fontfamily() == ["DejaVu Sans", name] for text in labels)
+        assert (
+            style._find_font("\N{CJK UNIFIED IDEOGRAPH-4E2E}") == "DejaVu Sans"
+        )  # nothing has it: a box
+        assert style._find_font("\N{CHECK MARK}") == "DejaVu Sans"
+    finally:
+        style._find_font.cache_clear()

@@ -244,6 +244,26 @@ def test_a_report_that_fails_costs_a_warning_and_not_the_run(tmp_path):
     assert f"{workdir / 'report'} cannot be written" in err
 
 
+@pytest.mark.parametrize("fault", ["settings", "package"])
+def test_a_matplotlib_that_cannot_be_imported_costs_a_warning_and_not_the_run(tmp_path, fault):
+    flag = program.write_config(tmp_path / "short.py", num_steps=1, log__report=True)
+    workdir = f"--workdir={tmp_path / 'run'}"
+    (broken := tmp_path / "broken").mkdir()
+    environment = {"PYTHONPATH": os.pathsep.join([str(broken), str(program.ROOT)])}
+    if fault == "settings":
+        (broken / "matplotlibrc").write_bytes(b"\xff\xfe")
+        environment["MPLCONFIGDIR"] = str(broken)
+    else:
+        (broken / "kiwisolver.py").write_text("raise ImportError('no kiwisolver')\n")
+    code, out, err = program.run_apart(flag, workdir, environment=environment)
+    assert (code, "Traceback" in err) == (0, False)
+    assert "test accuracy" in out
+    assert "the report could not be made: matplotlib, which draws the pictures, cannot be" in err
+    code, out, err = program.run_apart("--mode=report", workdir, environment=environment)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: matplotlib, which draws the pictures, cannot")
+
+
 def test_names_with_html_in_them_and_a_run_without_a_log(tmp_path, monkeypatch):
     names = ("<script>alert(1)</script>", "a\"b' onload=x", "&amp; $x$", "日本")
     labels = np.arange(40) % 4
