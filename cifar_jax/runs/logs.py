@@ -105,9 +105,10 @@ class Logs:
             try:
                 self._curves = self._curves or Curves(self._curves_folder, self._step)
                 self._curves.write(int(step), points)
+                self._step = int(step)  # where the curves go on after a write that fails
             except OSError as error:
                 _log.warning("TensorBoard: step %d is skipped: %s", step, error.strerror)
-                self._curves = None
+                self._close_curves()
 
     def keep_up(self) -> None:
         """Writes the lines that wait, unless some were written just now; checks the lease."""
@@ -161,9 +162,13 @@ class Logs:
         """Removes the bar and closes the files."""
         self.close_bar()
         self.flush()
+        self._close_curves()
+
+    def _close_curves(self) -> None:
         if self._curves:
             with contextlib.suppress(OSError):
                 self._curves.close()
+            self._curves = None
 
 
 def _append(path: Path, text: str) -> None:
@@ -190,7 +195,8 @@ class Curves:
         """Opens a file that replaces what earlier starts wrote past `step`."""
         folder.mkdir(exist_ok=True)
         earlier = any(folder.iterdir())
-        self._writer = EventsWriter(str(folder / "events"))
+        # The name has only the second; a file of that name would be written over.
+        self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         if step or earlier:
             self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 

@@ -70,6 +70,42 @@ def test_a_later_start_purges_the_curves_past_its_step(tmp_path):
     assert start.step == 3
 
 
+def shown_points(folder):
+    """Returns the (step, value) that TensorBoard shows: a start purges what earlier files hold."""
+    points = []
+    for event in read_events(folder):
+        if event.HasField("session_log"):
+            points = [point for point in points if point[0] < event.step]
+        points += [(event.step, value.simple_value) for value in event.summary.value]
+    return points
+
+
+def test_a_restart_from_step_0_shows_each_point_once(tmp_path):
+    write(tmp_path, 0, LINES)
+    write(tmp_path, 0, [{**line, "train_loss": 5.0} for line in LINES[:2]])
+    assert shown_points(tmp_path) == [(1, 5.0), (2, 5.0)]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # also within one second
+
+
+def test_a_write_that_fails_costs_the_curves_its_step_alone(tmp_path, monkeypatch, caplog):
+    log, flush = logs.Logs(tmp_path, 0, tensorboard=True), logs.EventsWriter.flush
+    failures = []
+
+    def fail_once(writer):
+        flush(writer)
+        if not failures:
+            failures.append(OSError(28, "No space left on device"))
+            raise failures[0]
+
+    for line in LINES:
+        if line["step"] == 2:
+            monkeypatch.setattr(logs.EventsWriter, "flush", fail_once)
+        log.write({**line, "train_loss": float(line["step"])})
+    log.close()
+    assert shown_points(tmp_path) == [(1, 1.0), (3, 3.0)]
+    assert caplog.messages == ["TensorBoard: step 2 is skipped: No space left on device"]
+
+
 def test_off_a_terminal_a_line_a_minute_says_how_far_the_run_is(tmp_path, monkeypatch, capsys):
     now = 0.0
     monkeypatch.setattr(logs, "bar_stream", lambda: None)
