@@ -21,6 +21,7 @@ import pytest
 
 from cifar_jax import files
 from cifar_jax.parallel import cpu
+from cifar_jax.runs import signals
 
 MOST_DAYS = 30
 
@@ -86,8 +87,7 @@ def _the_log_is_restored():
 @pytest.fixture(autouse=True)
 def _the_signal_handlers_are_restored():
     """Undoes what a run leaves that was ended by a signal; SIGINT is not ignored."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in signals.Signals.EXIT_CODES}
     if before[signal.SIGINT] == signal.SIG_IGN:  # as in the background of a shell script
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield

@@ -36,7 +36,7 @@ Train, evaluate and use image classifiers.
 
 Exit codes: 0 done, 1 the run had to stop or a picture could not be read, 2 wrong input; saved, and
 the same command resumes: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 138 after SIGUSR1,
-140 after SIGUSR2.
+140 after SIGUSR2, 152 after SIGXCPU.
 """
 
 

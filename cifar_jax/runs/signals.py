@@ -17,8 +17,9 @@ _SAME_SIGNAL = 0.1  # seconds
 class Signals:
     """Notes the signals that end a program, so that a run can save and end between two steps.
 
-    These are Ctrl-C's, `kill`'s, a closed terminal's, and those that SLURM sends as a warning. One
-    that the program was started to ignore, as `nohup` does with SIGHUP, is still ignored.
+    These are Ctrl-C's, `kill`'s, a closed terminal's, and those that SLURM, Grid Engine and
+    `ulimit -t` send as a warning. One that the program was started to ignore, as `nohup` does with
+    SIGHUP, is still ignored. SIGQUIT (Ctrl-\\) is left alone: it ends a program that hangs.
 
     While there is nothing to save, a signal raises SystemExit. Once `defer` has been called, the
     first signal only sets `received`. A second one always ends the process at once, from a thread:
@@ -30,7 +31,11 @@ class Signals:
     EXIT_CODES: Mapping[int, int] = {
         number: 128 + number
         for number in map(
-            int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+            int,
+            (
+                *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+                *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
+            ),
         )
     }
 
@@ -95,10 +100,13 @@ class Signals:
         first = 0.0
         with open(reading, "rb", buffering=0) as pipe:
             while number := pipe.read(1):
-                if code := self.EXIT_CODES.get(number[0]):
-                    first = first or time.monotonic()
-                    if time.monotonic() - first > _SAME_SIGNAL:
-                        os._exit(code)
+                code = self.EXIT_CODES.get(number[0])
+                # Past the limit of its time, the system sends SIGXCPU again in every second.
+                if not code or (first and number[0] == signal.SIGXCPU):
+                    continue
+                first = first or time.monotonic()
+                if time.monotonic() - first > _SAME_SIGNAL:
+                    os._exit(code)
 
 
 class Interrupts(Signals):

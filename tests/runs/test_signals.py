@@ -35,7 +35,7 @@ def run(program):
     ("number", "code"),
     [
         *((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)),
-        *((signal.SIGUSR1, 138), (signal.SIGUSR2, 140)),
+        *((signal.SIGUSR1, 138), (signal.SIGUSR2, 140), (signal.SIGXCPU, 152)),
     ],
 )
 def test_a_signal_ends_the_preparation_and_is_noted_in_the_loop(number, code, capfd):
@@ -60,6 +60,18 @@ def test_a_second_signal_ends_a_call_that_does_not_return():
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1); print('still here')\n"
     )
     assert run(program) == (130, "")
+
+
+def test_the_limit_of_cpu_time_is_a_warning_however_often_it_comes():
+    """The system repeats SIGXCPU in every second until the hard limit; another signal counts."""
+    limited = (
+        "    import resource\n"
+        "    resource.setrlimit(resource.RLIMIT_CPU, (1, 60))\n"
+        "    begin = time.process_time()\n"
+        "    while time.process_time() - begin < 2.4: pass\n"
+    )
+    assert run(limited + "print(noted.received)\n") == (0, f"{int(signal.SIGXCPU)}\n")
+    assert run(limited + "    send(0.5)\n    print('still here')\n") == (143, "")
 
 
 def test_a_signal_sent_twice_at_once_is_one():
