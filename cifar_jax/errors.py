@@ -17,5 +17,9 @@ class UserError(Exception):
         return [f"error: {line}" for line in str(self).splitlines()]
 
 
+class DamageError(UserError):
+    """The content of a file is wrong, which is not so if the file only cannot be read now."""
+
+
 class NotFiniteError(UserError):
     """A run had to stop because its loss or its weights are not finite."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from cifar_jax.errors import UserError
+from cifar_jax.errors import DamageError, UserError
 
 _UNFINISHED = ".writing-"
 
@@ -90,22 +90,29 @@ def _escape_formula(cell: object) -> object:
     return cell if is_number or cell == "-" else f"'{cell}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
+    Args:
+      path: the file.
+      missing: what to return if there is no such file; None: that is an error.
+
     Raises:
+      DamageError: it does not hold one.
       UserError: there is no such file, or it cannot be read.
     """
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
+        if missing is not None:
+            return missing
         raise UserError(f"{path} does not exist: is {path.parent} the workdir of a run?") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        raise DamageError(f"{path} is damaged: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it does not hold a JSON object")
+        raise DamageError(f"{path} is damaged: it does not hold a JSON object")
     return values
 
 

@@ -44,7 +44,7 @@ _OFF: dict[str, Any] = {
 }
 _ALWAYS_ON = ("seed", "data.name")
 # Parts of a config that have no fixed fields.
-_OPEN = ("model.", "optimizer.groups.")
+OPEN = ("model.", "optimizer.groups.")
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -120,8 +120,8 @@ def check_fields(config: Any, default: ConfigDict) -> None:
     advice = "let get_config() change what configs/default.py returns"
     if not isinstance(config, ConfigDict):
         raise UserError(f"the config is of the type {type(config).__name__}: {advice}")
-    given = {name: value for name, value in flatten(config) if not name.startswith(_OPEN)}
-    known = {name: value for name, value in flatten(default) if not name.startswith(_OPEN)}
+    given = {name: value for name, value in flatten(config) if not name.startswith(OPEN)}
+    known = {name: value for name, value in flatten(default) if not name.startswith(OPEN)}
     problems = []
     for name in given.keys() - known.keys():
         near = difflib.get_close_matches(name, known, n=1)
@@ -130,7 +130,7 @@ def check_fields(config: Any, default: ConfigDict) -> None:
     problems += [f"{name} is missing: {advice}" for name in known.keys() - given.keys()]
     for name in given.keys() & known.keys():
         wanted = config_path.get_type(name, default)
-        if not _fits(given[name], wanted, known[name] is None):
+        if not fits(given[name], wanted, known[name] is None):
             words = f"{name} is {given[name]!r} but must be of the type {wanted.__name__}"
             if given[name] is None:
                 words += f": it cannot be off, and the default is {known[name]!r}"
@@ -159,11 +159,12 @@ def _check_groups(config: ConfigDict) -> Iterator[str]:
             continue
         for field, value in group.items():
             wanted = GROUP_FIELDS[field]
-            if not _fits(value, wanted, field != "params"):
+            if not fits(value, wanted, field != "params"):
                 yield f"{where}.{field} is {value!r} but must be of the type {wanted.__name__}"
 
 
-def _fits(value: Any, wanted: type, optional: bool) -> bool:
+def fits(value: Any, wanted: type, optional: bool) -> bool:
+    """Whether a value is of a field's type; an integer is a float too, and None may be allowed."""
     if value is None:
         return optional
     if isinstance(value, bool):

@@ -13,6 +13,7 @@ SCHEDULES = ("constant", "step", "cosine", "linear", "one_cycle")
 DTYPES = ("float32", "bfloat16")
 SCALINGS = ("none", "linear", "sqrt")
 PLACEMENTS = ("auto", "device", "host")
+MOST_SEEDS = 1024
 VIEWS = ("plain", "mirror", "mirror_shift")
 
 # (fields, what their values must satisfy, a test for it). Unset fields are skipped. A rule for a
@@ -71,7 +72,7 @@ _RULES = (
     (("augment.rand_augment_magnitude",), "must be at most 30", lambda value: value <= 30),
     (("augment.rand_augment_ops",), "must be at most 16", lambda value: value <= 16),
     (("num_cpu_devices",), "must be at most 256", lambda value: value <= 256),
-    (("num_seeds",), "must be at most 1024", lambda value: value <= 1024),
+    (("num_seeds",), f"must be at most {MOST_SEEDS}", lambda value: value <= MOST_SEEDS),
     (("seed", "data.seed"), "must be less than 2**32", lambda value: value < 2**32),
 )
 # The largest float32, and the largest int32, which counts the steps.
@@ -80,7 +81,8 @@ _SEEDS = ("seed", "data.seed")
 # XLA counts smaller numbers as 0.
 LEAST_FLOAT = 1.2e-38
 
-_CHOICES = {
+# The fields whose values have names, and these.
+CHOICES = {
     "dtype": DTYPES,
     "data.placement": PLACEMENTS,
     "optimizer.learning_rate_scaling": SCALINGS,
@@ -103,7 +105,7 @@ def find_problems(config: ConfigDict) -> list[str]:
             value = fields[name]
             if value is not None and name not in outside and not holds(value):
                 problems.append(f"{name} is {value} but {words}")
-    for name, known in _CHOICES.items():
+    for name, known in CHOICES.items():
         if fields[name] not in known:
             problems.append(f"{name} is {unknown(fields[name], known)}")
     problems += _check_milestones(fields["schedule.milestones"])
@@ -170,7 +172,7 @@ def _check_class_weights(weights: Any) -> list[str]:
 def _check_seeds(fields: Mapping[str, Any]) -> list[str]:
     seed, count = fields["seed"], fields["num_seeds"]
     problems: list[str] = []
-    if not 1 < count <= 1024:
+    if not 1 < count <= MOST_SEEDS:
         return problems
     for name in ("data.validation_examples", "data.label_noise"):
         if fields[name] and fields["data.seed"] is None:

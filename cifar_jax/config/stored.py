@@ -7,9 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
 
-from cifar_jax.config import custom
-from cifar_jax.config.fields import OPTIMIZER_OPTIONS, flatten, ignored_durations
+from cifar_jax.config import custom, rules, shipped
+from cifar_jax.config.fields import (
+    OPEN,
+    OPTIMIZER_OPTIONS,
+    fits,
+    flatten,
+    ignored_durations,
+)
 
 # Fields that may change when a run is resumed: they do not affect the training.
 HARMLESS = (
@@ -48,6 +55,9 @@ _ADDED = {
 # Fields that had another name in earlier versions.
 _RENAMED = {"test_time.certainty": "test_time.confidence_threshold"}
 
+# No number in a config is as large.
+_MOST = 1e300
+
 
 def strip_version(name: str) -> str:
     """Returns the name of a data set without its version: "mnist" for "mnist:3.0.1"."""
@@ -70,6 +80,39 @@ def from_json(values: Mapping[str, Any]) -> ConfigDict:
         part, field = _find(whole, name)
         part.setdefault(field, value)
     return ConfigDict(whole).lock()
+
+
+def find_fault(values: Any) -> str:
+    """Returns what is wrong with what should be a config as `to_json` writes it, "" if nothing is.
+
+    The fields of `model` and groups are not looked at, nor are those that are missing or that this
+    version does not know.
+    """
+    default = shipped.default_config()
+    known = dict(flatten(default))
+    try:
+        given = dict(flatten(from_json(values))) if isinstance(values, Mapping) else {}
+    except (AttributeError, TypeError, ValueError, LookupError, RecursionError):
+        given = {}
+    if not isinstance(given.get("model.name"), str):
+        return "it has no config"
+    for name, value in given.items():
+        if not name.startswith(OPEN) and not _may_be(name, value, default, known):
+            return f"its config has {name} {value!r}"
+    return "" if 1 <= given["num_seeds"] <= rules.MOST_SEEDS else "its config has no seeds"
+
+
+def _may_be(name: str, value: Any, default: ConfigDict, known: Mapping[str, Any]) -> bool:
+    """Whether a field of a stored config has a value of its kind."""
+    if name not in known:  # of another version, unless it is in the place of a known one
+        return not any(x.startswith(f"{name}.") or name.startswith(f"{x}.") for x in known)
+    plain = tuple(value) if isinstance(value, list) else value
+    numbers = [x for x in (plain if isinstance(plain, tuple) else (plain,)) if type(x) is not str]
+    return (
+        fits(plain, config_path.get_type(name, default), known[name] is None)
+        and value in rules.CHOICES.get(name, (value,))
+        and all(x is None or -_MOST < x < _MOST for x in numbers)
+    )
 
 
 def _find(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:

@@ -115,7 +115,7 @@ def save_temperatures(
       num_images: the number of its images.
     """
     path = workdir / FILE
-    values = files.read_json(path) if path.exists() else {}
+    values = files.read_json(path, missing={})
     digest = manifest.read_digest(workdir / "checkpoints" / str(step))
     entry = {"step": step, "split": split, "num_images": num_images}
     files.write_json(path, values | {digest: entry | {"temperatures": list(temperatures)}})
@@ -132,11 +132,9 @@ def read_temperatures(workdir: Path, step: int, num_seeds: int) -> list[tuple[fl
     """
     path = workdir / FILE
     plain = [(1.0, "")] * num_seeds
-    if not path.exists():
+    if not (values := files.read_json(path, missing={})):
         return plain
-    entry: Any = files.read_json(path).get(
-        manifest.read_digest(workdir / "checkpoints" / str(step))
-    )
+    entry: Any = values.get(manifest.read_digest(workdir / "checkpoints" / str(step)))
     if entry is None:
         return plain
     try:

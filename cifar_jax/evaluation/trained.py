@@ -18,6 +18,7 @@ from cifar_jax.models.registry import create_model, make_variables
 from cifar_jax.parallel import devices, seeds
 from cifar_jax.runs import sources, weights
 from cifar_jax.runs.checkpoint import Checkpoints
+from cifar_jax.runs.meta import find_meta_fault
 from cifar_jax.runs.workdir import CONFIG, list_steps
 from cifar_jax.text import first_line, short_names
 
@@ -197,6 +198,8 @@ def _describe(meta: Mapping[str, Any], where: str, place: Path, stored_code=Fals
     Raises:
       UserError: a part of the description is missing or wrong; the message begins with `where`.
     """
+    if fault := find_meta_fault(meta):
+        raise UserError(f"{where} has no model: {fault}")
     try:
         config = stored.from_json(meta["config"])
         data = meta["data"]

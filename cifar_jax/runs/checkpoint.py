@@ -23,9 +23,10 @@ import jax
 import numpy as np
 
 from cifar_jax import files
-from cifar_jax.errors import UserError
+from cifar_jax.errors import DamageError, UserError
 from cifar_jax.runs import manifest, storage
 from cifar_jax.runs import workdir as workdir_lib
+from cifar_jax.runs.meta import find_meta_fault
 
 _META = "meta.json"
 _SAVING, _DELETING = ".saving-", ".deleting-"
@@ -242,9 +243,8 @@ class Checkpoints:
 
     def _find_damage(self, step: int) -> str:
         """Returns what is wrong with a checkpoint, "" if nothing is."""
-        folder = self.folder / str(step)
-        if damage := manifest.find_damage(folder):
-            return damage
-        progress = self.meta(step).get("progress")
-        held = progress.get("step", step) if isinstance(progress, dict) else step
-        return "" if held == step else f"it is the checkpoint of step {held}"
+        try:
+            folder = self.folder / str(step)
+            return manifest.find_damage(folder) or find_meta_fault(self.meta(step), step)
+        except DamageError as error:
+            return str(error)

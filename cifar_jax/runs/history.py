@@ -12,6 +12,8 @@ from cifar_jax import files
 from cifar_jax.errors import UserError
 from cifar_jax.runs import workdir as workdir_lib
 
+_MOST = 3.4e38
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,7 +39,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-            if type(line["step"]) is not int or type(line["epoch"]) not in (int, float):
+            if type(line["step"]) is not int or not {"step", "epoch"} <= numbers(line).keys():
                 raise TypeError
             lines.append(line)
         except (ValueError, TypeError, KeyError, RecursionError):
@@ -116,9 +118,9 @@ def average(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the values that are numbers."""
+    """Returns the values that are numbers which a float32 holds, as all that a run logs."""
     return {
         name: value
         for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int | float) and type(value) is not bool and abs(value) <= _MOST
     }

@@ -6,6 +6,7 @@ damage. Imports no JAX.
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -100,8 +101,11 @@ def read_scores(paths: Mapping[int, Path]) -> list[tuple[float, int]]:
     scores = []
     for step, path in paths.items():
         try:
-            scores.append((float(json.loads(path.read_bytes())["metrics"]["eval_accuracy"]), step))
-        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
+            accuracy = float(json.loads(path.read_bytes())["metrics"]["eval_accuracy"])
+            scores += [(accuracy, step)] if math.isfinite(accuracy) else []
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (LookupError, TypeError, ValueError, OverflowError, RecursionError):
             continue
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})", 1) from error

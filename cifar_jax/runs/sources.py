@@ -97,7 +97,7 @@ def _copy_of(workdir: Path, field: str) -> Path:
 def read_record(workdir: Path) -> dict[str, dict[str, str]]:
     """Returns the path and the SHA-256 of each file that a run keeps, by the config's fields."""
     path = workdir / FOLDER / _RECORD
-    return _check(files.read_json(path), path) if path.exists() else {}
+    return _check(files.read_json(path, missing={}), path)
 
 
 def _check(record: Any, place: Path) -> dict[str, dict[str, str]]:

@@ -12,7 +12,7 @@ from cifar_jax import files
 from cifar_jax.config import stored
 from cifar_jax.config.durations import Durations, resolve_durations
 from cifar_jax.data.datasets import Dataset
-from cifar_jax.errors import UserError
+from cifar_jax.errors import DamageError, UserError
 from cifar_jax.parallel import devices
 from cifar_jax.runs import provenance, sources
 from cifar_jax.runs import workdir as workdir_lib
@@ -58,9 +58,9 @@ def find_result(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """
     check_workdir(config, workdir)
     path, steps = workdir / workdir_lib.RESULT, workdir_lib.list_steps(workdir)
-    if not steps or not path.exists():
+    result, new = files.read_json(path, missing={}), stored.to_json(config)
+    if not steps or not result:
         return None
-    result, new = files.read_json(path), stored.to_json(config)
     old = result.get("config")
     if not isinstance(old, dict):  # of an earlier version
         old = files.read_json(workdir / workdir_lib.CONFIG)
@@ -95,16 +95,17 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
     """Returns every start of a run so far: its first step, commit, command, hardware, versions.
 
     A damaged list is passed over with a warning: it does not decide whether a run goes on.
+
+    Raises:
+      UserError: it cannot be read now.
     """
     path = workdir / STARTS
-    if not path.exists():
-        return []
     try:
-        starts = files.read_json(path)["starts"]
+        starts = files.read_json(path, missing={"starts": []})["starts"]
         if isinstance(starts, list) and all(isinstance(start, dict) for start in starts):
             return starts
         words = "it holds no list of starts"
-    except (UserError, KeyError) as error:
+    except (DamageError, KeyError) as error:
         words = str(error)
     _log.warning("%s is damaged (%s): a new list is begun", path, words)
     return []
@@ -113,14 +114,17 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
 def describe_data(dataset: Dataset) -> dict[str, Any]:
     """Returns what identifies a run's data, as JSON values."""
     train = dataset.splits["train"]
-    labels = np.ascontiguousarray(train.labels, np.int32)
+    labels = {
+        name: hashlib.sha256(np.ascontiguousarray(split.labels, np.int32).tobytes()).hexdigest()
+        for name, split in dataset.splits.items()
+    }
     return {
         "class_names": list(dataset.class_names),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "image_shape": list(train.images.shape[1:]),
         "num_images": {name: len(split.labels) for name, split in dataset.splits.items()},
-        "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
+        "labels_sha256": labels,
     }
 
 
@@ -137,11 +141,9 @@ def find_saved(
         meta = checkpoints.meta(step)
         theirs = meta.get("config")
         foreign = stored.conflicts(theirs, stored.to_json(config)) if theirs else ["no config"]
-        if not foreign and _is_progress(meta.get("progress"), step):
+        if not foreign and "progress" in meta:
             break
-        words = "its progress cannot be read"
-        if foreign:
-            words = f"it belongs to another run: {foreign[0]}"
+        words = f"it belongs to another run: {foreign[0]}" if foreign else "it has no progress"
         checkpoints.set_aside(step, words)
     else:
         checkpoints.check_left()
@@ -170,40 +172,15 @@ def find_saved(
     return meta["progress"]
 
 
-def _is_progress(progress: Any, step: int) -> bool:
-    """Whether JSON values are a run's progress at a step."""
-
-    def is_number(value: Any) -> bool:
-        return type(value) in (int, float) and value >= 0
-
-    def is_total(value: Any) -> bool:
-        return is_number(value) or (isinstance(value, list) and all(map(is_number, value)))
-
-    def is_sums(sums: Any) -> bool:
-        return (
-            isinstance(sums, dict)
-            and set(sums) in (set(), {"loss", "accuracy"})
-            and all(
-                isinstance(x, list) and len(x) == 2 and all(map(is_total, x)) for x in sums.values()
-            )
-        )
-
-    return (
-        isinstance(progress, dict)
-        and progress.get("step") == step
-        and is_number(progress.get("seconds"))
-        and is_number(progress.get("stepping"))
-        and is_sums(progress.get("sums"))
-        and is_sums(progress.get("recent", {}))  # earlier versions have none
-    )
-
-
 def _check_data(old: Any, new: dict[str, Any], workdir: Path) -> None:
     """Compares the data that a run was trained on with what it would be resumed on."""
     if not isinstance(old, dict):
         return
-    if isinstance(counts := old.get("num_images"), dict):  # earlier versions left out "validation"
-        new = {**new, "num_images": {x: n for x, n in new["num_images"].items() if x in counts}}
+    if isinstance(old.get("labels_sha256"), str):  # earlier versions: of the training images only
+        old = {**old, "labels_sha256": {"train": old["labels_sha256"]}}
+    for name in ("num_images", "labels_sha256"):
+        if isinstance(known := old.get(name), dict):  # earlier versions left out "validation"
+            new = {**new, name: {split: x for split, x in new[name].items() if split in known}}
     differences = [name for name in new if name in old and old[name] != new[name]]
     if not differences:
         return
@@ -216,7 +193,8 @@ def _check_data(old: Any, new: dict[str, Any], workdir: Path) -> None:
         if place is not None:
             words = f"class {place} was {old[name][place]!r} and is now {new[name][place]!r}"
     elif name == "labels_sha256":
-        words = "the labels of the training images differ"
+        splits = [split for split, x in new[name].items() if x != old[name][split]]
+        words = f"the labels of {' and '.join(splits)} differ"
     raise UserError(
         f"{workdir} was trained on other data: {words}; set --config.data.data_dir (data.path for "
         "a folder of pictures) to the data of that run, or choose another --workdir"

@@ -23,6 +23,11 @@ from tests.faults.stops import SILENT, SURVIVED
 KINDS = ("truncate", "empty", "delete", "flip", "flip", "flip", "extra", "link", "stale", "half")
 
 
+def describe(step: int) -> dict[str, Any]:
+    """Returns the description that a run saves with a state, as far as it is checked."""
+    return {"progress": {"step": step, "seconds": 1.0, "stepping": 1.0, "sums": {}}}
+
+
 def small_state(step: int) -> Any:
     """Returns a state of a few arrays whose values all depend on the step."""
     return {
@@ -45,7 +50,7 @@ def save_small(workdir: Path, *steps: int) -> None:
     workdir.mkdir(exist_ok=True)
     checkpoints = Checkpoints(workdir)
     for step in steps:
-        checkpoints.save(step, small_state(step), {"progress": {"step": step}})
+        checkpoints.save(step, small_state(step), describe(step))
     checkpoints.close()
 
 
@@ -201,11 +206,11 @@ def fill_disk(folder: Path, rng: random.Random, blind: bool) -> str:
         filler = fill(disk, left=rng.randrange(0, 60_000))
         usage = shutil._ntuple_diskusage(0, 0, 2**30)
         with mock.patch("shutil.disk_usage", return_value=usage) if blind else nullcontext():
-            checkpoints.save(2, small_state(2), {"progress": {}})
+            checkpoints.save(2, small_state(2), describe(2))
             checkpoints.wait()
         failed, kept = checkpoints.failure, checkpoints.steps()
         filler.unlink()
-        checkpoints.save(3, small_state(3), {"progress": {}})
+        checkpoints.save(3, small_state(3), describe(3))
         checkpoints.wait()
         wanted = [1, 3] if failed else [2, 3]
         if checkpoints.failure or checkpoints.steps() != wanted or 1 not in kept:

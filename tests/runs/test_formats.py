@@ -83,24 +83,27 @@ def test_a_meta_with_a_missing_part_is_named(tmp_path, name, value):
         assert (code, err.count("\n")) == (1, 2)
         assert "3-0: its progress cannot be read\nerror: no checkpoint of " in err
     else:
-        assert (code, err.count("\n")) == (2, 1)
-        assert err.startswith("error: the checkpoint of step 3 ")
+        assert (code, err.count("\n")) == (2, 2)
+        words = "it has no config" if name == "config" else "its data have a wrong "
+        assert err.startswith(f"skipping the damaged checkpoint {folder}: {words}")
+        assert err.endswith(f"error: {tmp_path / 'run'} has no intact checkpoint\n")
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [*[("mean", value) for value in ([], [0.5, 0.5], 0.5, ["x"])], ("image_shape", [])],
 )
-def test_a_mean_or_shape_that_does_not_fit_is_named(tmp_path, name, value):
+def test_a_mean_or_shape_that_does_not_fit_is_named(tmp_path, name, value, caplog):
     shutil.copytree(FORMATS[-1], tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints" / "3"
     meta = json.loads((folder / "meta.json").read_text())
     meta["data"][name] = value
     (folder / "meta.json").write_text(json.dumps(meta))
     manifest.write_manifest(folder)
-    with pytest.raises(UserError, match=r"the checkpoint of step 3 in .* has no model: ") as caught:
+    with pytest.raises(UserError, match=r"run has no intact checkpoint$"):
         cifar_jax.load(tmp_path / "run")
-    assert "\n" not in str(caught.value)
+    words = f"skipping the damaged checkpoint {folder}: its data have a wrong {name}"
+    assert caplog.messages == [words]
 
 
 # Modules that run code from a file, or might.

@@ -57,6 +57,12 @@ def change_data(monkeypatch, change):
     monkeypatch.setattr(datasets, "load_dataset", load_other)
 
 
+def change_test(dataset, labels):
+    test = dataset.splits["test"]
+    splits = {**dataset.splits, "test": Split(test.images, labels(test.labels))}
+    return dataclasses.replace(dataset, splits=splits)
+
+
 def change_train(dataset, images=lambda x: x, labels=lambda x: x):
     train = dataset.splits["train"]
     splits = {**dataset.splits, "train": Split(images(train.images), labels(train.labels))}
@@ -76,8 +82,9 @@ def change_train(dataset, images=lambda x: x, labels=lambda x: x):
         ),
         (
             lambda x: change_train(x, labels=lambda y: 9 - y),
-            "the labels of the training images differ",
+            "the labels of train and validation differ",
         ),
+        (lambda x: change_test(x, lambda y: 9 - y), "the labels of test differ"),
         (lambda x: dataclasses.replace(x, mean=(0.25,)), "mean was ["),
     ],
 )
@@ -98,6 +105,20 @@ def test_a_checkpoint_without_a_fingerprint_is_resumed(run):
         del meta["data"][name]
     (folder / "meta.json").write_text(json.dumps(meta))
     manifest.write_manifest(folder)
+    assert train(run, num_epochs=2.0) == 0
+
+
+def test_a_checkpoint_with_the_training_labels_alone_is_resumed(run, monkeypatch):
+    """So did earlier versions describe them."""
+    folder = run / "checkpoints" / "5"
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["data"]["labels_sha256"] = meta["data"]["labels_sha256"]["train"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    manifest.write_manifest(folder)
+    with monkeypatch.context() as patch:
+        change_data(patch, lambda x: change_train(x, labels=lambda y: 9 - y))
+        with pytest.raises(UserError, match="the labels of train differ"):
+            train(run, num_epochs=2.0)
     assert train(run, num_epochs=2.0) == 0
 
 
@@ -138,6 +159,35 @@ def test_progress_that_cannot_be_read_is_not_believed(run, field, value, caplog)
     assert list((run / "damaged_checkpoints").iterdir())
     with pytest.raises(UserError, match="to start this run from the beginning"):  # and again
         train(run, num_epochs=2.0)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        *(("data.class_names", 5), ("data.class_names", None), ("data.mean", [float("nan")])),
+        *(("data.std", [0]), ("config", [1]), ("config.test_time.views", "bogus")),
+    ],
+)
+def test_a_checkpoint_that_says_what_cannot_be_is_passed_over(run, caplog, part, value):
+    """Its sums are right; the one before it is taken."""
+    folder = shutil.copytree(run / "checkpoints" / "5", run / "checkpoints" / "7")
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["progress"]["step"] = 7
+    *parts, name = part.split(".")
+    place = meta
+    for inner in parts:
+        place = place[inner]
+    place[name] = value
+    (folder / "meta.json").write_text(json.dumps(meta))
+    manifest.write_manifest(folder)
+    assert cifar_jax.load(run).step == 5
+    (line,) = caplog.messages
+    assert line.startswith(f"skipping the damaged checkpoint {folder}: its ") or "no config" in line
+    with pytest.raises(UserError, match=r"checkpoints/7 is damaged: it"):
+        cifar_jax.load(run, "7")
+    assert train(run, num_epochs=2.0) == 0
+    assert (run / "damaged_checkpoints" / "7-0").is_dir()
+    assert cifar_jax.load(run).step == 10
 
 
 def test_an_error_of_the_system_is_not_damage(run, monkeypatch):
@@ -198,6 +248,23 @@ def test_a_damaged_list_of_starts_does_not_stop_a_run(run, caplog):
         assert "starts.json is damaged" in line
     assert train(run, num_epochs=2.0) == 0
     assert [one["step"] for one in resume.read_starts(run)] == [5]
+
+
+def test_a_list_of_starts_that_cannot_be_read_now_is_not_begun_anew(run, monkeypatch):
+    read, before = Path.read_bytes, (run / "starts.json").read_bytes()
+
+    def fail(path):
+        if path.name == "starts.json":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(UserError, match="cannot be read: Stale"):
+            train(run, num_epochs=2.0)
+    assert (run / "starts.json").read_bytes() == before
+    assert train(run, num_epochs=2.0) == 0
+    assert [one["step"] for one in resume.read_starts(run)] == [0, 5]
 
 
 def test_every_start_is_listed_with_its_steps(run):
