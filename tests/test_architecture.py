@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cifar_jax"
 
 # A room may import from itself and from the rooms before it; rooms on one line not from each other.
 ORDER = [
-    {"errors", "text", "numpy_mlp"},
+    {"errors", "limits", "text", "numpy_mlp"},
     {"files"},
     {"config"},
     {"ops", "augment", "optim"},

@@ -18,6 +18,7 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
+from cifar_jax import limits
 from cifar_jax.data import cache, photos
 from cifar_jax.data.class_folders import FOLDER, Tree, find_tree, name_some
 from cifar_jax.errors import UserError
@@ -139,7 +140,7 @@ def _decode(tree: Tree, split: str, shape: Sequence[int], max_broken: int) -> tu
         return digest, f"{picture.width}x{picture.height}"
 
     kept, broken = {}, []
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(limits.num_cores())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, see `photos.read_in_thread`

@@ -3,12 +3,13 @@
 Imports no JAX, because `restart` comes before JAX is imported.
 """
 
-import contextlib
 import os
 import platform
+import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+
+from cifar_jax import limits
 
 # A call of the compiled train program takes about this long on a CPU, so that signals are handled
 # soon.
@@ -17,7 +18,6 @@ CALL_SECONDS = 1.0
 # number of devices is limited to what still pays and to what fits in memory.
 MAX_DEFAULT_DEVICES = 16
 _BYTES_PER_DEVICE = 2**30
-_CGROUP, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 # glibc's tunables: use huge pages; take blocks below 32 MiB (the most that all versions allow) from
 # the heaps, and keep freed ones there for the next call. Larger blocks, a call's activations, are
@@ -50,8 +50,9 @@ def restart() -> None:
 def _is_watched() -> bool:
     monitoring = getattr(sys, "monitoring", None)  # from Python 3.12 on
     tools = [monitoring.get_tool(number) for number in range(6)] if monitoring else []
-    # pdb no longer traces after `continue`.
-    started_by = {"pdb", "ipdb", "pudb"} & set(sys.orig_argv)
+    # pdb no longer traces after `continue`: "-m pdb", "-mpdb", ".../pdb.py" or ".../pdb3".
+    words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv)]
+    started_by = any(re.fullmatch(r"(-\w*m|.*/)?(i?pdb|pudb)(\.py|[\d.]*)", word) for word in words)
     return bool(started_by or sys.gettrace() or sys.getprofile() or any(tools))
 
 
@@ -61,48 +62,9 @@ def default_num_devices(batch_size: int | None) -> int:
     Args:
       batch_size: images per step; None: any number divides it.
     """
-    most = min(num_cores(), MAX_DEFAULT_DEVICES, host_memory() // _BYTES_PER_DEVICE)
+    most = min(limits.num_cores(), MAX_DEFAULT_DEVICES, limits.host_memory() // _BYTES_PER_DEVICE)
     counts = range(1, max(1, most) + 1)
     return max(n for n in counts if batch_size is None or batch_size % n == 0)
-
-
-def num_cores() -> int:
-    """Returns how many cores this process may use: those it may run on, or its quota of time."""
-    known = hasattr(os, "sched_getaffinity")
-    counts = [len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1]
-    for folder in _control_groups("cpu"):
-        for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-                quota, period = map(int, " ".join((folder / x).read_text() for x in files).split())
-                if quota > 0 and period > 0:
-                    counts.append(max(1, quota // period))
-    return min(counts)
-
-
-def host_memory() -> int:
-    """Returns how many bytes of memory this host has, or its container or job may use."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for folder in _control_groups("memory"):
-        for file in ("memory.max", "memory.limit_in_bytes"):
-            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-                sizes.append(int((folder / file).read_text()))
-    return min(sizes)
-
-
-def _control_groups(controller: str) -> Iterator[Path]:
-    """Yields the folders of this process's control groups and of their parents, versions 1 and 2.
-
-    The limits of all of them apply: systemd and SLURM set theirs on an outer or inner group.
-    """
-    own = {"": "", controller: ""}  # in a container the path may be unknown, or be that outside
-    with contextlib.suppress(OSError):
-        for line in _MEMBERSHIP.read_text().splitlines():
-            _, names, path = line.split(":", 2)
-            own |= {name: path for name in names.split(",") if name in own}
-    for name, path in own.items():
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        for count in range(len(parts) + 1):
-            yield _CGROUP.joinpath(name, *parts[:count])
 
 
 def describe_processor() -> str:

@@ -11,11 +11,12 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from cifar_jax import limits
 from cifar_jax.config.durations import MOST_STEPS, Durations
 from cifar_jax.data.sampling import batch_indices
 from cifar_jax.optim.build import create_optimizer
 from cifar_jax.optim.schedules import find_ends
-from cifar_jax.parallel import cpu, devices, seeds
+from cifar_jax.parallel import devices, seeds
 from cifar_jax.training.metrics import NAMES
 from cifar_jax.training.step import Step, make_train_step
 
@@ -234,7 +235,7 @@ def fits_on_device(split: Any) -> bool:
     size = sum(array.nbytes for array in split[:2])
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        memory = cpu.host_memory() // jax.local_device_count()
+        memory = limits.host_memory() // jax.local_device_count()
     else:
         memory = (device.memory_stats() or {}).get("bytes_limit", 0)
     return size <= memory // 4

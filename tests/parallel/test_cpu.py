@@ -1,6 +1,7 @@
 """main.py restarts itself once, with the allocator's settings."""
 
 import os
+import pdb
 import platform
 import subprocess
 import sys
@@ -69,12 +70,18 @@ def test_a_debugger_or_profiler_keeps_its_session(start, monkeypatch, watching):
     start()
 
 
-@pytest.mark.parametrize("tool", [("pdb", "-c", "continue", "-c", "quit"), ("cProfile",)])
+ENDING = ("-c", "continue", "-c", "quit")
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [("-m", "pdb", *ENDING), ("-mpdb", *ENDING), (pdb.__file__, *ENDING), ("-m", "cProfile")],
+)
 def test_pdb_and_cprofile_run_the_program_once(tmp_path, tool):
     script = tmp_path / "script.py"
     script.write_text("from cifar_jax.parallel import cpu\nprint('begun')\ncpu.restart()\n")
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, "-m", *tool, str(script)]
+    command = [sys.executable, *tool, str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, input="")
     assert done.stdout.count("begun") == 1

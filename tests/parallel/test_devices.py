@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from cifar_jax import limits
 from cifar_jax.errors import UserError
 from cifar_jax.parallel import cpu, devices, processes, programs
 from cifar_jax.training import distributed
@@ -108,8 +109,8 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
 )
 def test_the_default_number_of_cpu_devices(monkeypatch, batch_size, gibibytes, expected):
     """The largest that divides the batch, up to the cores and with a GiB of memory for each."""
-    monkeypatch.setattr(cpu, "num_cores", lambda: 8)
-    monkeypatch.setattr(cpu, "host_memory", lambda: int(gibibytes * 2**30))
+    monkeypatch.setattr(limits, "num_cores", lambda: 8)
+    monkeypatch.setattr(limits, "host_memory", lambda: int(gibibytes * 2**30))
     assert cpu.default_num_devices(batch_size) == expected
 
 
@@ -176,13 +177,13 @@ GROUPS = {  # what /proc/self/cgroup says, and the files of the own or an outer 
 @pytest.mark.parametrize("groups", GROUPS)
 def test_the_limits_of_a_container_or_a_job_hold(groups, tmp_path, monkeypatch):
     own, cpu_file, memory_file = GROUPS[groups]
-    monkeypatch.setattr(cpu, "_CGROUP", tmp_path)
-    monkeypatch.setattr(cpu, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(limits, "_CGROUP", tmp_path)
+    monkeypatch.setattr(limits, "_MEMBERSHIP", tmp_path / "membership")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     if own:
         (tmp_path / "membership").write_text(own + "\n")
-    whole = cpu.host_memory()
-    assert (whole > 2**28, cpu.num_cores()) == (True, 64)
+    whole = limits.host_memory()
+    assert (whole > 2**28, limits.num_cores()) == (True, 64)
     for file in map(tmp_path.joinpath, (cpu_file, memory_file)):
         file.parent.mkdir(parents=True, exist_ok=True)
     period = tmp_path / cpu_file.replace("quota", "period")
@@ -192,10 +193,10 @@ def test_the_limits_of_a_container_or_a_job_hold(groups, tmp_path, monkeypatch):
         else:
             period.write_text("100000\n")
             (tmp_path / cpu_file).write_text(f"{quota}\n")
-        assert cpu.num_cores() == cores
+        assert limits.num_cores() == cores
     for size, expected in (("max", whole), (2**28, 2**28), (2**62, whole)):
         (tmp_path / memory_file).write_text(f"{size}\n")
-        assert cpu.host_memory() == expected
+        assert limits.host_memory() == expected
 
 
 @pytest.mark.parametrize(
@@ -215,8 +216,8 @@ def test_the_devices_of_a_process_share_its_part_of_the_batch(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(cpu, "num_cores", lambda: 64)
-    monkeypatch.setattr(cpu, "host_memory", lambda: 2**40)
+    monkeypatch.setattr(limits, "num_cores", lambda: 64)
+    monkeypatch.setattr(limits, "host_memory", lambda: 2**40)
     monkeypatch.setattr(devices, "configure_jax", lambda size, *_: sizes.append(size))
     monkeypatch.setattr(processes, "job", mock.Mock(side_effect=UserError("not here")))
     with pytest.raises(UserError, match="not here"):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from cifar_jax import limits
 from cifar_jax.data import sampling
 from cifar_jax.data.datasets import Split
-from cifar_jax.parallel import cpu, devices
+from cifar_jax.parallel import devices
 from cifar_jax.training import program
 
 
@@ -32,7 +33,7 @@ def test_a_set_is_kept_on_the_devices_if_they_have_the_memory(monkeypatch):
     split = Split(np.zeros((96, 4, 4, 3), np.uint8), np.zeros(96, np.int32))
     size = 2 * 4 * (96 * 4 * 4 * 3 + 4 * 96)  # two devices, a quarter of each one's memory
     for memory, expected in ((size, True), (size - 8, False)):
-        monkeypatch.setattr(cpu, "host_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(limits, "host_memory", lambda memory=memory: memory)
         assert program.fits_on_device(split) == expected
 
 
