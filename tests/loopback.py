@@ -7,10 +7,11 @@ import threading
 
 
 @contextlib.contextmanager
-def serving(content, status=200, length=None, stall=False, delay=0):
+def serving(content, status=200, length=None, stall=False, delay=0, first=()):
     """Serves one answer at every path; yields the server's address and a list of the requests.
 
-    The first byte comes after `delay` seconds.
+    The first byte comes after `delay` seconds. The first requests get what `first` holds instead:
+    a status, or "cut" or "stall" for the first half of the content.
     """
     requests, over = [], threading.Event()
 
@@ -19,11 +20,13 @@ def serving(content, status=200, length=None, stall=False, delay=0):
             requests.append(self.path)
             if over.wait(delay):
                 return
-            self.send_response(status)
+            kind = first[len(requests) - 1] if len(requests) <= len(first) else status
+            code, sent = (kind, content) if isinstance(kind, int) else (200, content[::2])
+            self.send_response(code)
             self.send_header("Content-Length", str(len(content) if length is None else length))
             self.end_headers()
-            self.wfile.write(content)
-            if stall:
+            self.wfile.write(sent)
+            if stall or kind == "stall":
                 over.wait(20)
 
         def log_message(self, *args):

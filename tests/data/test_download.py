@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import urllib.error
 
 import pytest
 
@@ -14,6 +15,11 @@ from cifar_jax.errors import UserError
 from tests.loopback import babbling, serving, unanswered_port
 
 CONTENT = bytes(range(256)) * 40
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(download, "_PAUSE_SECONDS", 0.0)
 
 
 def fetch(url, path, content=CONTENT):
@@ -61,6 +67,40 @@ def test_a_slow_first_byte_is_waited_for(tmp_path, monkeypatch, caplog):
     assert len(requests) == 3
     tries = [line.partition("; ")[0].partition(": ")[2] for line in caplog.messages[:2]]
     assert tries == ["no answer within 0.05 seconds", "no answer within 0.2 seconds"]
+
+
+@pytest.mark.parametrize("first", [429, 502, 503, 504, "cut", "stall"])
+def test_a_fault_that_passes_is_tried_again(tmp_path, monkeypatch, caplog, first):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(download, "_STALL_SECONDS", 0.5)
+    monkeypatch.setattr(download, "_ANSWER_SECONDS", (0.5, 5.0, 10.0))
+    with serving(CONTENT, first=(first,)) as (address, requests):
+        fetch(f"{address}/archive.tar.gz", tmp_path / "archive.tar.gz")
+    assert (tmp_path / "archive.tar.gz").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
+    assert len(requests) == 2
+    assert [line for line in caplog.messages if line.endswith("; trying again")]
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), 3),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), 1),
+        (ConnectionRefusedError(111, "Connection refused"), 1),
+    ],
+)
+def test_a_name_server_that_is_busy_is_asked_again(tmp_path, monkeypatch, error, tries):
+    asked = []
+
+    def urlopen(url, timeout):
+        asked.append(url)
+        raise urllib.error.URLError(error)
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", urlopen)
+    with pytest.raises(UserError, match=rf"cannot download .* \(\[Errno .*{error.strerror}\)"):
+        fetch("http://there/archive.tar.gz", tmp_path / "archive.tar.gz")
+    assert len(asked) == tries
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
