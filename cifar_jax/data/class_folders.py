@@ -76,8 +76,10 @@ def _find_tree(root: Path) -> Tree:
         classes, inside = _list_folder(root / place)
         loose += [os.path.join(place, name) for name in inside] if place else []
         found[split] = {name: _list_pictures(root, place, name, others) for name in classes}
-    if loose := [name for name in loose if photos.is_picture_name(str(root / name))]:
-        remarks.append(f"in no class's folder, and passed over: {name_some(loose)}")
+    pictures = [name for name in loose if photos.is_picture_name(str(root / name))]
+    others.update(os.path.splitext(name)[1].lower() for name in loose if name not in pictures)
+    if pictures:
+        remarks.append(f"in no class's folder, and passed over: {name_some(pictures)}")
     if others:
         remarks.append(describe_others(others))
     names = sorted({name for classes in found.values() for name in classes})

@@ -96,7 +96,11 @@ def check_name(name: str, data_dir: str | None = None) -> None:
 
     known = ["digits", FOLDER, *tfds.list_builders(with_community_datasets=False)]
     base = re.split("[/:]", name)[0]
-    if parts and base in known and base != "digits":
+    if base in ("digits", FOLDER):
+        raise UserError(
+            f"unknown dataset {name!r}: {base} has no configs or versions, leave it out"
+        )
+    if parts and base in known:
         _check_builder(name, *parts)
         return
     given = re.fullmatch(rf"({re.escape(base)}(?:/[a-z_]\w*)?)[:/][\d.*]*", name)

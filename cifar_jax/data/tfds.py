@@ -118,7 +118,7 @@ def decode(source: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str,
         builder = tfds.builder_from_directory(source)
         check_features(builder.info.name, builder.info.features)
         feature, label = (builder.info.features[key] for key in ("image", "label"))
-        classes = tuple(label.names)
+        classes = _read_names(source, label)
         count = builder.info.splits[split].num_examples
         _log.info("decoding the %d images of %s in %s", count, split, source)
         images = np.empty((count, *feature.shape), np.uint8)
@@ -132,10 +132,28 @@ def decode(source: Path, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str,
         raise UserError(
             f"cannot read the {split} split in {source} ({first_line(error)}): prepare it again"
         ) from error
-    if len(classes) != label.num_classes:
-        words = f"has {label.num_classes} classes but names for {len(classes)}"
-        raise UserError(f"{source} {words} (label.labels.txt): prepare it again")
     return images, labels, classes
+
+
+def _read_names(source: Path, label: Any) -> tuple[str, ...]:
+    """Returns the names of the classes; of a set without any, their numbers.
+
+    TFDS does not complain of a file that it cannot use, and gives numbers or equal names.
+    """
+    file = Path(label.get_names_filepath(source, "label"))
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").split("\n")]
+    except FileNotFoundError:
+        return tuple(label.names)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error.reason}): prepare it again") from error
+    names = [name for name in names if name]
+    if len(names) != label.num_classes:
+        words = f"has {label.num_classes} classes but names for {len(names)}"
+        raise UserError(f"{source} {words} ({file.name}): prepare it again")
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise UserError(f"{source} has two classes {twice[0]!r} ({file.name}): prepare it again")
+    return tuple(names)
 
 
 def _read(builder: Any, split: str) -> Iterator[dict[str, Any]]:

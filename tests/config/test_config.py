@@ -198,6 +198,8 @@ def test_values_that_are_not_finite_or_too_large(name):
         ({"num_cpu_devices": 3}, "batch_size 64 is not a multiple of num_cpu_devices 3"),
         ({"data.name": "cifar1O"}, "unknown dataset 'cifar1O': did you mean cifar10"),
         ({"data.name": ""}, "unknown dataset ''"),
+        ({"data.name": "folder:1.0.0"}, "unknown dataset 'folder:1.0.0': folder has no"),
+        ({"data.name": "digits/small"}, "unknown dataset 'digits/small': digits has no"),
         ({"data.name": "cifar10/foo"}, "unknown dataset 'cifar10/foo': cifar10 takes no config"),
         ({"data.name": "emnist/leters"}, "unknown dataset 'emnist/leters': emnist takes one of"),
         ({"data.data_dir": "gs://x", "data.name": "cifar10"}, "the data directory gs://x"),

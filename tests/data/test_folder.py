@@ -48,6 +48,35 @@ def names_in(tree):
     return {split: [file for file, _ in own] for split, own in tree.splits.items()}
 
 
+def test_as_many_threads_decode_as_a_container_may_use(root, monkeypatch):
+    counts, pool = [], folder.ThreadPoolExecutor
+
+    def start(count):
+        counts.append(count)
+        return pool(count)
+
+    monkeypatch.setattr(folder, "ThreadPoolExecutor", start)
+    monkeypatch.setattr(folder.limits, "num_cores", lambda: 3)
+    open_folder(root)
+    assert counts == [3]
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+def test_other_files_outside_the_classes_are_counted_too(root, place):
+    if place:
+        for name in ("cat", "dog"):
+            (root / place).mkdir(exist_ok=True)
+            (root / name).rename(root / place / name)
+    (root / place / "IMG_1.HEIC").touch()
+    (root / "notes.txt").touch()
+    (root / "cat.svg").touch()
+    line = find_tree(str(root)).remarks[-1]
+    words = "not pictures by their names, and passed over: .heic (1), .svg (1), .txt (1)"
+    if ".heic" in photos.extensions():
+        words = "not pictures by their names, and passed over: .svg (1), .txt (1)"
+    assert line.startswith(words)
+
+
 def test_classes_are_folders_and_everything_else_is_named(root):
     write(root / "cat" / "kittens" / "deep.JPG")
     write(root / "ant" / "first.bmp")

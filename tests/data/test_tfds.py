@@ -79,6 +79,30 @@ def test_class_names_must_fit_the_labels(tmp_path, monkeypatch, change):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"dark\ndark\n", r"shades/1.0.0 has two classes 'dark' \(label.labels.txt\): prepare"),
+        (b"", r"has 2 classes but names for 0 \(label.labels.txt\): prepare it again"),
+        (b"dark\n \n", r"has 2 classes but names for 1 \(label.labels.txt\): prepare it again"),
+        (b"dark\n\xff\xfe\n", r"label.labels.txt is not UTF-8 text \(.*\): prepare it again"),
+    ],
+)
+def test_a_file_of_names_that_tfds_passes_over_is_refused(tmp_path, content, message):
+    folder = own_set.prepare(tmp_path, "shades", train=[(0, "L"), (1, "L")])
+    (folder / "label.labels.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        datasets.load_dataset("shades", str(tmp_path), ("train",))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_without_names_has_numbers(tmp_path):
+    three = tfds.features.ClassLabel(num_classes=3)
+    own_set.prepare(tmp_path, "shades", label=three, train=[(0, "L"), (2, "L")])
+    dataset = datasets.load_dataset("shades", str(tmp_path), ("train",))
+    assert dataset.class_names == ("0", "1", "2")
+
+
 def test_configs_are_found(tmp_path):
     own_set.prepare(tmp_path, "shades", train=[(0, "L"), (1, "L")])
     (tmp_path / "many").mkdir()
