@@ -7,9 +7,12 @@ and those without a sound one are removed at the next start.
 """
 
 import contextlib
+import functools
 import hashlib
+import logging
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,34 @@ from cifar_jax.parallel import cpu
 # The oldest entries beyond this size are removed.
 MOST_BYTES = 2**30
 _MISS = "/jax/compilation_cache/cache_misses"
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how its files begin
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+
+_log = logging.getLogger(__name__)
 
 
 def use_cache() -> None:
     """Lets JAX keep compiled programs in the user's folder, unless JAX has another one."""
     config: Any = jax.config
-    if config.jax_compilation_cache_dir is not None or not (folder := find_folder()):
-        return
-    remove_unsound(folder)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if (given := config.jax_compilation_cache_dir) is not None:
+        if not given or "://" in given:
+            return
+        if _may_write(Path(given)):
+            _keep_sound(Path(given))
+            return
+        words = "programs are kept in a folder of this package"
+        _log.warning("JAX_COMPILATION_CACHE_DIR=%s cannot be written: %s", given, words)
+        jax.config.update("jax_compilation_cache_dir", None)
+    if folder := find_folder():
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        _keep_sound(folder)
+
+
+@functools.cache  # once in a process
+def _keep_sound(folder: Path) -> None:
+    """Removes entries that are not sound, and has those sealed that JAX will write."""
+    remove_unsound(folder, own=folder == find_folder())
     missed = False
 
     def note(event: str, **_: str | int) -> None:
@@ -56,10 +76,16 @@ def find_folder() -> Path | None:
         # Programs compiled for one kind of processor may not run on another.
         kind = hashlib.sha256(cpu.describe_processor().encode()).hexdigest()[:8]
         folder = home / f"xla-{kind}"
-        folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    return folder if _may_write(folder) else None
+
+
+def _may_write(folder: Path) -> bool:
+    """Whether a folder can be written to, which is created if needed."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return os.access(folder, os.W_OK)
 
 
 def seal(folder: Path) -> None:
@@ -70,18 +96,38 @@ def seal(folder: Path) -> None:
                 files.write_text(_seal_of(path), _digest(path))
 
 
-def remove_unsound(folder: Path) -> None:
-    """Removes entries that are damaged, exchanged, cut off, or the oldest beyond the size."""
+def remove_unsound(folder: Path, own: bool = True) -> None:
+    """Removes entries that are damaged, exchanged or cut off, and the oldest beyond the size.
+
+    Args:
+      folder: of the entries.
+      own: whether it is this package's. Elsewhere other programs' entries have no seal: they stay
+        if they can be unpacked, and so does what is beyond the size.
+    """
     total = 0
     for path in sorted(folder.glob("*-cache"), key=_written, reverse=True):
         try:
             total += path.stat().st_size
-            sound = total <= MOST_BYTES and _seal_of(path).read_text() == _digest(path)
+            if total > MOST_BYTES:
+                sound = not own
+            elif own or _seal_of(path).exists():
+                sound = _seal_of(path).read_text() == _digest(path)
+            else:
+                sound = _is_whole(path.read_bytes())
         except (OSError, ValueError):
             sound = False
         for part in () if sound else (path, _seal_of(path)):
             with contextlib.suppress(OSError):
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def _is_whole(entry: bytes) -> bool:
+    if entry.startswith(_ZSTANDARD):  # which needs a library of its own
+        return True
+    try:
+        return bool(zlib.decompress(entry))
+    except zlib.error:
+        return False
 
 
 def _written(path: Path) -> float:

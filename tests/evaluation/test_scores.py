@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+import cifar_jax
 from cifar_jax.evaluation import logits as logits_lib
 from cifar_jax.evaluation import scores
 from cifar_jax.parallel import devices
@@ -23,6 +24,7 @@ PROGRAM = f"""
 import jax, numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh
+import cifar_jax
 from cifar_jax.evaluation import logits as logits_lib
 
 class Reader(nn.Module):
@@ -50,6 +52,26 @@ for num_devices in (1, 2, 8):
                 np.testing.assert_array_equal(read, numbers[: len(part)])
             print(num_devices, batch_size)
 """
+
+
+def test_all_numbers_of_images_share_a_few_programs():
+    model = cifar_jax.load(ROOT / "tests" / "data" / "format-1")
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 1), np.uint8)
+    compiled = []
+
+    def note(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    expected = [model.predict(images[:size], 8)[:size] for size in (1, 2, 4, 8)][-1]
+    jax.monitoring.register_event_duration_secs_listener(note)
+    for size in range(1, len(images) + 1):
+        answers = model.predict(images[:size], 8)
+        assert answers.shape == (size, 10)
+        np.testing.assert_allclose(answers[:8], expected[:size], atol=1e-6)
+    assert compiled == []
+    model.predict(images[:9], 16)
+    assert compiled  # it does count them
 
 
 def test_every_image_once_for_batch_sizes_and_devices():

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zlib
 
 import pytest
 
@@ -77,9 +78,38 @@ def test_the_oldest_entries_beyond_the_size_are_removed(tmp_path, monkeypatch):
     assert sorted(tmp_path.glob("*-cache")) == paths[1:]
 
 
-def test_what_is_damaged_is_compiled_again_without_a_word(tmp_path):
+def test_other_programs_entries_stay_unless_they_cannot_be_unpacked(tmp_path, monkeypatch):
+    first, second, third = write_entries(tmp_path)
+    for path in (first, second):
+        programs._seal_of(path).unlink()
+    first.write_bytes(zlib.compress(b"abc"))
+    second.write_bytes(zlib.compress(b"abc" * 50)[:-4])
+    (zstandard := tmp_path / "jit_z-0-cache").write_bytes(b"\x28\xb5\x2f\xfd...")
+    programs.remove_unsound(tmp_path, own=False)
+    assert sorted(tmp_path.glob("*-cache")) == sorted([first, third, zstandard])
+    monkeypatch.setattr(programs, "MOST_BYTES", 1)
+    programs.remove_unsound(tmp_path, own=False)
+    assert len(list(tmp_path.glob("*-cache"))) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_named_once_and_replaced(tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    environment["JAX_COMPILATION_CACHE_DIR"] = "/proc/nope"
+    command = [sys.executable, "-c", COMPILE]
+    options = {"capture_output": True, "text": True, "cwd": program.ROOT}
+    done = subprocess.run(command, env=environment, **options)
+    words = "/proc/nope cannot be written: programs are kept in a folder of this package"
+    assert (done.returncode, done.stdout) == (0, "2 2.5 -2\n")
+    assert done.stderr == f"JAX_COMPILATION_CACHE_DIR={words}\n"
+    assert len(list(tmp_path.rglob("*-cache"))) >= 3
+
+
+@pytest.mark.parametrize("place", ["ours", "theirs"])
+def test_what_is_damaged_is_compiled_again_without_a_word(tmp_path, place):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("JAX_COMPILATION_CACHE_DIR")
+    if place == "theirs":
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "mine")
 
     def start():
         command = [sys.executable, "-c", COMPILE]
