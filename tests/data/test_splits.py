@@ -128,9 +128,9 @@ def test_test_labels_of_minus_one_are_no_labels(tmp_path, caplog):
     own_set.prepare(tmp_path, "shades", train=examples(20), test=examples(6, -1))
     assert sizes(load(tmp_path)) == {"train": 18, "test": 2}
     assert "the split test of shades has images without a class: left out" in caplog.text
-    with pytest.raises(UserError, match=r"without a class: set --config\.data\.test_split"):
+    with pytest.raises(UserError, match=r"without a class: change data\.test_split"):
         load(tmp_path, test_split="test")
-    with pytest.raises(UserError, match=r"without a class: set --config\.data\.train_split"):
+    with pytest.raises(UserError, match=r"without a class: change data\.train_split"):
         load(tmp_path, train_split="test", test_split="train")
 
 
@@ -148,7 +148,7 @@ def test_training_and_test_images_may_not_overlap(tmp_path):
     ("override", "message"),
     [
         ("train_split=train[:2", "error: 'train[:2' is not a split in TFDS's notation"),
-        ("train_split=extra", "has no split 'extra': it has train, test; set --config.data.train"),
+        ("train_split=extra", "has no split 'extra': it has train, test; change data.train"),
         ("test_split=validation", "it has train, test; change data.test_split"),
         ("test_split=train[:5]", "have 5 images in common"),
     ],
