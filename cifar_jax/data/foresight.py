@@ -42,20 +42,26 @@ def foresee(config: ConfigDict, given: str | None = None) -> Foreseen:
       UserError: there is no such folder of pictures, or a description cannot be read.
     """
     data = config.data
-    size, channels = data.image_size, data.channels
     if data.name == FOLDER:
         tree = find_tree(given or data.path)
         counts = {name: len(pictures) for name, pictures in tree.splits.items()}
         counts.setdefault("test", counts["train"])
         sizes = {name: SplitSize(count, [count]) for name, count in counts.items()}
-        shape = (size or 32, size or 32, channels or 3)
-        return Foreseen(sizes, False, shape, len(tree.class_names))
-    found = _foresee_set(data.name, given or data.data_dir)
+        return Foreseen(sizes, False, find_shape(config), len(tree.class_names))
+    return _foresee_set(data.name, given or data.data_dir)._replace(image_shape=find_shape(config))
+
+
+def find_shape(config: ConfigDict) -> tuple[int, int, int] | None:
+    """Returns (height, width, channels) of a run's images; None if it is not known."""
+    data = config.data
+    size, channels = data.image_size, data.channels
+    if data.name == FOLDER:
+        return (size or 32, size or 32, channels or 3)
     if size and channels:
-        return found._replace(image_shape=(size, size, channels))
-    if (own := found.image_shape) is None:
-        return found
-    return found._replace(image_shape=(size or own[0], size or own[1], channels or own[2]))
+        return (size, size, channels)
+    if (own := _foresee_set(data.name, data.data_dir).image_shape) is None:
+        return None
+    return (size or own[0], size or own[1], channels or own[2])
 
 
 def _foresee_set(name: str, data_dir: str | None) -> Foreseen:

@@ -130,6 +130,7 @@ def describe_model(workdir: Path) -> Trained:
     Raises:
       UserError: as for `check_run`, or the description is damaged.
     """
+    workdir = files.user_path(workdir)
     if file := weights.find_file(workdir):
         return _describe(weights.read_weights(file)[1], str(file), file)
     step = list_steps(workdir)[-1]

@@ -26,7 +26,7 @@ def check_start(config: ConfigDict) -> None:
     """
     workdir = Path(config.init_from)
     trained.check_run(workdir)
-    if (shape := foresight.foresee(config).image_shape) is None:
+    if (shape := foresight.find_shape(config)) is None:
         return
     try:
         other = trained.describe_model(workdir)
