@@ -86,7 +86,8 @@ def kind(name):
 def test_every_config_file_passes_the_check(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-        Image.new("L", (4, 4)).save(tmp_path / name / "x.png")
+        for shade in range(20):
+            Image.new("L", (4, 4), shade).save(tmp_path / name / f"{shade}.png")
     for path in sorted((program.ROOT / "configs").glob("[!_]*.py")):
         flag = f"--config={path}" + (f":{tmp_path}" if path.stem == "folder" else "")
         assert wrong_configs.try_config(flag, []) == (0, stops.SURVIVED)
