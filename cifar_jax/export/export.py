@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,28 @@ FORMATS: dict[str, Format] = {
 # Two logits that are closer than this may change places by the order of sums.
 TIE = 1e-4
 _MOST_APART = 1e-3  # of two probabilities
+
+
+class Written(NamedTuple):
+    """A file that was written and checked.
+
+    Attributes:
+      path: the file.
+      num_bytes: its size.
+      num_images: how many images it was applied to.
+      num_different: how many of its answers differ from the model's.
+      num_close: for how many images they may: the two best logits lie within `TIE`.
+      images_per_second: of the file.
+      images_per_second_here: of the model itself.
+    """
+
+    path: Path
+    num_bytes: int
+    num_images: int
+    num_different: int
+    num_close: int
+    images_per_second: float
+    images_per_second_here: float
 
 
 def export_model(
@@ -61,7 +83,7 @@ def export_model(
             ("format", "file", "MB", "images", "differ", "close", "images/s", "here")
         ]
         for name, kind in chosen.items():
-            rows.append((name, *write_checked(kind, subject, output)))
+            rows.append((name, *_cells(write_checked(kind, subject, output))))
     print(format_table(rows, right=range(2, 8)))
     print(
         f"{printable(str(output))}: {subject.trained.describe()}; differ: answers "
@@ -91,8 +113,8 @@ def find_formats(names: Sequence[str]) -> dict[str, Format]:
     return {name: FORMATS[name] for name in names}
 
 
-def write_checked(kind: Format, subject: Subject, output: Path) -> tuple[str, ...]:
-    """Writes one format's files and checks them; returns the cells of its row in the table.
+def write_checked(kind: Format, subject: Subject, output: Path) -> Written:
+    """Writes one format's files and checks them.
 
     Raises:
       UserError: the file's answers differ from the model's; it is left as NAME.unchecked.
@@ -107,10 +129,16 @@ def write_checked(kind: Format, subject: Subject, output: Path) -> tuple[str, ..
     differ, close = compare_answers(subject, logits, probabilities, kind.file)
     unchecked.replace(path)
     kind.finish(subject, path)
-    speeds = (f"{x:,.0f}" for x in (measure_speed(answer, subject.images), subject.speed))
-    count = len(subject.images)
-    size = path.stat().st_size / 1e6
-    return (path.name, f"{size:.2f}", f"{count:,}", str(differ), str(close), *speeds)
+    speed = measure_speed(answer, subject.images)
+    size, count = path.stat().st_size, len(subject.images)
+    return Written(path, size, count, differ, close, speed, subject.speed)
+
+
+def _cells(written: Written) -> tuple[str, ...]:
+    speeds = (written.images_per_second, written.images_per_second_here)
+    counts = (written.num_images, written.num_different, written.num_close, *speeds)
+    size = f"{written.num_bytes / 1e6:.2f}"
+    return (written.path.name, size, *(f"{number:,.0f}" for number in counts))
 
 
 def compare_answers(

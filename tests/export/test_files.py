@@ -70,11 +70,11 @@ def test_every_model_exports(name, kind, tmp_path):
     if kind == "onnx":
         need_onnx()
     subject = make_subject(name)
-    row = export.write_checked(export.FORMATS[kind], subject, tmp_path)
-    assert row[2:4] == ("40", "0")  # images, answers that differ
+    written = export.write_checked(export.FORMATS[kind], subject, tmp_path)
+    assert (written.num_images, written.num_different) == (40, 0)
     # Test-time views share the weights.
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(subject.trained.variables))
-    assert (tmp_path / row[0]).stat().st_size < 1.1 * size + 200_000
+    assert written.path.stat().st_size == written.num_bytes < 1.1 * size + 200_000
 
 
 @pytest.mark.slow
