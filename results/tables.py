@@ -71,6 +71,22 @@ def soak(result: dict[str, Any]) -> str:
     )
 
 
+def exports(result: dict[str, Any]) -> str:
+    """Size, answers and speed of exported files."""
+    header = ["model", "format", "MB", "images", "different", "close", "images/s", "here"]
+    rows = [
+        [
+            row["model"],
+            row["format"],
+            f"{row['num_bytes'] / 1e6:.2f}",
+            *(f"{row[name]:,}" for name in ("num_images", "num_different", "num_close")),
+            *(f"{row[name]:,.0f}" for name in ("images_per_second", "images_per_second_here")),
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(header, rows) + f"\n{origin(result)}\n"
+
+
 # By the beginning of a file's name, so that one benchmark can have several files.
 BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_step_time": step_time,
@@ -78,6 +94,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_startup": startup,
     "bench_faults": faults,
     "bench_soak": soak,
+    "bench_exports": exports,
     "bench_scaling": scale.scaling,
     "bench_seeds": scale.seeds,
     "bench_speedrun": scale.speedrun,

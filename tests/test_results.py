@@ -293,3 +293,12 @@ def test_results_name_no_machine():
         text = path.read_text()
         assert '"host"' not in text, path
         assert "/home/" not in text, path
+
+
+def test_the_table_of_exports():
+    row = {"model": "mlp", "format": "onnx", "num_bytes": 1_677_388, "num_images": 10_000}
+    row |= {"num_different": 0, "num_close": 12, "images_per_second": 6036.3}
+    row |= {"images_per_second_here": 24_382.6}
+    table = tables.exports({"rows": [row], "hardware": "2 cores", "commit": "0123456789"})
+    assert "| mlp | onnx | 1.68 | 10,000 | 0 | 12 | 6,036 | 24,383 |\n" in table
+    assert table.endswith("\nMeasured on 2 cores, commit 0123456.\n")
