@@ -166,7 +166,7 @@ def compare_runs(workdirs: Sequence[Path], output: Path) -> dict[str, Record]:
     rows = tabulate_runs(names, records)
     with files.output_folder(output):
         files.write_csv(output / "comparison.csv", rows)
-        from cifar_jax.reports import plots  # imported late, because it imports matplotlib
+        from cifar_jax.reports import plots  # not needed to report mistakes
         from cifar_jax.reports.style import save_figure
 
         labels = [shorten_middle(name, 30) for name in names]

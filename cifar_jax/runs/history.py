@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,9 +119,10 @@ def average(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the values that are numbers which a float32 holds, as all that a run logs."""
+    """Returns the values that are numbers, infinite ones and nan too, which a float32 holds."""
     return {
         name: value
         for name, value in values.items()
-        if isinstance(value, int | float) and type(value) is not bool and abs(value) <= _MOST
+        if isinstance(value, int | float) and type(value) is not bool
+        if abs(value) <= _MOST or (isinstance(value, float) and not math.isfinite(value))
     }

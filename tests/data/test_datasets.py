@@ -101,7 +101,7 @@ def test_known_names_pass():
     [
         ("cifar11", r"unknown dataset 'cifar11': did you mean cifar10 or.* for instance cifar10, "),
         ("fashion-mnist", "did you mean fashion_mnist"),
-        ("digits/x", "Give NAME, NAME/CONFIG"),
+        ("digits/x", "digits has no configs or versions, leave it out"),
         ("digit", r"did you mean .*\bdigits\b"),
         ("qqqqqqqq", "unknown dataset 'qqqqqqqq': Give NAME, NAME/CONFIG"),
         ("cifar10:9.0.0", "cifar10 has version 3.0.2"),
