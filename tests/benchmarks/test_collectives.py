@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from benchmarks import collectives, scaling
@@ -71,6 +72,16 @@ def test_the_multiplications_of_a_model():
     first, second = 3 * 3 * 3 * 32 + 32, 3 * 3 * 32 * 32 + 32
     dense = 16 * 16 * 32 * 512 + 512 + 512 * 10 + 10
     assert scaling.forward_macs("simple_cnn") == 32 * 32 * (first + second) + dense
+
+
+def test_one_device_is_said_to_exchange_nothing(monkeypatch, capsys):
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    monkeypatch.setattr(collectives.devices, "make_mesh", lambda _: mesh)
+    monkeypatch.setattr(collectives, "describe", lambda *_: {"exchanges": {}})
+    assert collectives.main(["mlp", "--devices=1"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"config": "mlp", "exchanges": {}}
+    assert err == "one device exchanges nothing with others\n"
 
 
 @pytest.mark.parametrize(
