@@ -42,6 +42,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
             if type(line["step"]) is not int or not {"step", "epoch"} <= numbers(line).keys():
                 raise TypeError
+            if not math.isfinite(line["epoch"]):
+                raise TypeError
             lines.append(line)
         except (ValueError, TypeError, KeyError, RecursionError):
             state = "damaged" if number < len(texts) else "incomplete"
