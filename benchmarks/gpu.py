@@ -66,7 +66,9 @@ def random_dataset(quick: bool) -> datasets.Dataset:
     """Returns random images, as many for training as CIFAR-10 has, or a few."""
     dataset = speedrun.random_dataset(640 if quick else 10_000)
     if not quick:
-        images, labels = (np.resize(x, (50_000, *x.shape[1:])) for x in dataset.splits["train"][:2])
+        images, labels = (
+            np.resize(x, (50_000, *x.shape[1:])) for x in dataset.splits["train"].arrays
+        )
         dataset.splits["train"] = datasets.Split(images, labels)
     return dataset
 
@@ -112,7 +114,7 @@ def _cases(options: Any) -> Iterator[tuple[str, Callable[..., Any], Any]]:
             return jax.tree.map(jnp.subtract, new.params, state.params)
 
         rows = np.arange(_COMPARED_BATCH, dtype=np.int32)
-        batch = (*(x[: len(rows)] for x in racer.dataset.splits["train"][:2]), rows)
+        batch = (*(x[: len(rows)] for x in racer.dataset.splits["train"].arrays), rows)
         yield name, step, (start, batch, np.asarray(jax.random.key_data(jax.random.key(1))))
 
 

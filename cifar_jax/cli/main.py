@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cifar_jax import api, files
-from cifar_jax.cli import environment, flags, options, parse, studies
+from cifar_jax.cli import flags, options, parse, studies
 from cifar_jax.cli.flags import FLAGS
 from cifar_jax.cli.given import check_given, config_folder, read_config_file
 from cifar_jax.errors import UserError
+from cifar_jax.parallel import environment
 from cifar_jax.runs import weights
 from cifar_jax.runs.signals import Signals
 from cifar_jax.runs.workdir import lock

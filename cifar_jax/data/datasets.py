@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cifar_jax.data import cache
 from cifar_jax.data import splits as splits_lib
-from cifar_jax.data.sampling import partition, replace_labels
+from cifar_jax.data.sampling import check_held_out, partition, replace_labels
 from cifar_jax.data.sources import Source, find_place, open_source
 from cifar_jax.errors import UserError
 
@@ -30,6 +30,11 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     origin: Mapping[str, np.ndarray] = {}
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images and the labels."""
+        return self.images, self.labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,27 +186,6 @@ def run_options(config: ConfigDict) -> dict[str, Any]:
     return {name: data[name] for name in names} | {"seed": seed, "test_seed": data.seed or 0}
 
 
-def check_validation(name: str, total: int, num_examples: int, fold: int = 0) -> None:
-    """Raises UserError if so many training images cannot be held out, as by `carve_validation`.
-
-    Args:
-      name: the set's name.
-      total: the number of its training images, or the most that there can be.
-      num_examples: how many to hold out.
-      fold: which of the parts of that size.
-    """
-    if not 0 < num_examples < total:
-        raise UserError(
-            f"cannot hold out {num_examples} validation images of the {total} training "
-            f"images of {name}: give a number from 1 to {total - 1}"
-        )
-    if fold >= (parts := -(-total // num_examples)):
-        raise UserError(
-            f"data.validation_fold is {fold} but the {total} training images have "
-            f"{parts} parts of {num_examples}: give a number from 0 to {parts - 1}"
-        )
-
-
 def carve_validation(dataset: Dataset, num_examples: int, seed: int, fold: int = 0) -> Dataset:
     """Moves images from "train" to a new split "validation".
 
@@ -220,7 +204,7 @@ def carve_validation(dataset: Dataset, num_examples: int, seed: int, fold: int =
     train = dataset.splits["train"]
     if "validation" in dataset.splits:
         raise UserError(f"{dataset.name} already has a validation split: use that one")
-    check_validation(dataset.name, len(train.labels), num_examples, fold)
+    check_held_out(dataset.name, len(train.labels), num_examples, fold)
     return _carve(dataset, "validation", num_examples, seed, fold)
 
 

@@ -108,7 +108,7 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     if other := find_prepared(place, data_root(data_dir)):
         words = f"there is version {other.name} in {other.parent}"
         raise UserError(f"unknown dataset {name!r}: {words}: write {place}:{other.name}")
-    if given and base in known and base not in ("digits", FOLDER):
+    if given and base in known:
         _check_builder(name, *(split_name(place) or (base, "", ""))[:2], "none")
     lower = base.lower()
     near = [lower] if lower in known else difflib.get_close_matches(lower, known, n=3)

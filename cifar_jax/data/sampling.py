@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from cifar_jax.errors import UserError
+
 # The second halves of the keys for `replace_labels`; epochs are the smaller ones.
 _WHICH, _NEW = 2**32, 2**32 + 1
 
@@ -62,6 +64,27 @@ def partition(total: int, size: int, seed: int, part: int = 0) -> tuple[np.ndarr
     order = random_order(seed, total)
     chosen = slice(part * size, (part + 1) * size)
     return np.sort(order[chosen]), np.sort(np.delete(order, chosen))
+
+
+def check_held_out(name: str, total: int, num_examples: int, fold: int = 0) -> None:
+    """Raises UserError if so many training images cannot be held out, as by `partition`.
+
+    Args:
+      name: the set's name.
+      total: the number of its training images, or the most that there can be.
+      num_examples: how many to hold out.
+      fold: which of the parts of that size.
+    """
+    if not 0 < num_examples < total:
+        raise UserError(
+            f"cannot hold out {num_examples} validation images of the {total} training "
+            f"images of {name}: give a number from 1 to {total - 1}"
+        )
+    if fold >= (parts := -(-total // num_examples)):
+        raise UserError(
+            f"data.validation_fold is {fold} but the {total} training images have "
+            f"{parts} parts of {num_examples}: give a number from 0 to {parts - 1}"
+        )
 
 
 def replace_labels(labels: np.ndarray, num_classes: int, share: float, seed: int) -> np.ndarray:

@@ -223,7 +223,7 @@ def load_images(
                 folder = config.data.path  # each has its own folder, and --data_dir names no other
             set_name = dataset_name or config.data.name
             read = _load_own(models[other], set_name, split, folder).splits[split]
-            if not all(map(np.array_equal, dataset.splits[split][:2], read[:2])):
+            if not all(map(np.array_equal, dataset.splits[split].arrays, read.arrays)):
                 raise UserError(
                     f"the {split} split of {other} is not that of {label}: choose one that is the "
                     "same for all"

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cifar_jax.errors import UserError
-from cifar_jax.parallel import cpu, programs
+from cifar_jax.parallel import cpu, environment, programs
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def configure_jax(
       deterministic: whether a GPU must always give the same bits; a CPU always does.
     """
     check_not_forked()
+    environment.say_what_changes_numbers()
     config: Any = jax.config
     if num_cpu_devices is None and config.jax_num_cpu_devices < 1:
         num_cpu_devices = _forced_devices() or cpu.default_num_devices(batch_size)

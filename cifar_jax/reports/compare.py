@@ -73,14 +73,9 @@ def read_run_config(workdir: Path) -> dict[str, Any]:
       UserError: there is no run, or the file is damaged or that of another program.
     """
     values = files.read_json(workdir / CONFIG)
-    try:
-        stored.from_json(values)
-        found = dict(fields.flatten(values))
-    except (AttributeError, TypeError, ValueError, RecursionError):
-        found = {}
-    if not isinstance(found.get("model.name"), str):
-        raise UserError(f"{workdir / CONFIG} is not the config of a run")
-    return found
+    if fault := stored.find_fault(values):
+        raise UserError(f"{workdir / CONFIG} is not the config of a run: {fault}")
+    return dict(fields.flatten(values))
 
 
 def _read_result(path: Path) -> dict[str, float]:
@@ -166,7 +161,7 @@ def compare_runs(workdirs: Sequence[Path], output: Path) -> dict[str, Record]:
     rows = tabulate_runs(names, records)
     with files.output_folder(output):
         files.write_csv(output / "comparison.csv", rows)
-        from cifar_jax.reports import plots  # not needed to report mistakes
+        from cifar_jax.reports import plots  # imported late, because it imports matplotlib
         from cifar_jax.reports.style import save_figure
 
         labels = [shorten_middle(name, 30) for name in names]

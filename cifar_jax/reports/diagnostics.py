@@ -3,14 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from sklearn import metrics
 
 from cifar_jax.evaluation.calibration import Calibration
+from cifar_jax.reports.backend import (
+    Figure,
+    LinearSegmentedColormap,
+    PercentFormatter,
+    PowerNorm,
+    matplotlib,
+)
 from cifar_jax.reports.style import colour_of, new_figure, styled
 from cifar_jax.text import shorten_middle
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from cifar_jax import files
 from cifar_jax.data import datasets
 from cifar_jax.data.sampling import random_order
 from cifar_jax.data.sources import Source
+from cifar_jax.reports.backend import Figure
 from cifar_jax.reports.style import colour_of, new_canvas, new_figure, save_figure, styled
 from cifar_jax.text import format_table, printable, shorten_middle
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from scipy import special
 
@@ -15,6 +14,7 @@ from cifar_jax.evaluation.evaluate import Predictions
 from cifar_jax.models import layer_table
 from cifar_jax.optim.schedules import create_schedule
 from cifar_jax.reports import diagnostics, plots
+from cifar_jax.reports.backend import Figure
 from cifar_jax.reports.diagnostics import plot_calibration, plot_class_scores, plot_confusion
 from cifar_jax.reports.page import Picture
 from cifar_jax.reports.style import render

@@ -7,13 +7,10 @@ apart with any colour vision (Okabe and Ito, https://jfly.uni-koeln.de/color).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
 
+from cifar_jax.reports.backend import Axes, Figure, Rectangle, matplotlib
 from cifar_jax.reports.style import NUM_COLOURS, WIDTH, colour_of, new_canvas, new_figure, styled
 from cifar_jax.text import shorten_middle
 

@@ -221,7 +221,7 @@ def _write(
     facts: Mapping[str, Any],
 ) -> None:
     """Writes predictions.csv, predictions.json and predictions.png."""
-    from cifar_jax.reports import plots  # not needed to report mistakes
+    from cifar_jax.reports import plots  # imported late, because it imports matplotlib
     from cifar_jax.reports.style import save_figure
 
     rows: list[list[object]] = [["picture", "class", "prediction", "probability", *names]]

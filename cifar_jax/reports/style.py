@@ -11,12 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib import font_manager, rcsetup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font
-from matplotlib.text import Text
+from cifar_jax.reports.backend import Axes, Figure, FT2Font, Text, font_manager, matplotlib, rcsetup
 
 _FONT = "DejaVu Sans"
 # For letters that it lacks, such as Chinese ones, these come first, then whatever is installed.

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cifar_jax import files
+from cifar_jax.config.rules import MOST_FLOAT
 from cifar_jax.errors import UserError
 from cifar_jax.runs import workdir as workdir_lib
-
-_MOST = 3.4e38
 
 _log = logging.getLogger(__name__)
 
@@ -126,5 +125,5 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
         name: value
         for name, value in values.items()
         if isinstance(value, int | float) and type(value) is not bool
-        if abs(value) <= _MOST or (isinstance(value, float) and not math.isfinite(value))
+        if abs(value) <= MOST_FLOAT or (isinstance(value, float) and not math.isfinite(value))
     }

@@ -119,7 +119,7 @@ def _tiles(study: optuna.Study) -> Iterator[tuple[str, str]]:
 
 def _draw(study: optuna.Study) -> Iterator[Picture]:
     """Yields Optuna's pictures, in its own colours; leaves out those that too few trials give."""
-    # Here, because `cifar_jax.reports` must have imported matplotlib first.
+    # Here, because `cifar_jax.reports.backend` must have imported matplotlib first.
     from matplotlib import get_backend, pyplot
     from optuna.visualization import matplotlib as drawing
 

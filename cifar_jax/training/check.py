@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from cifar_jax.augment import batch as augment
 from cifar_jax.augment import own as own_augment
 from cifar_jax.config import custom, durations, fields, rules
-from cifar_jax.data import datasets, foresight, names
+from cifar_jax.data import foresight, names, sampling
 from cifar_jax.data import splits as splits_lib
 from cifar_jax.data.class_folders import FOLDER
 from cifar_jax.data.foresight import Foreseen
@@ -97,7 +97,7 @@ def _check_counts(config: ConfigDict, known: Foreseen) -> None:
         return
     data = config.data
     if count := data.validation_examples:
-        datasets.check_validation(data.name, total, count, data.validation_fold)
+        sampling.check_held_out(data.name, total, count, data.validation_fold)
         total -= min(count, total - count * data.validation_fold)
     if known.exact or total < config.batch_size:
         resolved = durations.resolve_durations(config, total)

@@ -175,7 +175,7 @@ class Feed:
         self._next: tuple[tuple[int, int], Future] | None = None
         self.capacity = len(split.labels) // batch_size
         if resident:
-            self._data = devices.replicate(mesh, tuple(split[:2]))
+            self._data = devices.replicate(mesh, split.arrays)
         else:
             step_bytes = len(seed_list) * batch_size * int(np.prod(split.images.shape[1:]))
             self.capacity = max(1, min(self.capacity, _STREAM_BYTES // step_bytes))
@@ -227,12 +227,12 @@ class Feed:
             return jax.make_array_from_callback(shape, sharding, read)
 
         indices = devices.put(self._mesh, rows, self._rows_spec)
-        return tuple(stream(array) for array in self._split[:2]), indices
+        return tuple(stream(array) for array in self._split.arrays), indices
 
 
 def fits_on_device(split: Any) -> bool:
     """Whether a split takes up at most a quarter of a device's memory (of its share on a CPU)."""
-    size = sum(array.nbytes for array in split[:2])
+    size = sum(array.nbytes for array in split.arrays)
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         memory = limits.host_memory() // jax.local_device_count()

@@ -248,7 +248,7 @@ def test_missing_pictures_are_reported_before_jax_is_imported(run):
     text = (
         "import sys, main\n"
         f"code = main.main(['main.py', '--mode=predict', '--workdir={run}', 'none.png'])\n"
-        "heavy = {'jax', 'orbax', 'tensorflow_datasets'}\n"
+        "heavy = {'jax', 'matplotlib', 'orbax', 'tensorflow_datasets'}\n"
         "print(code, sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run(

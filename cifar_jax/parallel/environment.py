@@ -1,5 +1,6 @@
 """JAX's own environment variables, most of which every mode obeys. Imports no JAX."""
 
+import functools
 import logging
 import os
 import re
@@ -56,8 +57,6 @@ _log = logging.getLogger(__name__)
 def check_environment() -> None:
     """Removes the variables that would change a run, each with a line; before JAX is imported.
 
-    Those that are for changing numbers are kept, also with a line.
-
     Raises:
       UserError: JAX's import would fail.
     """
@@ -66,6 +65,17 @@ def check_environment() -> None:
         if _TRUTH.get(value.lower(), value) not in (usual, ""):
             _log.warning("%s=%s is ignored: runs do not depend on it", name, value)
         os.environ.pop(name, None)
+    value = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if not value.removeprefix("-").isdecimal():
+        raise UserError(f"JAX_NUM_CPU_DEVICES is {value!r}: unset it or make it a number")
+
+
+@functools.cache  # once in a process
+def say_what_changes_numbers() -> None:
+    """Says which variables are kept though they change numbers, because that is what they are for.
+
+    To be called once JAX has been imported, which refuses wrong values.
+    """
     kept = [
         f"{name}={os.environ[name]}"
         for name, usual in _KEPT.items()
@@ -77,6 +87,3 @@ def check_environment() -> None:
     if kept:
         words = "numbers may differ from those without, and environment.json records it"
         _log.warning("%s: %s", ", ".join(kept), words)
-    value = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
-    if not value.removeprefix("-").isdecimal():
-        raise UserError(f"JAX_NUM_CPU_DEVICES is {value!r}: unset it or make it a number")
