@@ -7,6 +7,7 @@ and the model classify a thousand images in turns.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -74,7 +75,8 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     result = {"rows": rows, **describe_machine()}
-    result["versions"]["onnxruntime"] = metadata.version("onnxruntime")
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        result["versions"]["onnxruntime"] = metadata.version("onnxruntime")
     write_result(options, "bench_exports", result)
     return 0
 

@@ -1,5 +1,6 @@
 """JAX's own environment variables: ignored with a line where they would change a run."""
 
+import json
 import os
 from unittest import mock
 
@@ -67,6 +68,16 @@ def test_what_changes_numbers_on_purpose_is_kept_with_a_line(capsys):
         "XLA_FLAGS=--xla_cpu_enable_fast_math=true: numbers may differ from those without, and "
         "environment.json records it"
     )
+
+
+def test_a_run_says_once_what_changes_its_numbers_and_records_it(tmp_path):
+    flag, workdir = program.write_config(tmp_path / "short.py"), tmp_path / "run"
+    variables = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    code, _, err = program.run_apart(flag, f"--workdir={workdir}", environment=variables)
+    assert code == 0
+    assert err.count("JAX_DEFAULT_MATMUL_PRECISION=highest: numbers may differ") == 1
+    recorded = json.loads((workdir / "environment.json").read_text())["variables"]
+    assert recorded["JAX_DEFAULT_MATMUL_PRECISION"] == "highest"
 
 
 def test_a_value_that_jax_refuses_gets_one_line(tmp_path):
