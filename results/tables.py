@@ -4,8 +4,9 @@
   python -m results.tables --check    exit code 1 if a page is not what it would write
 
 A table is between `<!-- table: NAME -->` and `<!-- end -->`. NAME is a file of this folder without
-`.json`; or `training` (all trained models), `training_details` (the same with every column) or
-`speed` (two files of `benchmarks.step_time`). A table whose file does not exist is left as it is.
+`.json`; or `training` (all trained models), `training_details` (the same with every column),
+`speed` (two files of `benchmarks.step_time`), or `bench_studies_PART` (a part of that file). A
+table whose file or part does not exist is left as it is.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 from results import scale, systems
 from results.markdown import markdown, origin
 from results.speed import operations, speed, startup, step_time
+from results.studies import PARTS, studies
 
 FOLDER = Path(__file__).resolve().parent
 _TABLE = re.compile(r"(<!-- table: (\w[\w.-]*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -99,6 +101,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_seeds": scale.seeds,
     "bench_speedrun": scale.speedrun,
 }
+STUDIES = {f"bench_studies_{part}": part for part in PARTS}
 SPEED_FILES = ("bench_step_time_avx2.json", "bench_step_time.json")
 
 
@@ -119,11 +122,15 @@ def make_table(name: str, folder: Path) -> str | None:
     if name == "speed":
         files = [folder / file for file in SPEED_FILES]
         return speed(*map(_read, files)) if all(file.exists() for file in files) else None
+    if part := STUDIES.get(name):
+        file = folder / "bench_studies.json"
+        rows = _read(file)["parts"].get(part) if file.exists() else None
+        return studies(part, rows) if rows else None
     for beginning, function in BENCHMARKS.items():
         if name.startswith(beginning):
             file = folder / f"{name}.json"
             return function(_read(file)) if file.exists() else None
-    known = ("training", "training_details", "speed", *BENCHMARKS)
+    known = ("training", "training_details", "speed", *BENCHMARKS, *STUDIES)
     raise ValueError(f"there is no table {name!r}; there are {', '.join(known)}")
 
 
