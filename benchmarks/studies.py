@@ -54,7 +54,7 @@ AUDITS = {
 }
 # Set -> (folder, config and flags); PATH: the folder of the pictures.
 PICTURES = {
-    "digits": ("folder_digits", "--config=configs/folder.py:PATH"),
+    "digits": ("folder_digits", "--config=configs/folder.py:PATH", "--config.num_epochs=10"),
     pictures.PHOTOGRAPHS: ("folder_photographs", "--config=configs/folder.py:PATH"),
     "cifar10": (
         *("speedrun_folder", *SPEEDRUN),
