@@ -228,15 +228,15 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"{unknown[0]} is not a part: choose from {', '.join(PARTS)}")
-    path = output_path(options, NAME)
-    found = files.read_json(path, missing={}).get("parts", {}) if path else {}
     runs = Runs(options.folder.absolute(), options.long)
     try:
         for part in options.parts or PARTS:
             for name, row in PARTS[part](runs):
                 print(json.dumps({name: row}), flush=True)
-                found.setdefault(part, {})[name] = row
-                write_result(options, NAME, {"parts": found})
+                if path := output_path(options, NAME):
+                    found = files.read_json(path, missing={}).get("parts", {})
+                    found.setdefault(part, {})[name] = row
+                    write_result(options, NAME, {"parts": found})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
