@@ -15,7 +15,10 @@ def _percent(share: float | None) -> str:
 
 
 def _ensemble(rows: Rows) -> Iterator[list[str]]:
-    yield ["set", "seeds", "mean", "ensemble", "loss", "ensemble", "two disagree", "not all agree"]
+    yield [
+        *("set", "accuracy of each seed, %", "mean", "ensemble", "mean loss", "ensemble's loss"),
+        *("two disagree", "not all agree"),
+    ]
     for name, row in rows.items():
         yield [
             *(name, ", ".join(f"{100 * share:.2f}" for share in row["accuracies"])),

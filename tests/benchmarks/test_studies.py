@@ -1,6 +1,7 @@
 """The figures of docs/usage.md: what ordinary commands wrote is read right, and rows are kept."""
 
 import json
+import re
 import subprocess
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from benchmarks import pictures, studies, study
 from cifar_jax.data import datasets, folder
 from cifar_jax.errors import UserError
 from results import studies as studies_tables
+from results import tables
 from tests import program
 
 MACHINE = {"cores": 2, "processor": "Abacus 3000", "commit": "abc", "versions": {"jax": "0.10.2"}}
@@ -192,3 +194,13 @@ def test_rows_of_several_places_name_them():
     table = studies_tables.studies("audit", {"digits": row, "cifar10": row | {"commit": "def"}})
     assert "| digits | 900 | 2 | 9 (1.00 %) |  |  |\n" in table
     assert "digits: Measured on 2 cores of Abacus 3000, commit abc. CIFAR-10: Meas" in table
+
+
+def test_every_part_that_was_measured_is_shown_and_of_a_commit():
+    found = json.loads((tables.FOLDER / "bench_studies.json").read_text())["parts"]
+    page = (tables.FOLDER.parent / "docs" / "usage.md").read_text()
+    assert set(re.findall("<!-- table: bench_studies_(.*) -->", page)) == set(found)
+    for rows in found.values():
+        for row in rows.values():
+            assert re.fullmatch("[0-9a-f]{40}", row["commit"])
+            assert all(x.startswith("python main.py --") for x in row["commands"])
