@@ -102,7 +102,10 @@ def _explore() -> int:
         config, data = FLAGS.config, FLAGS.config.data
         place = sources.find_place(config, given=FLAGS.data_dir)
         given = datasets.run_options(config)
-        explore.explore_dataset(data.name, place, options.read_output(), **given)
+        output = options.read_output() or explore.default_output(
+            data.name, FLAGS.data_dir or data.path
+        )
+        explore.explore_dataset(data.name, place, output, **given)
     else:
         explore.explore_dataset(
             FLAGS.dataset or "cifar10", FLAGS.data_dir, options.read_output(), FLAGS.seed or 0

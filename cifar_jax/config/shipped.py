@@ -37,8 +37,11 @@ def find_config(config: str) -> str:
 
 
 def run_name(config: str) -> str:
-    """Returns the default name of a run: "resnet_20" for configs/resnet.py:20."""
-    file, _, option = config.partition(":")
+    """Returns the default name of a run: "resnet_20" for configs/resnet.py:20.
+
+    A slash at the end, as a shell completes a folder's name, changes nothing.
+    """
+    file, _, option = config.rstrip("/").partition(":")
     return re.sub(r"[^\w.+-]+", "_", Path(file).stem + (f"_{option}" if option else ""))
 
 

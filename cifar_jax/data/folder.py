@@ -77,7 +77,8 @@ def open_folder(options: Options) -> tuple[dict[str, cache.CachedSplit], list[st
     training images.
 
     Raises:
-      UserError: as for `find_tree`; or more files cannot be read than may be.
+      UserError: as for `find_tree`; or more files cannot be read than may be, or none is left for
+        testing.
     """
     tree = find_tree(options.path)
     shape = (options.image_size, options.image_size, options.channels)
@@ -96,6 +97,9 @@ def open_folder(options: Options) -> tuple[dict[str, cache.CachedSplit], list[st
     lines = [*broken, f"{len(broken)} broken pictures are left out"] if broken else []
     if "test" not in parts:
         chosen = choose_share(parts["train"], options.test_fraction, options.seed)
+        if not chosen.any():
+            words = "no class has two different pictures, so none can be held out for testing"
+            raise UserError(f"{tree.root}: {words}: add pictures, or a folder test")
         total = len(chosen)
         parts |= {"train": parts["train"].take(~chosen), "test": parts["train"].take(chosen)}
         statistics["train"] = cache.channel_statistics(parts["train"].images)

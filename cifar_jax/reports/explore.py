@@ -9,6 +9,7 @@ import numpy as np
 
 from cifar_jax import files
 from cifar_jax.data import datasets
+from cifar_jax.data.class_folders import FOLDER
 from cifar_jax.data.sampling import random_order
 from cifar_jax.data.sources import Source
 from cifar_jax.reports.backend import Figure
@@ -38,14 +39,14 @@ def explore_dataset(
     Args:
       name: the set's name, as for `datasets.load_dataset`.
       data_dir: the folder of the data, as for `datasets.load_dataset`.
-      output: the folder to write to; None: explore/NAME.
+      output: the folder to write to; None: `default_output` of the name.
       seed: determines which images are shown.
       **run_splits: those of a run, as for `datasets.load_run_data`; without them, the set's own.
 
     Raises:
       UserError: the data cannot be read, or the folder cannot be written.
     """
-    output = output or Path("explore") / re.sub("[/:]", "_", name)
+    output = output or default_output(name, data_dir if isinstance(data_dir, str) else None)
     with files.output_folder(output):
         if run_splits:
             dataset = datasets.load_run_data(name, data_dir, seed=seed, **run_splits)
@@ -68,6 +69,12 @@ def explore_dataset(
         save_figure(plot_counts(dataset.class_names, counts), output / "counts.png")
         pictures = _draw_classes(dataset, output, seed)
     print(f"{', '.join(pictures)}, counts.png and data.json are in {printable(str(output))}")
+
+
+def default_output(name: str, path: str | None) -> Path:
+    """Returns explore/NAME or, for a folder of pictures, explore/folder_PATH."""
+    whole = f"{name}_{path.rstrip('/')}" if name == FOLDER and path else name
+    return Path("explore") / re.sub("[/:]", "_", whole)
 
 
 def count_classes(dataset: datasets.Dataset) -> dict[str, np.ndarray]:

@@ -120,6 +120,8 @@ def log_summary(run: Run, progress: Progress) -> None:
         run.logs.say(seeds.describe_seeds(run.config, run.mesh))
     if progress.step:
         run.logs.say(f"resuming from the checkpoint of step {progress.step}")
+    elif run.config.init_from:
+        run.logs.say(f"starting from the weights of {run.config.init_from}")
 
 
 def update_bar(run: Run, progress: Progress) -> None:

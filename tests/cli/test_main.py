@@ -57,6 +57,7 @@ def test_the_runs_folder_is_named_after_the_config(here):
         "configs/resnet.py:wrn-28-10": "resnet_wrn-28-10",
         "configs/digits.py": "digits",
         "../x y/ü.py:a/../b": "ü_a_.._b",
+        "configs/folder.py:pets/": "folder_pets",
     }
     from cifar_jax.cli.parse import run_name
 

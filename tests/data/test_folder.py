@@ -237,6 +237,13 @@ def test_equal_pictures_stay_together_and_every_class_keeps_one(root):
         assert "the class 'ant' has no pictures in test" in lines
 
 
+def test_a_folder_of_which_nothing_can_be_held_out_is_refused(root):
+    for number in range(15):
+        write(root / ("cat" if number < 10 else "dog") / f"{number}.png", int(number < 10))
+    with pytest.raises(UserError, match="no class has two different pictures, so none can be held"):
+        open_folder(root)
+
+
 def test_counts_sizes_and_what_looks_wrong_are_named(root):
     for number in range(3):
         write(root / "test" / "cat" / f"{number}.png", 50 + number, size=(30 + number, 20))

@@ -75,6 +75,19 @@ def test_the_set_of_a_config_with_its_validation_split(here):
     assert (here / "out/images.png").read_bytes() != first
 
 
+def test_each_folder_of_pictures_has_its_own_output(here):
+    for name in ("a", "b"):
+        for number in range(4):
+            path = here / name / f"class {number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(path)
+    config = ("--config=configs/digits.py", "--config.data.name=folder", "--config.data.path=b")
+    for flags in (("--dataset=folder", "--data_dir=a/"), config):
+        code, _, err = program.run_here("--mode=explore", *flags)
+        assert code == 0, err
+    assert sorted(os.listdir("explore")) == ["folder_a", "folder_b"]
+
+
 def test_the_seed_chooses_the_images(here):
     for name, seed in (("a", 0), ("b", 5)):
         start("--dataset=digits", f"--output={name}", f"--seed={seed}")

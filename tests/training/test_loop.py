@@ -340,9 +340,12 @@ def test_another_set_needs_neither_training_images_nor_class_names(finished, mon
         score_other([*many[:28], "c29", "c28"])
 
 
-def test_starting_from_another_runs_weights(tmp_path):
+def test_starting_from_another_runs_weights(tmp_path, capsys):
     start(tiny.config(), tmp_path / "old")
+    line = f"starting from the weights of {tmp_path / 'old'}\n"
+    assert "starting from" not in capsys.readouterr().out
     start(tiny.config(init_from=str(tmp_path / "old"), num_steps=1), tmp_path / "new")
+    assert line in capsys.readouterr().out
     old, new = (cifar_jax.load(tmp_path / name).variables["params"] for name in ("old", "new"))
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), old, new)
     assert max(jax.tree.leaves(moved)) < 2e-3  # one step of Adam at 1e-3
