@@ -75,6 +75,11 @@ def export_model(
         if "web" not in chosen:
             raise UserError("--runtime is only for --formats=web")
         chosen["web"] = web.with_runtime(runtime)
+    if "safetensors" in chosen and options.get("stored_code"):
+        raise UserError(
+            "--stored_code cannot be combined with --formats=safetensors, a file that holds no "
+            "code: start where your own model is, or leave out safetensors"
+        )
     weights.read_config(workdir)
     output = output or weights.output_folder_of(workdir) / "export"
     with files.output_folder(output):

@@ -100,8 +100,16 @@ def read_subject(
     about = _describe(model, workdir)
     size = batch_size or settings["eval_batch_size"]
     try:
-        options = (None, data_dir, batch_size, model.seed, stored_code)
-        found = next(evaluate.predict_split(workdir, "test", checkpoint, *options))
+        found = next(
+            evaluate.predict_split(
+                workdir,
+                checkpoint=checkpoint,
+                data_dir=data_dir,
+                batch_size=batch_size,
+                seed=model.seed,
+                stored_code=stored_code,
+            )
+        )
         images, labels, logits = found.images, found.labels, found.logits
         about["test"] = scores.score(model.scale(logits), labels)._asdict()
     except UserError as error:

@@ -13,6 +13,7 @@ import cifar_jax
 from cifar_jax.augment import own
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate
+from cifar_jax.export import subject
 from cifar_jax.models import registry
 from cifar_jax.runs import sources
 from cifar_jax.training import check
@@ -169,6 +170,12 @@ def test_an_exported_model_needs_the_same_code(trained, tmp_path):
         code.write_text(CODE.replace("nn.relu", "nn.gelu"))
         with pytest.raises(UserError, match=f"is not what {file} was trained with: undo that$"):
             cifar_jax.load(file)
+        exported = subject.read_subject(folder / "run", stored_code=True)
+        result = json.loads((folder / "run" / "result.json").read_text())
+        assert exported.about["test"]["accuracy"] == result["test_accuracy"]
+        refused = program.run_here(*flags, "--stored_code", f"--output={tmp_path}")
+        assert refused[0] == 2
+        assert "cannot be combined with --formats=safetensors, a file that holds no" in refused[2]
     finally:
         code.write_text(CODE)
 
