@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,9 +196,12 @@ def top_classes(
 
 
 def find_classes(paths: Sequence[str], class_names: Sequence[str]) -> list[str | None]:
-    """Returns for each picture the class that its folder is called like, or None."""
-    parents = (Path(path).absolute().parent.name for path in paths)
-    return [parent if parent in class_names else None for parent in parents]
+    """Returns for each picture the class that the innermost of its folders is called like."""
+    folders = [Path(path).absolute().parent for path in paths]
+    # A folder around all pictures says nothing about them, unless they are directly in it.
+    whole = os.path.commonpath(folders)
+    around = ([folder.name, *folder.relative_to(whole).parts[::-1]] for folder in folders)
+    return [next((name for name in names if name in class_names), None) for names in around]
 
 
 def format_top(paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]) -> str:

@@ -153,8 +153,8 @@ def _times(
             yield "training time", format_duration(row["seconds"])
     with contextlib.suppress(UserError, KeyError, TypeError):
         best = files.read_json(workdir / RESULT)["best"]
-        words = f"{format_number(best['epoch'])} ({best['eval_accuracy']:.2%})"
-        yield "best epoch on validation", words
+        name = f"best epoch, with {best['eval_accuracy']:.2%} on validation"
+        yield name, format_number(best["epoch"])
 
 
 def _seeds(split: str, every: Sequence[Predictions]) -> Iterator[str]:

@@ -288,6 +288,15 @@ def test_pictures_of_another_brightness_get_a_hint(run, here):
     assert err.startswith("error: --background: unknown color")
 
 
+def test_the_innermost_folder_that_is_a_class_counts():
+    names = ("cat", "dog")
+    paths = ["p/cat/1.png", "p/cat/a/b/1.png", "p/dog/cat/1.png", "p/1.png", "p/cow/1.png"]
+    assert predict.find_classes(paths, names) == ["cat", "cat", "cat", None, None]
+    assert predict.find_classes(["dog/a/1.png", "dog/b/1.png"], names) == [None, None]
+    assert predict.find_classes(["dog/1.png", "dog/b/1.png"], names) == ["dog", None]
+    assert predict.find_classes(["dog/1.png"], names) == ["dog"]
+
+
 def test_pictures_in_folders_of_classes_are_counted(run, here):
     test = datasets.load_dataset("digits").splits["test"]
     images, labels = test.images[:7], test.labels[:7]

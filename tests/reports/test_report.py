@@ -145,7 +145,7 @@ def test_the_page_names_the_best_epoch(finished):
         f"best on the validation split: epoch 1, accuracy {accuracy} (--checkpoint=best)" in lines
     )
     texts = Links((workdir / "report" / "report.html").read_text()).texts
-    assert texts[texts.index("best epoch on validation") + 1] == f"1 ({accuracy})"
+    assert texts[texts.index(f"best epoch, with {accuracy} on validation") + 1] == "1"
 
 
 def test_the_learning_rate_is_drawn_from_the_first_step_on(finished, monkeypatch):
