@@ -17,7 +17,7 @@ from benchmarks.peers import protocol
 from cifar_jax.augment import batch as augment
 from cifar_jax.config import durations as durations_lib
 from cifar_jax.data import datasets
-from cifar_jax.evaluation import logits as logits_lib
+from cifar_jax.evaluation import views
 from cifar_jax.models import layer_table, registry
 from cifar_jax.optim import build
 from cifar_jax.parallel import devices, seeds
@@ -96,7 +96,7 @@ class Training:
 def prepare(model: str, batch_size: int) -> protocol.Runner:
     config = make_config(model, batch_size)
     training = Training(config, *protocol.make_data(model))
-    predict = logits_lib.compile_predict(training.model, training.mesh, training.mean, training.std)
+    predict = views.make_predict(training.model, training.mesh, training.mean, training.std)
     # Evaluation goes in calls of one shape: about ten of these make a split.
     batches_per_call = max(1, protocol.NUM_EXAMPLES // batch_size // 10)
     images = training.split.images[: batches_per_call * batch_size]
@@ -111,9 +111,7 @@ def prepare(model: str, batch_size: int) -> protocol.Runner:
         begun = time.perf_counter()
         with jax.set_mesh(training.mesh):
             for _ in range(num_calls):
-                logits_lib.predict_logits(
-                    predict, training.state.variables(), images, batch_size, training.mesh
-                )
+                predict(training.state.variables(), images, batch_size)
         seconds = time.perf_counter() - begun
         return seconds * num_batches / (num_calls * batches_per_call)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from cifar_jax import files
 from cifar_jax.errors import UserError
@@ -90,6 +90,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     def loss(log_temperature: float) -> float:
         log_probabilities = special.log_softmax(logits / math.exp(log_temperature), axis=1)
         return -float(log_probabilities[np.arange(len(labels)), labels].mean())
+
+    from scipy import optimize  # imported late, because it takes an eighth of a second
 
     found = optimize.minimize_scalar(
         loss, bounds=(-_LIMIT, _LIMIT), method="bounded", options={"xatol": 1e-8}

@@ -11,10 +11,36 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cifar_jax.augment import batch as augment
+from cifar_jax.models.layer_table import layer_table
 from cifar_jax.parallel import devices, seeds
 
 # Images that are on the devices at one time.
 _CHUNK_BYTES = 64 * 2**20
+# Images that a CPU device computes at a time where an image's results of all layers have more numbers
+# than the weights, which each batch reads once. They then stay in the cache: ResNet-20 is 1.2 to 1.3
+# times as fast as with 64 or 250 images. Other models are no faster with few, and some are slower.
+_CACHED_IMAGES = 4
+
+
+@functools.lru_cache(maxsize=8)
+def fit_batch_size(
+    model: nn.Module, image_shape: tuple[int, ...], batch_size: int, mesh: Mesh
+) -> int:
+    """Returns the images per step that are fastest on the devices, at most `batch_size`.
+
+    Args:
+      model: the network.
+      image_shape: (height, width, channels).
+      batch_size: the most images per step.
+      mesh: the devices.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return batch_size
+    rows = layer_table(model, image_shape)
+    results = sum(int(np.prod(row.output_shape)) for row in rows)
+    weights = sum(row.num_variables for row in rows)
+    most = _CACHED_IMAGES * mesh.shape["data"] if results > weights else batch_size
+    return min(batch_size, most)
 
 
 @functools.lru_cache(maxsize=8)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from scipy import special
 
-from cifar_jax.evaluation.logits import compile_predict, predict_logits
+from cifar_jax.evaluation.logits import compile_predict, fit_batch_size, predict_logits
 
 # (variables, uint8 images [images, height, width, channels], on the host or on the devices, batch
 # size) -> logits, float32 [images, classes]
@@ -80,9 +80,12 @@ def make_predict(
 
     def compile_views(*views: Callable[[jax.Array], jax.Array]) -> Predict:
         program = compile_predict(model, mesh, mean, std, views, num_seeds, at_once)
-        return lambda variables, images, batch_size: predict_logits(
-            program, variables, images, batch_size, mesh
-        )
+
+        def predict(variables: Any, images: np.ndarray | jax.Array, batch_size: int) -> np.ndarray:
+            size = fit_batch_size(model, images.shape[1:], batch_size, mesh)
+            return predict_logits(program, variables, images, size, mesh)
+
+        return predict
 
     if test_time is None or test_time.views == "plain":
         return compile_views(identity)

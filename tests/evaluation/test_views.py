@@ -1,5 +1,7 @@
 """Test-time augmentation compared with NumPy; logits do not depend on other images."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -132,3 +134,16 @@ def test_any_number_of_images_takes_few_programs(monkeypatch):
     assert len(shapes) == 10  # mirrored and shifted views
     with pytest.raises(UserError, match="the batch size is 0: it must be at least 1"):
         model.predict(IMAGES, 0)
+
+
+def test_a_cpu_computes_a_narrow_deep_network_few_images_at_a_time():
+    """The results of all layers of a ResNet-20 have more numbers than its weights."""
+    narrow, wide = registry.create("resnet", 10, depth=20), registry.create("lenet", 10)
+    mesh = devices.make_mesh()
+    few = 4 * mesh.shape["data"]
+    assert logits.fit_batch_size(narrow, (32, 32, 3), 500, mesh) == few
+    assert logits.fit_batch_size(narrow, (32, 32, 3), 3, mesh) == 3
+    assert logits.fit_batch_size(wide, (32, 32, 3), 500, mesh) == 500
+    gpu = SimpleNamespace(platform="gpu")
+    other = SimpleNamespace(devices=np.array([[gpu, gpu]]), shape={"data": 2})
+    assert logits.fit_batch_size.__wrapped__(narrow, (32, 32, 3), 500, other) == 500
