@@ -1,4 +1,4 @@
-"""Seconds from the command to the first training step, and the memory that a training takes.
+"""Seconds from the command to the first training step, where they go, and the memory of a training.
 
     TFDS_DATA_DIR=... python -m benchmarks.startup --keras-python=... --torch-python=... [--write]
 
@@ -10,6 +10,7 @@ arrays) and in PyTorch (uint8, converted batch by batch).
 """
 
 import argparse
+import json
 import os
 import pty
 import re
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import workers
+from benchmarks.peers import start_phases
 from benchmarks.workers import (
     ROOT,
     Worker,
@@ -117,6 +119,21 @@ def forget_compiled(folder: Path) -> None:
         shutil.rmtree(compiled)
 
 
+def time_phases(command: list[str], env: Mapping[str, str]) -> dict[str, float]:
+    """Returns the seconds of each phase until the first step, in the order of `start_phases`.
+
+    Args:
+      command: the arguments of main.py.
+      env: its environment.
+    """
+    program = [sys.executable, "-m", "benchmarks.peers.start_phases", *command]
+    begun = {start_phases.BEGUN: repr(time.time())}
+    found = subprocess.run(
+        program, cwd=ROOT, env=dict(env) | begun, check=True, capture_output=True
+    )
+    return json.loads(found.stdout.splitlines()[-1])
+
+
 def measure_startup(folder: Path, repeats: int) -> dict[str, Any]:
     """Starts training `repeats` times, each time cold and then warm; returns the seconds.
 
@@ -126,15 +143,25 @@ def measure_startup(folder: Path, repeats: int) -> dict[str, Any]:
     """
     env = environment(folder)
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    phases: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
     for number in range(repeats):
-        forget_compiled(folder)
-        for kind, times in seconds.items():
-            workdir = folder / f"{kind}_{number}"
-            command = [sys.executable, "main.py", CONFIG, f"--workdir={workdir}"]
-            times.append(round(time_first_step(command, env), 2))
-            print(f"first step, {kind}: {times[-1]:.1f} s", flush=True)
+        for what in ("whole", "phases"):
+            forget_compiled(folder)
+            for kind, times in seconds.items():
+                command = [CONFIG, f"--workdir={folder / f'{what}_{kind}_{number}'}"]
+                if what == "whole":
+                    whole = time_first_step([sys.executable, "main.py", *command], env)
+                    times.append(round(whole, 2))
+                    print(f"first step, {kind}: {times[-1]:.1f} s", flush=True)
+                else:
+                    phases[kind].append(time_phases(command, env))
+                    print(f"phases, {kind}: {phases[kind][-1]}", flush=True)
     return {
         **{f"{kind}_seconds": statistics.median(times) for kind, times in seconds.items()},
+        "phases": {
+            kind: {name: statistics.median(one[name] for one in every) for name in every[0]}
+            for kind, every in phases.items()
+        },
         "rounds": seconds,
     }
 

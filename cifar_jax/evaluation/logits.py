@@ -16,9 +16,10 @@ from cifar_jax.parallel import devices, seeds
 
 # Images that are on the devices at one time.
 _CHUNK_BYTES = 64 * 2**20
-# Images that a CPU device computes at a time where an image's results of all layers have more numbers
-# than the weights, which each batch reads once. They then stay in the cache: ResNet-20 is 1.2 to 1.3
-# times as fast as with 64 or 250 images. Other models are no faster with few, and some are slower.
+# Images that a CPU device computes at a time where an image's results of all layers have more
+# numbers than the weights, which each batch reads once. They then stay in the cache: ResNet-20 is
+# 1.1 to 1.3 times as fast as with 64 or 250 images. Other models are no faster with few images, and
+# some are slower.
 _CACHED_IMAGES = 4
 
 

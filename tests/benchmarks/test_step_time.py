@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -141,6 +143,15 @@ def test_the_first_step_is_seen_on_the_terminal(tmp_path):
     seconds = startup.time_first_step([sys.executable, "-c", program], {})
     assert seconds > 0.2
     assert not (tmp_path / "ended").exists()  # it was stopped at its first step
+
+
+def test_the_phases_of_a_start_add_up(tmp_path):
+    begun = time.time()
+    env = workers.environment(os.environ) | {"XDG_CACHE_HOME": str(tmp_path)}
+    phases = startup.time_phases(["--config=configs/digits.py", f"--workdir={tmp_path}/run"], env)
+    assert list(phases) == ["python", "libraries", "package", "data", "compile", "trace"]
+    assert min(phases.values()) > 0
+    assert 2 < sum(phases.values()) < time.time() - begun
 
 
 def test_a_command_that_fails_is_named():
