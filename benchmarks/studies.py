@@ -50,7 +50,10 @@ AUDITS = {
     "CIFAR-10, labels replaced": (
         *("cifar_audit_noise", *SPEEDRUN, "--config.num_epochs=2", *NOISE, "--folds=4"),
     ),
-    "CIFAR-10": ("cifar_audit", *SPEEDRUN, "--config.num_epochs=2", "--folds=4"),
+    "CIFAR-10": (
+        *("cifar_audit", *SPEEDRUN, "--config.num_epochs=2"),
+        *("--config.test_time.views=plain", "--folds=3"),
+    ),
 }
 # Set -> (folder, config and flags); PATH: the folder of the pictures.
 PICTURES = {
