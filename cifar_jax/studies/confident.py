@@ -15,11 +15,11 @@ class Suspicions(NamedTuple):
     Attributes:
       flagged: bool [images], whether the image is counted as one of another class than its label.
       suggested: int [images], the most probable class other than the label.
-      margin: float64 [images], the label's probability less that of the suggested class.
+      margin: float64 [images], the logarithm of the label's probability less that of the suggested
+        class's. For a single model it is the difference of their logits.
       joint: float64 [classes, classes], the estimated share of the images that have the label of
         the row and belong to the class of the column; its sum is 1.
-      order: int [images], the images from the most to the least suspicious one: the flagged ones
-        first, and among them and among the others those of the lowest margin.
+      order: int [images], the images from the most to the least suspicious one, by their margins.
     """
 
     flagged: np.ndarray
@@ -56,7 +56,8 @@ def find_suspicious(labels: np.ndarray, probabilities: np.ndarray) -> Suspicions
     others = probabilities.astype(np.float64)
     others[rows, labels] = -1
     suggested = others.argmax(axis=1)
-    margin = given - others[rows, suggested]
-    flagged = sure & (counted != labels)
-    order = np.lexsort((margin, ~flagged))
-    return Suspicions(flagged, suggested, margin, joint, order)
+    smallest = np.finfo(np.float64).tiny
+    chosen, best = (np.log(np.maximum(x, smallest)) for x in (given, others[rows, suggested]))
+    margin = chosen - best
+    order = np.argsort(margin, kind="stable")
+    return Suspicions(sure & (counted != labels), suggested, margin, joint, order)

@@ -17,7 +17,7 @@ def test_an_example_by_hand():
     # The thresholds are 0.6, 0.65 and 0.8: the fifth image reaches none.
     assert found.flagged.tolist() == [False, False, True, False, False, False]
     assert found.suggested.tolist() == [1, 1, 1, 0, 0, 0]
-    np.testing.assert_allclose(found.margin, [0.8, 0.7, -0.7, 0.5, 0.3, 0.7])
+    np.testing.assert_allclose(np.exp(found.margin), [9, 8, 1 / 8, 3.5, 2, 8])
     np.testing.assert_allclose(found.joint * 6, [[2, 1, 0], [0, 2, 0], [0, 0, 1]])
     assert found.order.tolist() == [2, 4, 3, 1, 5, 0]
 
@@ -58,4 +58,12 @@ def test_loops_find_the_same(seed):
     assert 0 < sum(flagged) < 200
     np.testing.assert_allclose(found.joint, joint, atol=1e-12)
     np.testing.assert_allclose(found.joint.sum(axis=1) * 200, np.bincount(labels, minlength=5))
-    assert found.flagged[found.order].tolist() == sorted(flagged, reverse=True)
+    others = np.where(np.eye(5, dtype=bool)[labels], -np.inf, logits)
+    margins = logits[np.arange(200), labels] - others.max(axis=1)
+    np.testing.assert_array_equal(found.order, np.argsort(margins))
+
+
+def test_a_probability_of_nothing_has_the_least_margin():
+    found = confident.find_suspicious(np.array([0, 1]), np.array([[0.1, 0.9], [1.0, 0.0]]))
+    assert found.order.tolist() == [1, 0]
+    assert np.isfinite(found.margin).all()
