@@ -80,12 +80,9 @@ def make_predict(
 
     def compile_views(*views: Callable[[jax.Array], jax.Array]) -> Predict:
         program = compile_predict(model, mesh, mean, std, views, num_seeds, at_once)
-
-        def predict(variables: Any, images: np.ndarray | jax.Array, batch_size: int) -> np.ndarray:
-            size = fit_batch_size(model, images.shape[1:], batch_size, mesh)
-            return predict_logits(program, variables, images, size, mesh)
-
-        return predict
+        return lambda variables, images, size: predict_logits(
+            program, variables, images, fit_batch_size(model, images.shape[1:], size, mesh), mesh
+        )
 
     if test_time is None or test_time.views == "plain":
         return compile_views(identity)
