@@ -49,11 +49,12 @@ class Study:
     def run(
         self, name: str, *arguments: str, flag: str = "workdir", last: Sequence[str] = ()
     ) -> Path:
-        """Runs main.py on a folder of that name, which it returns."""
+        """Runs main.py on a folder of that name, which it returns; a finished audit is kept."""
         workdir = self.folder / name
         words = [*arguments, f"--{flag}={workdir}", *last]
         self.note(*words)
-        subprocess.run([sys.executable, "main.py", *words], cwd=ROOT, check=True)
+        if not (workdir / audit_page.PAGE).exists():  # an audit would predict all images again
+            subprocess.run([sys.executable, "main.py", *words], cwd=ROOT, check=True)
         self.workdirs.append(workdir)
         return workdir
 

@@ -187,6 +187,16 @@ def test_a_row_has_the_commit_of_its_runs_and_commands_without_paths(tmp_path, m
         made.row()
 
 
+def test_a_finished_audit_is_not_made_again(tmp_path):
+    folder = tmp_path / "digits_audit"
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "audit.html").touch()
+    (folder / "labels.csv").write_text("rank,flagged,replaced\n1,1,1\n")
+    (folder / "fold_0" / "environment.json").write_text(json.dumps(MACHINE))
+    ((name, row),) = studies.audit(study.Runs(tmp_path, long=False))
+    assert (name, row["folds"], row["commit"]) == ("digits, labels replaced", 1, "abc")
+
+
 def test_rows_of_several_places_name_them():
     row = {"folds": 2, "num_images": 900, "flagged": 9, **PLACE}
     table = studies_tables.studies("audit", {"digits": row, "cifar10": row})
