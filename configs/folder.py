@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from cifar_jax.config import stored
 from cifar_jax.data import class_folders, photos
 from cifar_jax.errors import UserError
-from cifar_jax.runs import weights
+from cifar_jax.runs import sources, weights
 from configs import resnet
 
 NUM_LOOKED_AT = 12  # pictures that are opened to see whether they are grey
@@ -86,6 +86,10 @@ def _start_from(config: ConfigDict, start: str) -> None:
         if part.learning_rate is not None:
             part.learning_rate /= 5
     config.dtype = other.dtype
+    # Code of the user's own is run only where it was at the training, never out of that workdir.
+    file = weights.find_file(Path(start))
+    record = weights.read_weights(file)[1].get("code", {}) if file else None
+    config.update_from_flattened_dict(sources.find_code(config, Path(start), record=record))
 
 
 def _fit_to_count(config: ConfigDict, count: int, is_grey: bool) -> None:

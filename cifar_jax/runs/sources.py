@@ -6,6 +6,7 @@ from anyone, and evaluating it must not run what it holds.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +50,56 @@ def use_sources(
 ) -> ConfigDict:
     """Returns a run's config with its model's reference leading to the code it was trained with.
 
+    Arguments and errors are those of `find_code`.
+    """
+    places = find_code(config, workdir, stored_code, record, ["model.name"])
+    if not places:
+        return config
+    found = ConfigDict(config.to_dict())
+    found.update_from_flattened_dict(places)
+    return found.lock()
+
+
+def find_code(
+    config: ConfigDict,
+    workdir: Path,
+    stored_code: bool = False,
+    record: Any = None,
+    fields: Sequence[str] = (),
+) -> dict[str, str]:
+    """Returns the references in a run's config, leading to the code it was trained with.
+
     Args:
       config: of the run.
       workdir: its folder, or a file of weights that was exported from it.
       stored_code: whether to run the copy in the workdir. Otherwise the file must be the same as at
         the training, where the reference says or where it was then, and not in the workdir.
       record: what `read_record` returned for the run; None: it is read from the workdir.
+      fields: the fields to look at, whose copies may be run; none: all fields, but no copies.
 
     Raises:
       UserError: there is no such code.
     """
-    field = "model.name"
-    reference = custom.find_references(config).get(field)
-    if reference is None:
-        return config
+    references = custom.find_references(config)
+    wanted = {x: y for x, y in references.items() if not fields or x in fields}
+    if not wanted:
+        return {}
+    kept = read_record(workdir) if record is None else _check(record, workdir)
+    return {
+        field: _find_place(field, reference, workdir, stored_code, kept.get(field, {}), fields)
+        for field, reference in wanted.items()
+    }
+
+
+def _find_place(
+    field: str,
+    reference: str,
+    workdir: Path,
+    stored_code: bool,
+    source: dict[str, str],
+    may_be_stored: Sequence[str],
+) -> str:
     copy, name = _copy_of(workdir, field), reference.rpartition(":")[2]
-    source = (read_record(workdir) if record is None else _check(record, workdir)).get(field, {})
     places = [reference, *([f"{source['path']}:{name}"] if "path" in source else [])]
     if stored_code:
         places = [f"{copy}:{name}"]
@@ -72,22 +107,20 @@ def use_sources(
         try:
             inside = custom.find_origin(place).resolve().is_relative_to(workdir.resolve())
             if inside == stored_code and custom.digest_source(field, place) == source.get("sha256"):
-                found = ConfigDict(config.to_dict())
-                found.update_from_flattened_dict({field: place})
-                return found.lock()
+                return place
         except UserError:
             continue
     if stored_code:
         raise UserError(f"{copy} is missing or is not what the run was trained with")
-    advice = ""
-    if copy.exists():
+    what, advice = "model" if field == "model.name" else field, ""
+    if copy.exists() and field in may_be_stored:
         advice = (
             f"; to run the copy that is kept in {copy}, look at it first, then give --stored_code, "
             "or stored_code=True in Python"
         )
     if Path(source.get("path", "")).is_file() or Path(reference.rpartition(":")[0]).is_file():
         raise UserError(f"{reference} is not what {workdir} was trained with: undo that{advice}")
-    raise UserError(f"{reference}, the model of {workdir}, is not here: start where it is{advice}")
+    raise UserError(f"{reference}, the {what} of {workdir}, is not here: start where it is{advice}")
 
 
 def _copy_of(workdir: Path, field: str) -> Path:

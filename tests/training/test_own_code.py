@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 import cifar_jax
 from cifar_jax.augment import own
@@ -17,6 +18,7 @@ from cifar_jax.export import subject
 from cifar_jax.models import registry
 from cifar_jax.runs import sources
 from cifar_jax.training import check
+from configs import folder as folder_config
 from tests import program, tiny
 from tests.models.test_own import GOOD
 
@@ -157,6 +159,33 @@ def test_a_workdir_that_names_its_own_code_does_not_run_it(tmp_path, monkeypatch
         assert used.model.name == f"{code / 'model.name.py'}:Net"
         with pytest.raises(UserError, match="SystemExit: run"):
             registry.create(used.model.name, 10)
+
+
+def test_a_folder_run_starts_from_it_with_the_code_where_it_was(trained, tmp_path, monkeypatch):
+    """And not with code that the workdir itself holds and names."""
+    for number in range(4):
+        path = tmp_path / "pets" / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number).save(path)
+    folder, _, _ = trained
+    code, run = folder / "project" / "mine.py", tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    monkeypatch.chdir(tmp_path)
+    settings = json.loads((run / "config.json").read_text())
+    settings["model"]["name"], settings["optimizer"]["name"] = "mine.py:Net", "mine.py:create"
+    (run / "config.json").write_text(json.dumps(settings))
+    config = folder_config.get_config(f"{tmp_path / 'pets'},{run}")
+    assert (config.model.name, config.model.features) == (f"{code}:Net", 3)
+    assert (config.optimizer.name, config.augment.custom) == (f"{code}:create", f"{code}:invert")
+    kept = json.loads((run / "code" / "sources.json").read_text())
+    for field, name in (("model", "Net"), ("optimizer", "create")):
+        inside = str(run / "code" / f"{field}.name.py")
+        changed = {**settings, field: {**settings[field], "name": f"{inside}:{name}"}}
+        (run / "config.json").write_text(json.dumps(changed))
+        own = {**kept, f"{field}.name": {**kept[f"{field}.name"], "path": inside}}
+        (run / "code" / "sources.json").write_text(json.dumps(own))
+        with pytest.raises(UserError, match=f"{name} is not what {run} was .* with: undo that$"):
+            folder_config.get_config(f"{tmp_path / 'pets'},{run}")
 
 
 def test_an_exported_model_needs_the_same_code(trained, tmp_path):
