@@ -108,6 +108,8 @@ def _read_config(config: str) -> ConfigDict:
     try:
         with shipped.importable():
             result = runpy.run_path(file)["get_config"](*[option] if colon else [])
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
         shipped.check_variant(config, error)
         raise UserError(f"the config {config} {custom.describe_error(error, file)}") from error

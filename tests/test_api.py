@@ -128,6 +128,7 @@ def test_configs(tmp_path, monkeypatch):
         ("digit", {}, "there is no config file 'digit'; the shipped ones are bn_cnn, "),
         ("no/where.py:3", {}, "there is no config file 'no/where.py'"),
         ("resnet:21", {}, "configs/resnet.py has no variant '21'; there are 18, 20"),
+        ("folder:gone", {}, f"the folder of pictures {tmp_path}/gone does not exist"),
         ("mine.py:0", {}, "the config mine.py:0 fails in line 1: ZeroDivisionError: division by"),
         ("digits", {"learning_rate": 1.0}, "no such field; did you mean optimizer.learning_rate?"),
         ("digits", {"xyzzy": 1.0}, "xyzzy: there is no such field; see configs/default.py"),
@@ -136,6 +137,7 @@ def test_configs(tmp_path, monkeypatch):
         with pytest.raises(UserError) as caught:
             cifar_jax.get_config(given, **fields)
         assert words in str(caught.value)
+        assert "UserError" not in str(caught.value)
     assert caught.value._render_traceback_()[0].startswith("error: num_epochs cannot be 'many'")
 
 
