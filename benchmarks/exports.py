@@ -9,9 +9,12 @@ and the model classify a thousand images in turns.
 import argparse
 import contextlib
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,18 +34,17 @@ from cifar_jax.parallel import cpu
 FORMATS = ("onnx", "stablehlo", "safetensors")
 
 
-def measure(workdir: str, turns: int) -> list[dict[str, Any]]:
+def measure(workdir: str, turns: int, formats: Sequence[str]) -> list[dict[str, Any]]:
     """Exports a model to a temporary folder; returns a row for each format."""
     subject = read_subject(Path(workdir))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, kind in export.find_formats(FORMATS).items():
+        for name, kind in export.find_formats(formats).items():
             written = export.write_checked(kind, subject, Path(folder))
             here, there = time_in_turns(kind.adapt(subject), kind.open(written.path), turns)
             row = {"model": subject.name, "format": name, "file": written.path.name}
             row |= written._asdict() | {"images_per_second": there, "images_per_second_here": here}
             del row["path"]
-            print(json.dumps(row), flush=True)
             rows.append(row)
     return rows
 
@@ -67,10 +69,18 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("workdirs", nargs="+", help="of trained runs, or pretrained:NAME")
     parser.add_argument("--turns", type=int, default=5, help="how often each speed is measured")
+    parser.add_argument("--formats", default=",".join(FORMATS), help="separated by commas")
     add_output_flags(parser, "bench_exports")
     options = parser.parse_args(argv)
+    rows: list[dict[str, Any]] = []
     try:
-        rows = [row for workdir in options.workdirs for row in measure(workdir, options.turns)]
+        for workdir in options.workdirs:
+            # In a process of its own, since the first model chooses the number of devices.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                found = pool.submit(measure, workdir, options.turns, options.formats.split(","))
+                rows += found.result()
+                for row in found.result():
+                    print(json.dumps(row), flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -161,15 +161,26 @@ def operations(result: dict[str, Any]) -> str:
     )
 
 
+PHASES = {
+    "python": "Python, and its restart with the C library's settings",
+    "libraries": "imports of JAX, Flax, optax and Orbax",
+    "package": "imports of this package and the rest",
+    "data": "the data, from the cache",
+    "compile": "compiling, or reading the compiled programs",
+    "trace": "tracing, the first step, and all else",
+}
+
+
 def startup(result: dict[str, Any]) -> str:
-    """Seconds to the first step, and the largest memory of a short training."""
-    rows = [
-        [f"first step, {kind} compilation cache", f"{result[f'{kind}_seconds']:.1f} s"]
-        for kind in ("cold", "warm")
-    ]
-    words = {"ours": "this project", "keras": "Keras on TensorFlow", "pytorch": "PyTorch"}
+    """Seconds to the first step, where they go, and the largest memory of a short training."""
+    kinds = ("cold", "warm")
+    rows = [["first step after", *(f"{result[f'{kind}_seconds']:.1f} s" for kind in kinds)]]
     rows += [
-        [f"memory, {words[name]}", f"{size / 2**20:,.0f} MiB"]
-        for name, size in result["resident_bytes"].items()
+        [words, *(f"{result['phases'][kind][name]:.2f} s" for kind in kinds)]
+        for name, words in PHASES.items()
     ]
-    return markdown(["simple_cnn", ""], rows) + f"\n{origin(result)}\n"
+    text = markdown(["simple_cnn", "cold compilation cache", "warm"], rows) + "\n"
+    words = {"ours": "this project", "keras": "Keras on TensorFlow", "pytorch": "PyTorch"}
+    sizes = result["resident_bytes"].items()
+    text += markdown(["memory", ""], [[words[n], f"{size / 2**20:,.0f} MiB"] for n, size in sizes])
+    return text + f"\n{origin(result)}\n"

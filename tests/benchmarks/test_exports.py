@@ -6,10 +6,10 @@ from benchmarks import exports
 from cifar_jax.runs import weights
 
 
-def test_a_row_for_each_format(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(exports, "FORMATS", ("safetensors",))
+def test_a_row_for_each_format(tmp_path, capsys):
     output = tmp_path / "found.json"
-    assert exports.main(["pretrained:mlp", "--turns=1", f"--output={output}"]) == 0
+    flags = ["--turns=1", "--formats=safetensors", f"--output={output}"]
+    assert exports.main(["pretrained:mlp", *flags]) == 0
     result = json.loads(output.read_text())
     (row,) = result["rows"]
     assert (row["model"], row["format"], row["num_different"]) == ("mlp", "safetensors", 0)
