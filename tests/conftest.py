@@ -6,6 +6,7 @@ start, and for the next run. Everything else that a run caches is in a folder th
 
 import atexit
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -72,6 +73,20 @@ def _programs_are_kept_whole():
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     with mock.patch.object(lru_cache.LRUCache, "put", put):
         yield
+
+
+@functools.lru_cache(maxsize=1)  # only where the last test had it otherwise
+def optimize_little(wanted):
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", wanted)
+    jax.clear_caches()
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures, which compile too
+def pytest_runtest_setup(item):
+    """Has XLA optimize little for a test with the mark `numbers`, which saves time."""
+    optimize_little(item.get_closest_marker("numbers") is not None)
 
 
 @pytest.fixture(autouse=True)

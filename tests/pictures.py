@@ -1,6 +1,7 @@
-"""Images for the tests of augmentation, and what Pillow makes of them."""
+"""Images and options for the tests of augmentation, and what Pillow makes of images."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +14,17 @@ ENHANCERS = {
     "color": ImageEnhance.Color,
     "sharpness": ImageEnhance.Sharpness,
 }
+OFF = {
+    **dict.fromkeys(("flip", "trivial_augment"), False),
+    **dict.fromkeys(("crop_padding", "cutout", "rand_augment_ops"), 0),
+    **dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0),
+    **dict.fromkeys(("mixup_alpha", "cutmix_alpha"), 0.0),
+    "rand_augment_magnitude": 9,
+}
+
+
+def options(**chosen):
+    return SimpleNamespace(**OFF | chosen)
 
 
 def noise(batch, height=32, width=32, channels=3, seed=0):

@@ -13,6 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from cifar_jax.models.layers import BatchNorm, Conv, gelu, relu
 from tests.few import some
 
+pytestmark = pytest.mark.numbers
+
 
 def draw(seed, shape, dtype=jnp.float32):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)

@@ -18,6 +18,7 @@ from cifar_jax.training import step as step_lib
 from cifar_jax.training.state import TrainState
 from tests import tiny
 
+pytestmark = pytest.mark.numbers
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
 LABELS = RNG.integers(0, 10, 24).astype(np.int32)
