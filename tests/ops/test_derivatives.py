@@ -140,7 +140,9 @@ def test_a_norms_parameters_may_have_another_type(param_dtype, activation):
             return jnp.sin(3 * act(y.astype(jnp.float32))).sum()
 
         found, expected = (
-            jax.grad(functools.partial(loss, *parts), (0, 1))(variables["params"], x)
+            devices.jit_once(jax.grad(functools.partial(loss, *parts), (0, 1)))(
+                variables["params"], x
+            )
             for parts in ((lambda y: y, norm), (activation or (lambda y: y), other))
         )
     for one, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):

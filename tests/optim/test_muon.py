@@ -14,6 +14,9 @@ pytestmark = pytest.mark.usefixtures("_strict_shapes")
 SHAPES = {"tall": (3, 3, 4, 6), "wide": (1, 1, 4, 9), "same": (3, 3, 4, 6), "dense": (5, 7)}
 
 
+newton_schulz = jax.jit(muon.newton_schulz, static_argnums=1)
+
+
 def draw(seed):
     rng = np.random.default_rng(seed)
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
@@ -52,15 +55,15 @@ def test_singular_values_come_near_one():
     matrix = np.random.default_rng(0).normal(size=(2, 16, 40)).astype(np.float32)
     assert np.linalg.svd(matrix, compute_uv=False).min() > 2
     for dtype in (jnp.float32, jnp.bfloat16):
-        values = np.linalg.svd(muon.newton_schulz(matrix, dtype), compute_uv=False)
+        values = np.linalg.svd(newton_schulz(matrix, dtype), compute_uv=False)
         assert 0.6 < values.min() < values.max() < 1.3
-        assert muon.newton_schulz(matrix, dtype).dtype == jnp.float32
+        assert newton_schulz(matrix, dtype).dtype == jnp.float32
 
 
 def test_bfloat16_is_near_float32():
     matrix = np.random.default_rng(0).normal(size=(2, 16, 40)).astype(np.float32)
-    exact = muon.newton_schulz(matrix, jnp.float32)
-    distance = np.linalg.norm(muon.newton_schulz(matrix, jnp.bfloat16) - exact)
+    exact = newton_schulz(matrix, jnp.float32)
+    distance = np.linalg.norm(newton_schulz(matrix, jnp.bfloat16) - exact)
     assert 1e-4 < distance / np.linalg.norm(exact) < 0.1
 
 
@@ -80,13 +83,12 @@ def test_many_kernels_of_one_shape_take_one_iteration():
 
 def test_matrices_enlarged_by_zeros_come_out_the_same():
     kernels = list(draw(0).values())
-    apart = muon._orthogonalize(kernels, jnp.float32, 0)
+    orthogonalize = jax.jit(muon._orthogonalize, static_argnums=(1, 2))
+    apart = orthogonalize(kernels, jnp.float32, 0)
     for most_more in (300, 10**9):
         groups = muon._group([(6, 36), (4, 9), (6, 36), (5, 7)], most_more)
         assert len(groups) == {300: 2, 10**9: 1}[most_more]
-        for one, other in zip(
-            muon._orthogonalize(kernels, jnp.float32, most_more), apart, strict=True
-        ):
+        for one, other in zip(orthogonalize(kernels, jnp.float32, most_more), apart, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 

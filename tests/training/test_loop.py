@@ -21,6 +21,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.evaluation import evaluate, trained
 from cifar_jax.models import speedrun
 from cifar_jax.optim import build
+from cifar_jax.parallel import devices
 from cifar_jax.runs import history, logs, workdir
 from cifar_jax.runs import signals as signals_lib
 from cifar_jax.training import check, loop
@@ -122,7 +123,8 @@ def test_a_resnet_trains_on_larger_images(tmp_path, capsys, size, stride):
 
 def test_the_stem_is_whitened_by_the_first_images_and_stays(tmp_path):
     config = tiny.speedrun_config(
-        num_steps=3, test_time__views="plain", test_time__confidence_threshold=None
+        **{"num_steps": 3, "model__group_features": (8,), "optimizer__name": "sgd"},
+        **{"test_time__views": "plain", "test_time__confidence_threshold": None},
     )
     start(config, tmp_path)
     run = cifar_jax.load(tmp_path)
@@ -357,7 +359,7 @@ def test_another_number_of_classes_gets_a_new_head(finished):
     model = loop.create_model(config, 7)
     lengths = durations.resolve_durations(config, 320)
     create = loop.start.make_init(config, lengths, model, run.image_shape)
-    fresh = jax.jit(create)(jax.random.key(5))
+    fresh = devices.jit_once(create)(jax.random.key(5))
     state = loop.start.transplant(finished, fresh, (*"abcdefg",))
     # What evaluation used, averages and batch statistics, is both the start and its averages.
     expected = run.variables["params"] | {"head": fresh.params["head"]}
