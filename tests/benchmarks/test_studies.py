@@ -11,6 +11,7 @@ import pytest
 from benchmarks import pictures, studies, study
 from cifar_jax.data import datasets, folder
 from cifar_jax.errors import UserError
+from cifar_jax.runs import provenance
 from results import studies as studies_tables
 from results import tables
 from tests import program
@@ -46,7 +47,7 @@ def make(part, runs):
     """Returns the row of the digits, and the table of the part."""
     found = dict(studies.PARTS[part](study.Runs(runs, long=False)))
     row = json.loads(json.dumps(found))["digits"]
-    assert row["commit"]
+    assert row["commit"] == provenance.commit()  # None outside of a checkout
     assert all(x.startswith("python main.py --") for x in row["commands"])
     assert str(runs) not in json.dumps(row)
     return row, studies_tables.studies(part, found)
