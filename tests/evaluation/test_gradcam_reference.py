@@ -27,8 +27,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "kind"), CASES)
-def test_pytorch_gives_the_same_maps(name, options, kind):
+def explain_both(name, options, kind):
+    """Returns maps, the reference with the same weights, its last map's layer, images, classes."""
     random = np.random.default_rng(0)
     images = random.normal(size=(8, 32, 32, 3)).astype(np.float32)
     classes = random.integers(0, 10, 8)
@@ -36,13 +36,18 @@ def test_pytorch_gives_the_same_maps(name, options, kind):
     variables = random_variables(model, images, random)
     call = gradcam.find_last_map(model, (32, 32, 3))
     maps = jax.jit(gradcam.make_explain(model, call))(variables, images, classes)
-
     reference = getattr(torch_models, name)(32, 3, **options).double().eval()
     copy_weights(variables, layer_pairs(model, reference, (32, 32, 3)))
-    kept = []
     layer = [layer for layer in reference.modules() if isinstance(layer, kind)][-1]
+    return np.asarray(maps), reference, layer, torch.tensor(images).permute(0, 3, 1, 2), classes
+
+
+@pytest.mark.parametrize(("name", "options", "kind"), CASES)
+def test_pytorch_gives_the_same_maps(name, options, kind):
+    maps, reference, layer, images, classes = explain_both(name, options, kind)
+    kept = []
     layer.register_forward_hook(lambda _, __, output: kept.append(output))
-    logits = reference(torch.tensor(images).permute(0, 3, 1, 2).double())
+    logits = reference(images.double())
     (features,) = kept
     (gradient,) = torch.autograd.grad(logits[torch.arange(8), classes].sum(), features)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
@@ -50,3 +55,21 @@ def test_pytorch_gives_the_same_maps(name, options, kind):
     expected = expected / expected.amax(dim=(1, 2), keepdim=True).clamp(min=1e-300)
     assert (expected.amax(dim=(1, 2)) > 0).sum() >= 4
     np.testing.assert_allclose(maps, expected.detach().numpy(), atol=2e-4)
+
+
+@pytest.mark.parametrize(("name", "options", "kind"), CASES)
+def test_the_package_grad_cam_gives_the_same_maps(name, options, kind):
+    """It enlarges each map to the image's size and stretches it to 0 and 1, before and after."""
+    package = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is not installed")
+    from cv2 import resize  # which grad-cam needs
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    maps, reference, layer, images, classes = explain_both(name, options, kind)
+    explain = package.GradCAM(reference.float(), [layer])
+    found = explain(images, [ClassifierOutputTarget(number) for number in classes.tolist()])
+
+    def stretch(one):
+        return (one - one.min()) / (1e-7 + one.max() - one.min())
+
+    expected = [stretch(resize(stretch(one), (32, 32))) for one in maps.astype(np.float32)]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
