@@ -77,10 +77,10 @@ def main(argv: list[str]) -> int:
         for workdir in options.workdirs:
             # In a process of its own, since the first model chooses the number of devices.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                found = pool.submit(measure, workdir, options.turns, options.formats.split(","))
-                rows += found.result()
-                for row in found.result():
-                    print(json.dumps(row), flush=True)
+                job = pool.submit(measure, workdir, options.turns, options.formats.split(","))
+                found = job.result()
+            print("\n".join(map(json.dumps, found)), flush=True)
+            rows += found
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
