@@ -7,6 +7,7 @@ start, and for the next run. Everything else that a run caches is in a folder th
 import atexit
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import logging
@@ -25,6 +26,9 @@ from cifar_jax.parallel import cpu
 from cifar_jax.runs import signals
 
 MOST_DAYS = 30
+
+# Tracing makes many objects that live long, which the collector would look through again and again.
+gc.set_threshold(100_000, 50, 100)
 
 
 def make_folder_of_programs(temporary):

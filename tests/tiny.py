@@ -17,7 +17,7 @@ def config(**fields: Any) -> ConfigDict:
 
 def bn_config(**fields: Any) -> ConfigDict:
     """Returns the same for a network with BatchNorm and dropout, which depend on the batch."""
-    result = config(**fields)
+    result = default.get_config()
     with result.unlocked():
         result.model = ConfigDict(
             {
@@ -28,7 +28,7 @@ def bn_config(**fields: Any) -> ConfigDict:
                 "dense_dropout_rate": 0.2,
             }
         )
-    return result
+    return _shorten(result, fields)
 
 
 def speedrun_config(**fields: Any) -> ConfigDict:

@@ -13,7 +13,7 @@ from cifar_jax.augment import batch as augment
 from cifar_jax.augment import mixing
 from tests.pictures import FILL, noise, options
 
-pytestmark = pytest.mark.usefixtures("_strict_shapes", "_strict_types")
+pytestmark = [pytest.mark.numbers, pytest.mark.usefixtures("_strict_shapes", "_strict_types")]
 ALL = {
     **{"flip": True, "crop_padding": 4, "cutout": 8, "rand_augment_ops": 2},
     **dict.fromkeys(("brightness", "contrast", "saturation"), 0.4),

@@ -145,6 +145,7 @@ def test_the_first_step_is_seen_on_the_terminal(tmp_path):
     assert not (tmp_path / "ended").exists()  # it was stopped at its first step
 
 
+@pytest.mark.slow
 def test_the_phases_of_a_start_add_up(tmp_path):
     begun = time.time()
     env = workers.environment(os.environ) | {"XDG_CACHE_HOME": str(tmp_path)}

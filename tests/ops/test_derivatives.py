@@ -14,6 +14,8 @@ from cifar_jax.ops.stock import stock_operations
 from cifar_jax.parallel import devices
 from tests.few import slow
 
+pytestmark = pytest.mark.numbers
+
 conv = functools.partial(
     ops.conv_general_dilated, padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
 )

@@ -29,14 +29,17 @@ def config(**fields):
     """Returns a config with everything that is random: order, augmentation, dropout."""
     options = {
         **{"data__validation_examples": 0, "num_steps": 4, "eval_every_steps": 2, "seed": 5},
-        **{"augment__crop_padding": 2, "augment__cutmix_alpha": 1.0, "ema_decay": 0.5},
+        **{"augment__crop_padding": 2, "ema_decay": 0.5, "model__conv_features": (8,)},
         **{"optimizer__name": "sgd", "optimizer__learning_rate": 0.01},
     }
     return tiny.bn_config(**options | fields)
 
 
 def start(folder, **fields):
-    wanted = config(**fields)
+    return train(folder, config(**fields))
+
+
+def train(folder, wanted):
     check.check_config(wanted)
     folder.mkdir(exist_ok=True)
     assert loop.train_model(wanted, folder, signals_lib.Signals()) == 0
@@ -75,11 +78,15 @@ def test_a_seed_is_what_it_is_alone(together, tmp_path, seed):
 
 
 def test_a_seed_has_its_own_worst_weights(tmp_path):
-    fields = {"optimizer__sam_radius": 0.1, "num_steps": 3}
-    two = start(tmp_path / "two", num_seeds=2, **fields)
-    alone = start(tmp_path / "alone", seed=6, **fields)
+    fields = {"data__validation_examples": 0, "num_steps": 3, "optimizer__name": "sgd"}
+
+    def start(name, **more):
+        return train(tmp_path / name, tiny.config(**fields | more))
+
+    two = start("two", seed=5, num_seeds=2, optimizer__sam_radius=0.1)
+    alone = start("alone", seed=6, optimizer__sam_radius=0.1)
     assert_close(cifar_jax.load(two, seed=6), cifar_jax.load(alone), atol=2e-6)
-    without = start(tmp_path / "without", seed=6, num_steps=3)
+    without = start("without", seed=6)
     with pytest.raises(AssertionError):
         assert_close(cifar_jax.load(two, seed=6), cifar_jax.load(without), atol=2e-6)
 

@@ -73,6 +73,7 @@ def test_arrays_of_another_model_are_named(tmp_path):
         cifar_jax.load(tmp_path / "x.safetensors")
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_model_loads_by_its_name_and_is_what_its_card_says(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -214,7 +214,7 @@ def test_the_same_space_in_another_order_goes_on(tmp_path):
     orders = (texts, ("optimizer.name=choice(adam,sgd)", RATE))
     found = []
     for name, second in zip("ab", orders, strict=True):
-        for trials_in_all, given in ((2, texts), (4, second)):
+        for trials_in_all, given in ((1, texts), (3, second)):
             folder = tmp_path / name / "study"
             code, _, err = search(flag, folder, trials_in_all, *given)
             assert (code, err) == (0, "")

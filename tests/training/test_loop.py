@@ -73,7 +73,7 @@ def finished(tmp_path_factory):
 
 
 def bn_config(**fields):
-    defaults = {"augment__crop_padding": 2, "augment__cutmix_alpha": 1.0, "ema_decay": 0.5}
+    defaults = {"augment__crop_padding": 2, "model__conv_features": (8,), "ema_decay": 0.5}
     return tiny.bn_config(**defaults | {"schedule__name": "linear"} | fields)
 
 
