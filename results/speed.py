@@ -1,4 +1,4 @@
-"""The tables of speed on a CPU: train steps, single operations, the start of a run."""
+"""Speed on a CPU: train steps, single operations, the start of a run, installing and testing."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -184,3 +184,13 @@ def startup(result: dict[str, Any]) -> str:
     sizes = result["resident_bytes"].items()
     text += markdown(["memory", ""], [[words[n], f"{size / 2**20:,.0f} MiB"] for n, size in sizes])
     return text + f"\n{origin(result)}\n"
+
+
+def project(result: dict[str, Any]) -> str:
+    """What the installation takes, and how long the fast tests run."""
+    times = [f"{result[f'test_seconds_{name}'] / 60:.1f}" for name in ("first", "again")]
+    return (
+        f"The installation takes {result['install_seconds']:.0f} s and "
+        f"{result['install_bytes'] / 1e9:.1f} GB; the fast tests {times[0]} minutes, most of it "
+        f"compiling, and {times[1]} when repeated ({place(result)}).\n"
+    )

@@ -19,7 +19,7 @@ from typing import Any
 
 from results import scale, systems
 from results.markdown import markdown, origin
-from results.speed import operations, speed, startup, step_time
+from results.speed import operations, project, speed, startup, step_time
 from results.studies import PARTS, studies
 
 FOLDER = Path(__file__).resolve().parent
@@ -94,6 +94,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_step_time": step_time,
     "bench_operations": operations,
     "bench_startup": startup,
+    "bench_project": project,
     "bench_faults": faults,
     "bench_soak": soak,
     "bench_exports": exports,

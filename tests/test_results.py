@@ -144,6 +144,13 @@ def step_time_result(rows, **fields):
     } | fields
 
 
+def test_installing_and_testing_is_a_sentence():
+    seconds = {"install_seconds": 41.4, "test_seconds_first": 300.0, "test_seconds_again": 150.0}
+    text = speed.project({"hardware": "2 cores", "install_bytes": 1_240_000_000, **seconds})
+    words = "The installation takes 41 s and 1.2 GB; the fast tests 5.0 minutes, most of it"
+    assert text == f"{words} compiling, and 2.5 when repeated (2 cores).\n"
+
+
 def test_readme_and_docs_get_their_tables(tmp_path, capsys):
     rows = [rate_row("ours", 220.0), rate_row("pytorch", 200.0), rate_row("pytorch_compiled", 110)]
     (tmp_path / "bench_step_time.json").write_text(json.dumps(step_time_result(rows)))
