@@ -11,7 +11,9 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def some(fast: Iterable[tuple], rows: Iterable[tuple]) -> list[Any]:
-    """Returns all rows of parameters; those that are not among `fast` are slow."""
+def some(fast: Iterable[Any], rows: Iterable[Any]) -> list[Any]:
+    """Returns all rows of parameters (tuples, or one each); those not among `fast` are slow."""
     fast = list(fast)
-    return [row if row in fast else slow(*row) for row in rows]
+    return [
+        row if row in fast else slow(*(row if isinstance(row, tuple) else (row,))) for row in rows
+    ]

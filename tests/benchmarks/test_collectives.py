@@ -40,6 +40,7 @@ print(json.dumps(collectives.describe(config, devices.make_mesh(64), (32, 32, 1)
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_join_the_gradients_and_exchange_nothing_else():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from benchmarks import exports
 from cifar_jax.runs import weights
 
 
+@pytest.mark.slow
 def test_a_row_for_each_format(tmp_path, capsys):
     output = tmp_path / "found.json"
     flags = ["--turns=1", "--formats=safetensors", f"--output={output}"]

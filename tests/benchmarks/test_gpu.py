@@ -142,6 +142,7 @@ def test_the_parts_work_at_a_small_scale_and_are_not_done_twice(tmp_path, monkey
     assert json.loads(path.read_text()) == found
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_far_from_the_cpus_fails_and_is_tried_again(
     tmp_path, monkeypatch, capsys
 ):
@@ -166,6 +167,7 @@ def test_the_distance_of_arrays_that_are_not_numbers_is_not_small():
     assert not gpu.distance({"a": np.array([np.nan, 1])}, {"a": np.ones(2)}) <= 1e9
 
 
+@pytest.mark.slow
 def test_variants_are_other_programs_and_xlas_pooling_is_put_back():
     config = speedrun.shrink(gpu.load_config("simple_cnn"))
     racer = gpu.Racer(config, gpu.random_dataset(quick=True))
@@ -185,6 +187,7 @@ def test_variants_are_other_programs_and_xlas_pooling_is_put_back():
     assert "select_and_scatter" not in texts[0]
 
 
+@pytest.mark.slow
 def test_the_variants_of_the_speedrun_leave_out_the_gradient_that_has_ended():
     steps = gpu_steps.Steps(
         gpu.Racer(speedrun.shrink(gpu.load_config("speedrun")), gpu.random_dataset(quick=True))

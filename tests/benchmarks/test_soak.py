@@ -49,6 +49,7 @@ def held():
     return [len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task")]
 
 
+@pytest.mark.slow
 def test_saves_and_restores_hold_no_files_and_no_threads(tmp_path):
     def work(first, last):
         checkpoints = Checkpoints(tmp_path)

@@ -165,6 +165,7 @@ def test_wrong_flags_are_named_at_once(capsys, flags, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_first_run_compiles_all_that_a_whole_run_needs_before_its_clock_starts(monkeypatch):
     config = tiny.speedrun_config(data__validation_examples=0, num_steps=2)
     config.optimizer.groups.stem_bias.num_epochs = 0.05  # one step
@@ -217,6 +218,7 @@ def main(run, model):
 """
 
 
+@pytest.mark.slow
 def test_the_records_script_runs_unchanged(tmp_path):
     pytest.importorskip("torch")
     (tmp_path / "record.py").write_text(RECORD)

@@ -53,6 +53,7 @@ def make(part, runs):
     return row, studies_tables.studies(part, found)
 
 
+@pytest.mark.slow
 def test_an_ensemble(short):
     row, table = make("ensemble", short)
     assert len(row["accuracies"]) == len(row["losses"]) == 2
@@ -73,6 +74,7 @@ def test_corruptions(short):
     assert table.startswith("| model | without | mean | strength 1 | 2 |")
 
 
+@pytest.mark.slow
 def test_a_calibration(short):
     row, table = make("calibration", short)
     assert row["validation"]["num_images"] == 300
@@ -102,6 +104,7 @@ def test_an_audit(short):
     assert f"| 72 (5.01 %) | {row['found']}: **" in table
 
 
+@pytest.mark.slow
 def test_pictures_as_files(short):
     row, table = make("folder", short)
     assert (row["pictures"], row["classes"], row["broken"]) == (1797, 10, 0)

@@ -20,6 +20,7 @@ from cifar_jax.training import check, state
 from configs import default, speedrun
 from tests import program, tiny
 from tests.faults import stops, wrong_configs
+from tests.few import slow
 
 POSITIVE = [
     *("num_epochs", "num_steps", "num_seeds", "batch_size", "eval_batch_size", "num_cpu_devices"),
@@ -334,7 +335,7 @@ def test_accepted_configs_train_a_step(flag, tmp_path):
     raise AssertionError(f"of 300 accepted configs {seen}")
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", [slow(0), 1])
 def test_an_accepted_config_trains_a_step(flag, tmp_path, number):
     rng, seen = random.Random(number), Counter()
     assert wrong_configs.try_training(flag, tmp_path / "run", rng, seen) == stops.SURVIVED

@@ -98,6 +98,7 @@ def test_stablehlo_has_views_and_temperature_and_runs_with_jax_alone(tmp_path):
     np.testing.assert_allclose([float(x) for x in first], black, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_in_bfloat16_is_exported_in_float32(tmp_path):
     need_flatbuffers()
     subject = make_subject("mlp", "bfloat16")

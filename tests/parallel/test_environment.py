@@ -70,6 +70,7 @@ def test_what_changes_numbers_on_purpose_is_kept_with_a_line(capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_run_says_once_what_changes_its_numbers_and_records_it(tmp_path):
     flag, workdir = program.write_config(tmp_path / "short.py"), tmp_path / "run"
     variables = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}

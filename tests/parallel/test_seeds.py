@@ -77,6 +77,7 @@ def test_a_seed_is_what_it_is_alone(together, tmp_path, seed):
         assert one == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_seed_has_its_own_worst_weights(tmp_path):
     fields = {"data__validation_examples": 0, "num_steps": 3, "optimizer__name": "sgd"}
 
@@ -157,6 +158,7 @@ def test_1_2_and_8_devices_agree(together, tmp_path):
             assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_device_of_its_own_gives_the_bits_of_the_run_alone(together, tmp_path):
     arrays, _ = run_apart(tmp_path / "alone", 1, seed=6)
     expected = jax.tree.leaves(cifar_jax.load(together, seed=6).variables)

@@ -204,6 +204,7 @@ def test_each_split_has_a_folder_of_its_own():
     assert "report_train" in names
 
 
+@pytest.mark.slow
 def test_several_seeds_begin_with_their_mean(tmp_path):
     flag = program.write_config(
         tmp_path / "short.py", num_steps=2, num_seeds=3, data__validation_examples=0

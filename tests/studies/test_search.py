@@ -58,6 +58,7 @@ def searched(tmp_path_factory):
     return folder / "study", flag, out
 
 
+@pytest.mark.slow
 def test_the_value_of_a_trial_is_the_mean_over_its_seeds_on_the_validation_split(searched):
     folder, _, _ = searched
     for trial in read_trials(folder):
@@ -157,6 +158,7 @@ def test_hopeless_trials_end_early_and_can_be_resumed(tmp_path):
     assert not (folder / "study.db").exists()
 
 
+@pytest.mark.slow
 def test_a_hopeless_curve_is_pruned_by_optunas_median(tmp_path):
     flag = program.write_config(tmp_path / "short.py", num_epochs=4.0, optimizer__name="sgd")
     folder = tmp_path / "study"
@@ -179,6 +181,7 @@ def test_a_hopeless_curve_is_pruned_by_optunas_median(tmp_path):
     assert "trial 5 is pruned" in out
 
 
+@pytest.mark.slow
 def test_a_trial_with_a_wrong_config_fails_and_the_others_go_on(tmp_path):
     flag = program.write_config(tmp_path / "short.py", num_steps=2)
     folder = tmp_path / "study"
@@ -208,6 +211,7 @@ def test_a_search_ends_if_none_of_its_trials_can_be_trained(tmp_path):
     assert [trial.state.name for trial in read_trials(folder)] == ["FAIL"] * 3
 
 
+@pytest.mark.slow
 def test_the_same_space_in_another_order_goes_on(tmp_path):
     flag = program.write_config(tmp_path / "short.py", num_steps=2)
     texts = (RATE, "optimizer.name=choice(sgd,adam)")

@@ -71,7 +71,7 @@ def test_stopped_by_a_signal_and_resumed(
     assert program.difference(tmp_path / "run", workdir) == ""
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", [False, slow(True)])
 def test_a_signal_while_the_report_is_made_stops_it(monkeypatch, tmp_path, late):
     flag = program.write_config(tmp_path / "short.py", num_steps=1, log__report=True)
     with monkeypatch.context() as patch:

@@ -121,6 +121,7 @@ def test_a_resnet_trains_on_larger_images(tmp_path, capsys, size, stride):
     assert np.isfinite(model.predict(images)).all()
 
 
+@pytest.mark.slow
 def test_the_stem_is_whitened_by_the_first_images_and_stays(tmp_path):
     config = tiny.speedrun_config(
         **{"num_steps": 3, "model__group_features": (8,), "optimizer__name": "sgd"},

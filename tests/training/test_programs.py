@@ -68,6 +68,7 @@ def test_where_groups_end():
     assert schedules.find_ends(default.get_config().optimizer, 5) == {}
 
 
+@pytest.mark.slow
 def test_what_is_not_trained_costs_no_convolution():
     config = tiny.speedrun_config()
     # Seven forward, six gradients by kernels (not by the stem's) and six by what went in; the last

@@ -166,6 +166,7 @@ def test_other_gradients_have_the_bits_of_optax():
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.slow
 def test_sharpness_aware_minimization_keeps_the_statistics_of_the_first_pass():
     model = small_bn_net()
     state, new, metrics = take_sam_step(model)
@@ -177,6 +178,7 @@ def test_sharpness_aware_minimization_keeps_the_statistics_of_the_first_pass():
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), before, new.batch_stats)))
 
 
+@pytest.mark.slow
 def test_frozen_parameters_are_no_part_of_the_worst_weights():
     model = registry.create("mlp", 10, hidden_sizes=(6,), activation="relu")
 
@@ -348,6 +350,7 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters():
     np.testing.assert_allclose(*losses.values(), atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_step_of_convolutions_in_bfloat16_on_two_devices_is_near_float32():
     config, mesh = tiny.config(), devices.make_mesh(32)
     options = {"conv_features": (8,), "dense_features": (8,), "dense_dropout_rate": 0.2}
