@@ -17,6 +17,7 @@ from cifar_jax.export import export, onnx_file, stablehlo
 from cifar_jax.export.subject import Subject
 from cifar_jax.models import registry
 from configs import default
+from tests.few import slow
 
 # Small versions of the models, and what the run does at test time.
 OPTIONS = {
@@ -109,7 +110,9 @@ def test_a_model_in_bfloat16_is_exported_in_float32(tmp_path):
     assert np.abs(probabilities - subject.probabilities).max() > 1e-4
 
 
-@pytest.mark.parametrize("kind", [stablehlo.FORMAT, onnx_file.FORMAT], ids=lambda x: x.file)
+@pytest.mark.parametrize(
+    "kind", [stablehlo.FORMAT, slow(onnx_file.FORMAT)], ids=lambda kind: kind.file
+)
 def test_a_forgotten_temperature_is_found(kind, tmp_path):
     need_flatbuffers()
     if kind is onnx_file.FORMAT:

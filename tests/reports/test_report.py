@@ -24,7 +24,6 @@ from cifar_jax.models import registry
 from cifar_jax.reports import findings, page, plots, report, style
 from cifar_jax.runs import history
 from tests import browser, program, tiny
-from tests.few import slow
 
 CURVES = {"loss", "accuracy", "learning_rate"}
 PREDICTIONS = {"confusion_matrix", "class_scores", "calibration", "predictions", "mistakes"}
@@ -246,7 +245,8 @@ def test_a_report_that_fails_costs_a_warning_and_not_the_run(tmp_path):
     assert f"{workdir / 'report'} cannot be written" in err
 
 
-@pytest.mark.parametrize("fault", ["settings", slow("package")])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["settings", "package"])
 def test_a_matplotlib_that_cannot_be_imported_costs_a_warning_and_not_the_run(tmp_path, fault):
     flag = program.write_config(tmp_path / "short.py", num_steps=1, log__report=True)
     workdir = f"--workdir={tmp_path / 'run'}"
