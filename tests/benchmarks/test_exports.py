@@ -24,6 +24,7 @@ def test_a_row_for_each_format(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[0]) == row
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_there_gets_one_line(capsys):
     assert exports.main(["pretrained:x"]) == 2
     assert capsys.readouterr().err.startswith("error: pretrained:x: no such model comes with")

@@ -106,6 +106,7 @@ def test_a_home_is_found_wherever_a_path_is_taken(here, monkeypatch, trained):
     assert_refused(missing, f"{here}/none/config.json does not exist")
 
 
+@pytest.mark.slow
 def test_no_home_and_an_ascii_terminal(here, trained):
     gone = {"HOME": "", "XDG_CACHE_HOME": "", "PYTHONIOENCODING": "ascii"}
     gone["JAX_COMPILATION_CACHE_DIR"] = None
@@ -252,6 +253,7 @@ def test_a_closed_pipe_ends_the_run_without_a_traceback(here, trained):
     assert os.listdir("x/checkpoints") == ["1"]  # saved first
 
 
+@pytest.mark.slow
 def test_a_run_without_standard_streams_trains_to_its_end(here, trained):
     """As a daemon may be started; nothing that is printed ends in a file of the run."""
     command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]

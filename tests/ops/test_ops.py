@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from cifar_jax import ops
 from cifar_jax.ops import cpu_conv, winograd
 from cifar_jax.parallel import devices
-from tests.few import some
+from tests.few import slow, some
 
 pytestmark = pytest.mark.numbers
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -73,16 +73,16 @@ def compare_with_xla(images_shape, kernel_shape, dtype=jnp.float32, tolerance=1e
         ((5, 32, 32, 3), (3, 3, 3, 32), {}),
         ((3, 32, 32, 16), (3, 3, 16, 16), {}),
         ((5, 20, 19, 12), (3, 2, 12, 16), {"padding": ((0, 3), (4, 1))}),
-        ((3, 9, 9, 16), (3, 3, 16, 32), {}),
+        slow((3, 9, 9, 16), (3, 3, 16, 32), {}),
         ((5, 16, 16, 32), (3, 3, 32, 32), {}),
         ((2, 31, 31, 24), (3, 3, 24, 64), {}),
-        ((9, 15, 15, 64), (3, 3, 64, 64), {}),
+        slow((9, 15, 15, 64), (3, 3, 64, 64), {}),
         ((35, 7, 7, 64), (3, 3, 64, 256), {}),
-        ((20, 15, 16, 136), (3, 3, 136, 128), {}),
-        ((3, 4, 4, 512), (3, 3, 512, 256), {}),
+        slow((20, 15, 16, 136), (3, 3, 136, 128), {}),
+        slow((3, 4, 4, 512), (3, 3, 512, 256), {}),
         ((3, 2, 3, 64), (3, 3, 64, 64), {}),
         ((3, 16, 16, 16), (3, 3, 16, 32), {"strides": (2, 2), "padding": SAME_3X3}),
-        ((3, 15, 16, 64), (3, 3, 64, 64), {"strides": (2, 2)}),
+        slow((3, 15, 16, 64), (3, 3, 64, 64), {"strides": (2, 2)}),
         ((3, 16, 16, 64), (1, 1, 64, 128), {"strides": (2, 2)}),
         ((6, 32, 32, 3), (5, 5, 3, 6), {"padding": "VALID"}),
         ((6, 32, 32, 3), (2, 2, 3, 24), {"padding": "VALID"}),
@@ -291,8 +291,8 @@ def test_accelerators_get_no_loops_and_no_scatter(tiny, platform):
     for foreign in ("manual_computation", "dot_general", "optimization_barrier"):
         assert foreign not in text
         assert foreign in cpu
-    for slow in ("stablehlo.while", "stablehlo.select_and_scatter", "stablehlo.scatter"):
-        assert slow not in text
+    for operation in ("stablehlo.while", "stablehlo.select_and_scatter", "stablehlo.scatter"):
+        assert operation not in text
 
 
 @pytest.mark.usefixtures("platform_taken")

@@ -9,6 +9,7 @@ import pytest
 
 from cifar_jax.parallel import programs
 from tests import program
+from tests.few import slow
 
 COMPILE = """
 import warnings
@@ -104,7 +105,7 @@ def test_a_folder_that_cannot_be_written_is_named_once_and_replaced(tmp_path):
     assert len(list(tmp_path.rglob("*-cache"))) >= 3
 
 
-@pytest.mark.parametrize("place", ["ours", "theirs"])
+@pytest.mark.parametrize("place", ["ours", slow("theirs")])
 def test_what_is_damaged_is_compiled_again_without_a_word(tmp_path, place):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("JAX_COMPILATION_CACHE_DIR")

@@ -285,7 +285,7 @@ def test_alternating_flip_mirrors_each_image_in_every_other_epoch():
 
 @pytest.fixture(scope="module")
 def bn_program():
-    """Returns {resident: compiled program}, the initial state and the rows of 12 batches."""
+    """Returns resident -> compiled program, the initial state and the rows of 12 batches."""
     config = tiny.bn_config(augment__mixup_alpha=0.3, model__conv_features=(8,))
     options = config.model.to_dict()
     model = registry.create(options.pop("name"), 10, **options)
@@ -294,24 +294,26 @@ def bn_program():
     with jax.set_mesh(mesh):
         state, step = make(config, model, optax.sgd(0.1, momentum=0.9))
         state = devices.replicate(mesh, state)
-        programs = {}
-        for resident, data in ((True, (IMAGES, LABELS)), (False, (IMAGES[rows], LABELS[rows]))):
-            program = program_lib.compile_train(step, mesh, resident)
+
+        @functools.cache
+        def program(resident):
+            data = (IMAGES, LABELS) if resident else (IMAGES[rows], LABELS[rows])
             arguments = (state, data, rows, 12, jax.random.key(0))
-            programs[resident] = program.lower(*arguments).compile()
-        yield programs, state, rows
+            return program_lib.compile_train(step, mesh, resident).lower(*arguments).compile()
+
+        yield program, state, rows
 
 
 def run(bn_program, calls, resident=True):
     """Runs the program in calls of the given lengths; returns all its arrays."""
-    programs, state, rows = bn_program
+    program, state, rows = bn_program
     key = jax.random.key(0)
     state, metrics, first = jax.tree.map(jnp.copy, state), [], 0
     for length in calls:
         indices = np.zeros_like(rows)
         indices[:length] = rows[first : first + length]
         data = (IMAGES, LABELS) if resident else (IMAGES[indices], LABELS[indices])
-        state, found = programs[resident](state, data, indices, length, key)
+        state, found = program(resident)(state, data, indices, length, key)
         metrics.append(found[:length])
         first += length
     return [np.asarray(leaf) for leaf in jax.tree.leaves((state, jnp.concatenate(metrics)))]
@@ -330,7 +332,7 @@ def test_streamed_batches_are_the_resident_ones(bn_program):
 
 
 def test_the_gradients_are_joined_into_one_all_reduce(bn_program):
-    text = bn_program[0][True].as_text()
+    text = bn_program[0](True).as_text()
     # Two norms exchange their sums once forward and once backward; the gradients, loss and
     # accuracy of the step go together. Nothing is gathered.
     assert text.count(" all-reduce(") <= 2 * 2 + 2
