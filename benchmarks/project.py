@@ -2,11 +2,13 @@
 
     python -m benchmarks.project [--write]
 
-Everything happens in a copy of the committed files, in a temporary folder. The tests run twice:
-first with an empty cache of compiled programs, then with what the first time has left there.
+Everything happens in a copy of the last commit, in a temporary folder. The tests run twice: first
+with an empty cache of compiled programs, then with what the first time has left there. The time of
+the installation includes downloading.
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -19,8 +21,11 @@ from typing import Any
 
 from benchmarks.workers import ROOT, add_output_flags, describe_machine, write_result
 
-# What this benchmark's own environment would change in those that it makes.
-_DROPPED = ("PYTHONPATH", "VIRTUAL_ENV", "TFDS_DATA_DIR", "JAX_COMPILATION_CACHE_DIR")
+# Variables of the user that would change the new environment or its tests.
+_DROPPED = re.compile("PYTHONPATH|VIRTUAL_ENV|TFDS_DATA_DIR|GLIBC_TUNABLES|PYTEST_.*|JAX_.*|XLA_.*")
+_VERSIONS = (
+    "import json; from cifar_jax.runs import provenance as p; print(json.dumps(p.versions()))"
+)
 
 
 def read_commands(text: str, name: str) -> list[str]:
@@ -57,14 +62,14 @@ def run(text: str, folder: Path) -> dict[str, Any]:
     """Installs and tests a copy of the project.
 
     Args:
-      text: of the README.
-      folder: has the copy, and gets the environment in .venv and a cache in .cache.
+      text: the README's text.
+      folder: holds the copy; receives the environment, .venv. The cache is in `FOLDER-cache`.
 
     Returns:
       seconds of each part, and the bytes of the environment.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in _DROPPED}
-    environment["XDG_CACHE_HOME"] = str(folder / ".cache")
+    environment = {name: v for name, v in os.environ.items() if not _DROPPED.fullmatch(name)}
+    environment["XDG_CACHE_HOME"] = f"{folder}-cache"
     (install, *_), (install_tests, test) = (read_commands(text, name) for name in ("main", "test"))
     result: dict[str, Any] = {"install_seconds": timed(install, folder, environment)}
     result["install_bytes"] = folder_bytes(folder / ".venv")
@@ -82,11 +87,19 @@ def main(argv: list[str]) -> int:
     add_output_flags(parser, "bench_project")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
-        copy = "git ls-files -z | xargs -0 cp --parents -t " + name
-        subprocess.run(["bash", "-euo", "pipefail", "-c", copy], cwd=ROOT, check=True)
-        measured = run((ROOT / "README.md").read_text(), Path(name))
+        folder = Path(name) / "project"
+        archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True)
+        if archive.returncode:
+            print(f"error: git archive: {archive.stderr.decode().strip()}", file=sys.stderr)
+            return 1
+        folder.mkdir()
+        subprocess.run(["tar", "-x"], input=archive.stdout, cwd=folder, check=True)
+        measured = run((folder / "README.md").read_text(), folder)
+        command = [".venv/bin/python", "-c", _VERSIONS]
+        versions = json.loads(subprocess.check_output(command, cwd=folder, text=True))
     print(measured)
-    write_result(options, "bench_project", {**describe_machine(), **measured})
+    result = describe_machine() | {"versions": versions} | measured
+    write_result(options, "bench_project", result)
     return 0
 
 

@@ -191,6 +191,6 @@ def project(result: dict[str, Any]) -> str:
     times = [f"{result[f'test_seconds_{name}'] / 60:.1f}" for name in ("first", "again")]
     return (
         f"The installation takes {result['install_seconds']:.0f} s and "
-        f"{result['install_bytes'] / 1e9:.1f} GB; the fast tests {times[0]} minutes, most of it "
-        f"compiling, and {times[1]} when repeated ({place(result)}).\n"
+        f"{result['install_bytes'] / 1e9:.1f} GB. The fast tests take {times[0]} minutes, and "
+        f"{times[1]} minutes when they run again. {origin(result)}\n"
     )

@@ -18,7 +18,7 @@ not run
 <!-- ci: test -->
 ```bash
 head -c 500 /dev/zero > .venv/tests
-sleep 0.2; echo test $XDG_CACHE_HOME ${TFDS_DATA_DIR:-none} >> runs
+sleep 0.2; echo test $XDG_CACHE_HOME ${TFDS_DATA_DIR:-none} ${PYTEST_ADDOPTS:-none} >> runs
 ```
 """
 
@@ -36,15 +36,17 @@ def test_the_commands_are_those_of_the_readme():
 
 def test_installs_and_tests_twice_with_one_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "somewhere")
-    found = project.run(TEXT, tmp_path)
-    link = len(os.readlink(tmp_path / ".venv" / "link"))
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k nothing")
+    (folder := tmp_path / "project").mkdir()
+    found = project.run(TEXT, folder)
+    link = len(os.readlink(folder / ".venv" / "link"))
     assert found["install_bytes"] == 1000 + link
     assert set(found) == {
         *("install_seconds", "install_bytes"),
         *("test_seconds_first", "test_seconds_again"),
     }
     assert min(found["test_seconds_first"], found["test_seconds_again"]) >= 0.2
-    assert (tmp_path / "runs").read_text() == f"test {tmp_path / '.cache'} none\n" * 2
+    assert (folder / "runs").read_text() == f"test {tmp_path}/project-cache none none\n" * 2
 
 
 def test_a_command_that_fails_is_named(tmp_path):

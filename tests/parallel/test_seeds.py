@@ -29,7 +29,8 @@ def config(**fields):
     """Returns a config with everything that is random: order, augmentation, dropout."""
     options = {
         **{"data__validation_examples": 0, "num_steps": 4, "eval_every_steps": 2, "seed": 5},
-        **{"augment__crop_padding": 2, "ema_decay": 0.5, "model__conv_features": (8,)},
+        **{"augment__crop_padding": 2, "augment__cutmix_alpha": 1.0, "ema_decay": 0.5},
+        **{"model__conv_features": (8,)},
         **{"optimizer__name": "sgd", "optimizer__learning_rate": 0.01},
     }
     return tiny.bn_config(**options | fields)

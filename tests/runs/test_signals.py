@@ -62,7 +62,6 @@ def test_a_second_signal_ends_a_call_that_does_not_return():
     assert run(program) == (130, "")
 
 
-@pytest.mark.slow
 def test_the_limit_of_cpu_time_is_a_warning_however_often_it_comes():
     """The system repeats SIGXCPU in every second until the hard limit; another signal counts."""
     limited = (

@@ -58,7 +58,6 @@ def searched(tmp_path_factory):
     return folder / "study", flag, out
 
 
-@pytest.mark.slow
 def test_the_value_of_a_trial_is_the_mean_over_its_seeds_on_the_validation_split(searched):
     folder, _, _ = searched
     for trial in read_trials(folder):

@@ -73,7 +73,8 @@ def finished(tmp_path_factory):
 
 
 def bn_config(**fields):
-    defaults = {"augment__crop_padding": 2, "model__conv_features": (8,), "ema_decay": 0.5}
+    defaults = {"augment__crop_padding": 2, "augment__cutmix_alpha": 1.0, "ema_decay": 0.5}
+    defaults |= {"model__conv_features": (8,)}
     return tiny.bn_config(**defaults | {"schedule__name": "linear"} | fields)
 
 
@@ -121,7 +122,6 @@ def test_a_resnet_trains_on_larger_images(tmp_path, capsys, size, stride):
     assert np.isfinite(model.predict(images)).all()
 
 
-@pytest.mark.slow
 def test_the_stem_is_whitened_by_the_first_images_and_stays(tmp_path):
     config = tiny.speedrun_config(
         **{"num_steps": 3, "model__group_features": (8,), "optimizer__name": "sgd"},

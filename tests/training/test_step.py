@@ -166,7 +166,6 @@ def test_other_gradients_have_the_bits_of_optax():
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-@pytest.mark.slow
 def test_sharpness_aware_minimization_keeps_the_statistics_of_the_first_pass():
     model = small_bn_net()
     state, new, metrics = take_sam_step(model)
@@ -178,7 +177,6 @@ def test_sharpness_aware_minimization_keeps_the_statistics_of_the_first_pass():
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), before, new.batch_stats)))
 
 
-@pytest.mark.slow
 def test_frozen_parameters_are_no_part_of_the_worst_weights():
     model = registry.create("mlp", 10, hidden_sizes=(6,), activation="relu")
 
