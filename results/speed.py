@@ -192,5 +192,5 @@ def project(result: dict[str, Any]) -> str:
     return (
         f"The installation takes {result['install_seconds']:.0f} s and "
         f"{result['install_bytes'] / 1e9:.1f} GB. The fast tests take {times[0]} minutes, and "
-        f"{times[1]} minutes when they run again. {origin(result)}\n"
+        f"{times[1]} minutes once their programs are compiled. {origin(result)}\n"
     )

@@ -148,7 +148,7 @@ def test_installing_and_testing_is_a_sentence():
     seconds = {"install_seconds": 41.4, "test_seconds_first": 300.0, "test_seconds_again": 150.0}
     text = speed.project({"hardware": "2 cores", "install_bytes": 1_240_000_000, **seconds})
     words = "The installation takes 41 s and 1.2 GB. The fast tests take 5.0 minutes, and"
-    assert text == f"{words} 2.5 minutes when they run again. Measured on 2 cores.\n"
+    assert text == f"{words} 2.5 minutes once their programs are compiled. Measured on 2 cores.\n"
 
 
 def test_readme_and_docs_get_their_tables(tmp_path, capsys):
