@@ -146,8 +146,8 @@ def step_time_result(rows, **fields):
 
 def test_installing_and_testing_is_a_sentence():
     seconds = {"install_seconds": 41.4, "test_seconds_first": 300.0, "test_seconds_again": 150.0}
-    text = speed.project({"hardware": "2 cores", "install_bytes": 1_240_000_000, **seconds})
-    words = "The installation takes 41 s and 1.2 GB. The fast tests take 5.0 minutes, and"
+    text = speed.project({"hardware": "2 cores", "install_bytes": 1_260_000_000, **seconds})
+    words = "The installation takes 41 s and 1.3 GB. The fast tests take 5.0 minutes, and"
     assert text == f"{words} 2.5 minutes once their programs are compiled. Measured on 2 cores.\n"
 
 

@@ -19,7 +19,7 @@ SHIPPED = [
     *("resnet", "resnet:20", "resnet:34", "resnet:56", "resnet:wrn-28-10"),
     *("speedrun", "speedrun:95", "speedrun:96", "vgg_bn", "vgg_bn:augment"),
 ]
-# The others of a file have its other sizes.
+# The variants of these are tried in the slow tests.
 EACH_FILE = [name for name in SHIPPED if ":" not in name]
 
 
