@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import pictures
+from benchmarks import pictures, recipes
 from benchmarks.study import Row, Runs, Study
 from benchmarks.workers import ROOT, add_output_flags, output_path, write_result
 from cifar_jax import files
@@ -208,6 +208,23 @@ def folder(runs: Runs) -> Iterator[tuple[str, Row]]:
         )
 
 
+def recipe(runs: Runs) -> Iterator[tuple[str, Row]]:
+    """What each network with some changes of the speed record's recipe reaches."""
+    study = Study(runs)
+    places = [f"recipe_{run}" for run in range(recipes.NUM_RUNS)]
+    if not all(map(runs.may_make, places)):
+        return
+    found = []
+    for run, place in enumerate(places):
+        workdir = study.run(place, *recipes.list_flags(run))
+        numbers = {
+            split: [one.score().accuracy for one in evaluate.predict_split(workdir, split)]
+            for split in ("validation", "test")
+        }
+        found.append({"changes": recipes.list_changes(run), **numbers})
+    yield "speedrun", study.row(num_validation=recipes.HELD_OUT, runs=found)
+
+
 PARTS: dict[str, Callable[[Runs], Iterator[tuple[str, Row]]]] = {
     "ensemble": ensemble,
     "calibration": calibration,
@@ -215,6 +232,7 @@ PARTS: dict[str, Callable[[Runs], Iterator[tuple[str, Row]]]] = {
     "search": search,
     "audit": audit,
     "folder": folder,
+    "recipe": recipe,
 }
 
 

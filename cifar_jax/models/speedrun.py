@@ -13,8 +13,9 @@ import numpy as np
 from flax import linen as nn
 
 from cifar_jax.errors import UserError
-from cifar_jax.models.layers import BatchNorm, Conv, Dense, gelu, max_pool
+from cifar_jax.models.layers import BatchNorm, Conv, Dense, gelu, max_pool, relu
 
+ACTIVATIONS = {"gelu": gelu, "relu": relu, "silu": nn.silu}
 # Uniform within 1 / sqrt(fan in).
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -62,9 +63,9 @@ def whitening_kernel(images: jax.Array | np.ndarray, eps: float = 5e-4) -> jax.A
 
 
 class ConvGroup(nn.Module):
-    """A convolution, 2x2 max pooling and more convolutions, each followed by norm and GELU.
+    """A convolution, 2x2 max pooling and more convolutions, each followed by norm and activation.
 
-    With three or more convolutions, the first one's result is added before the last GELU.
+    With three or more convolutions, the first one's result is added before the last activation.
     """
 
     features: int
@@ -94,15 +95,22 @@ class Speedrun(nn.Module):
       dtype: of the computation; parameters and logits are float32.
       group_features: the widths of the groups.
       group_convs: convolutions per group, at least 2; groups of 3 or more have a shortcut.
+      activation: "gelu", "relu" or "silu", after each norm; after the stem it is always GELU.
     """
 
     num_classes: int
     dtype: Any = jnp.float32
     group_features: tuple[int, ...] = (64, 256, 256)
     group_convs: int = 2
+    activation: str = "gelu"
 
     def __post_init__(self):
         """Checks what the registry does not."""
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise UserError(
+                f"model speedrun has no activation {self.activation!r}: choose one of {known}"
+            )
         if self.group_convs < 2:
             raise UserError(
                 f"model speedrun: group_convs must be at least 2, not {self.group_convs}"
@@ -130,7 +138,7 @@ class Speedrun(nn.Module):
             momentum=0.6,
             epsilon=1e-12,
             dtype=self.dtype,
-            activation=gelu,
+            activation=ACTIVATIONS[self.activation],
         )
         x = Conv(
             8 * images.shape[-1],

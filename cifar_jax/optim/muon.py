@@ -49,7 +49,7 @@ def muon(
         optax.trace(momentum, nesterov),
         optax.stateless(lambda updates, params: orthogonalize(updates)),
         optax.scale_by_learning_rate(learning_rate),
-        optax.stateless(_hold_norms),
+        optax.stateless(hold_norms),
     )
 
 
@@ -158,7 +158,7 @@ def _from_wide(matrix: jax.Array, kernel: jax.Array) -> jax.Array:
     return (matrix.T if is_turned else matrix).reshape(kernel.shape)
 
 
-def _hold_norms(updates: Any, params: Any) -> Any:
+def hold_norms(updates: Any, params: Any) -> Any:
     """Adds to the updates what brings each kernel back to the Frobenius norm sqrt(out)."""
 
     def hold(update, kernel):
