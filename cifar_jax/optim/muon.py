@@ -142,9 +142,11 @@ def newton_schulz(matrices: jax.Array, dtype: DTypeLike) -> jax.Array:
     a, b, c = NEWTON_SCHULZ
     norms = jnp.linalg.norm(matrices, axis=(1, 2), keepdims=True)
     x = (matrices / (norms + 1e-7)).astype(dtype)
+    identity = jnp.eye(matrices.shape[1], dtype=dtype)[None]
     for _ in range(NUM_STEPS):
+        # `a` is in the sum of the smaller matrices, so that no sum is as large as x.
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        x = (a * identity + b * square + c * square @ square) @ x
     return x.astype(matrices.dtype)
 
 
