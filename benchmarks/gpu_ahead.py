@@ -1,14 +1,14 @@
 """What a config's train step costs on a GPU, counted without one.
 
     python -m benchmarks.gpu_ahead speedrun --top=40
-    python -m benchmarks.gpu_ahead resnet:18 --batch-size=512
+    python -m benchmarks.gpu_ahead resnet:18 --batch-size=512 --write
 
 XLA compiles the steps for an H100 ahead of time, which takes one to three minutes on two cores and
 needs JAX's CUDA plugin, but no GPU: pip install 'jax[cuda13]'. Printed are the kernels of a step,
 the bytes that they read and write (each operand and result once: convolutions read more), the
 largest of them with the operation that they come from, and the time that so many bytes take. What a
 gather reads counts as its whole operand, which is two batches of images here. Without a device
-nothing is tuned, so this says nothing of arithmetic.
+nothing is tuned, so this says nothing of arithmetic. Rows of other programs in the file are kept.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,11 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from benchmarks import collectives
+from benchmarks.workers import add_output_flags, describe_machine, output_path, write_result
+from cifar_jax import files
 from cifar_jax.errors import UserError
+
+NAME = "bench_gpu_ahead"
 
 # What XLA must know of a device that is not there: an H100 with 80 GB, cuDNN 9 and CUDA 13.
 H100 = """
@@ -154,6 +159,20 @@ def find_kernels(text: str) -> list[Instruction]:
     return sorted(longest, key=lambda one: -one.num_bytes)
 
 
+def sum_up(kernels: Sequence[Instruction]) -> dict[str, int]:
+    """Returns the number of kernels and their bytes, of all and of those of the network.
+
+    The network's are those of its differentiated loss; the rest draws, updates and counts.
+    """
+    network = [one for one in kernels if "jvp(" in one.origin]
+    return {
+        "kernels": len(kernels),
+        "num_bytes": sum(one.num_bytes for one in kernels),
+        "network_kernels": len(network),
+        "network_bytes": sum(one.num_bytes for one in network),
+    }
+
+
 def make_mesh() -> Mesh:
     """Returns the mesh of one H100 that is not there."""
     topology = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
@@ -176,6 +195,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--top", type=int, default=25, help="kernels to show")
     parser.add_argument("--hlo", type=Path, help="where to write the compiled program")
+    add_output_flags(parser, NAME)
     options = parser.parse_args(argv)
     try:
         config = collectives.load_config(options.config, options.batch_size)
@@ -198,16 +218,27 @@ def main(argv: list[str]) -> int:
         f"compiled in {seconds:.0f} s; temporary memory {memory:.0f} MiB"
     )
     kernels = find_kernels(text)
-    total = sum(one.num_bytes for one in kernels)
+    found = sum_up(kernels)
+    total = found["num_bytes"]
     print(
         f"a step: {len(kernels)} kernels, {total / 1e9:.2f} GB, "
-        f"{1e3 * total / COPY_RATE:.2f} ms at {COPY_RATE / 1e12:g} TB/s"
+        f"{1e3 * total / COPY_RATE:.2f} ms at {COPY_RATE / 1e12:g} TB/s; of these "
+        f"{found['network_kernels']} kernels and {found['network_bytes'] / 1e9:.2f} GB are of the "
+        "network, the rest of the optimizer and the images"
     )
     for one in kernels[: options.top]:
         print(
             f"{one.num_bytes / 1e6:8.1f} MB  {one.name:36.36} {one.operation:28.28} "
             f"{one.shape:40.40} {one.origin[-76:]}"
         )
+    if path := output_path(options, NAME):
+        rows = files.read_json(path, missing={}).get("rows", {})
+        size = {"batch_size": config.batch_size, "dtype": config.dtype}
+        rows[f"{options.config}, {config.batch_size}"] = {
+            "config": options.config,
+            **(size | found | describe_machine()),
+        }
+        write_result(options, NAME, {"rows": rows})
     return 0
 
 

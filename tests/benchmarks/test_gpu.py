@@ -60,6 +60,14 @@ def test_a_steps_kernels_are_those_of_the_largest_loop():
         gpu_ahead.find_kernels(PROGRAM.replace("while(", "conditional("))
 
 
+def test_the_networks_kernels_are_those_of_its_loss():
+    text = PROGRAM.replace("run/while/add", "run/while/transpose(jvp(ResNet))/add")
+    assert gpu_ahead.sum_up(gpu_ahead.find_kernels(text)) == {
+        **{"kernels": 4, "num_bytes": 400 + 384 + 276 + 128},
+        **{"network_kernels": 1, "network_bytes": 384},
+    }
+
+
 def test_bytes_of_a_shape():
     assert (
         gpu_ahead.count_bytes("(bf16[2,3]{1,0}, pred[5]{0}, f8e4m3fn[7], s64[])") == 12 + 5 + 7 + 8
