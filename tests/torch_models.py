@@ -151,15 +151,17 @@ class Scale(nn.Module):
 
 
 class Shortcut(nn.Module):
-    def __init__(self, layers):
+    def __init__(self, layers, activation):
         super().__init__()
-        self.layers = nn.Sequential(*layers)
+        self.layers, self.activation = nn.Sequential(*layers), activation
 
     def forward(self, x):
-        return nn.functional.gelu(x + self.layers(x))
+        return self.activation(x + self.layers(x))
 
 
-def speedrun(size, channels, group_features=(64, 256, 256), group_convs=2):
+def speedrun(size, channels, group_features=(64, 256, 256), group_convs=2, activation="gelu"):
+    activate = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}[activation]
+
     def conv(inputs, width):
         return nn.Conv2d(inputs, width, 3, padding="same", bias=False)
 
@@ -169,12 +171,13 @@ def speedrun(size, channels, group_features=(64, 256, 256), group_convs=2):
     layers = [nn.Conv2d(channels, 8 * channels, 2), nn.GELU()]
     inputs = 8 * channels
     for width in group_features:
-        layers += [conv(inputs, width), nn.MaxPool2d(2), norm(width), nn.GELU()]
+        layers += [conv(inputs, width), nn.MaxPool2d(2), norm(width), activate()]
         second = [conv(width, width), norm(width)]
         if group_convs == 3:
-            layers += [Shortcut([*second, nn.GELU(), conv(width, width), norm(width)])]
+            members = [*second, activate(), conv(width, width), norm(width)]
+            layers += [Shortcut(members, activate())]
         else:
-            layers += [*second, nn.GELU()]
+            layers += [*second, activate()]
         inputs = width
     layers += [nn.MaxPool2d(3), nn.Flatten(), nn.Linear(inputs, 10, bias=False), Scale(1 / inputs)]
     return nn.Sequential(*layers)

@@ -34,6 +34,8 @@ CASES = [
     ("wide_resnet", {"depth": 10, "widen_factor": 1}, {}, 32, 3, 16),
     ("speedrun", {}, {}, 32, 3, 16),
     ("speedrun", {"group_features": (8, 16, 16), "group_convs": 3}, {}, 32, 3, 16),
+    ("speedrun", {"group_features": (8, 16, 16), "activation": "relu"}, {}, 32, 3, 16),
+    ("speedrun", {"group_features": (8, 16, 16), "activation": "silu"}, {}, 32, 3, 16),
 ]
 
 

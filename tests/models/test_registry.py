@@ -166,6 +166,8 @@ def test_any_shape_classes_and_dtype(name, image_shape, dtype):
         ("simple_cnn", {"dropout_rate": float("nan")}, r"dropout_rate .* not nan"),
         ("mlp", {"activation": "step"}, "no activation 'step': choose one of sigmoid, tanh, relu"),
         ("mlp", {"activation": 1}, "activation must be a string, not 1"),
+        ("speedrun", {"activation": "elu"}, "no activation 'elu': choose one of gelu, relu, silu"),
+        ("speedrun", {"group_convs": 1}, "group_convs must be at least 2, not 1"),
         ("mlp", {"hidden_sizes": [10, -1]}, r"hidden_sizes must be a tuple of positive integers"),
         ("mlp", {"hidden_sizes": 10}, "hidden_sizes must be a tuple of positive integers, not 10"),
     ],
