@@ -8,7 +8,8 @@ needs JAX's CUDA plugin, but no GPU: pip install 'jax[cuda13]'. Printed are the 
 the bytes that they read and write (each operand and result once: convolutions read more), the
 largest of them with the operation that they come from, and the time that so many bytes take. What a
 gather reads counts as its whole operand, which is two batches of images here. Without a device
-nothing is tuned, so this says nothing of arithmetic. Rows of other programs in the file are kept.
+nothing is tuned, so this says nothing of arithmetic. With --write or --output the counts become a
+row of that file, whose other rows stay.
 """
 
 import argparse
@@ -162,7 +163,8 @@ def find_kernels(text: str) -> list[Instruction]:
 def sum_up(kernels: Sequence[Instruction]) -> dict[str, int]:
     """Returns the number of kernels and their bytes, of all and of those of the network.
 
-    The network's are those of its differentiated loss; the rest draws, updates and counts.
+    A kernel counts as the network's if the operation that it comes from is in the differentiated
+    loss. The rest chooses images, updates parameters, or has no known origin.
     """
     network = [one for one in kernels if "jvp(" in one.origin]
     return {
@@ -197,8 +199,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--hlo", type=Path, help="where to write the compiled program")
     add_output_flags(parser, NAME)
     options = parser.parse_args(argv)
+    path = output_path(options, NAME)
     try:
         config = collectives.load_config(options.config, options.batch_size)
+        rows = files.read_json(path, missing={}).get("rows", {}) if path else {}
     except UserError as error:
         parser.error(str(error))
     if not has_plugin():
@@ -231,14 +235,9 @@ def main(argv: list[str]) -> int:
             f"{one.num_bytes / 1e6:8.1f} MB  {one.name:36.36} {one.operation:28.28} "
             f"{one.shape:40.40} {one.origin[-76:]}"
         )
-    if path := output_path(options, NAME):
-        rows = files.read_json(path, missing={}).get("rows", {})
-        size = {"batch_size": config.batch_size, "dtype": config.dtype}
-        rows[f"{options.config}, {config.batch_size}"] = {
-            "config": options.config,
-            **(size | found | describe_machine()),
-        }
-        write_result(options, NAME, {"rows": rows})
+    size = {"config": options.config, "batch_size": config.batch_size, "dtype": config.dtype}
+    rows[", ".join(map(str, size.values()))] = {**size, **found, **describe_machine()}
+    write_result(options, NAME, {"rows": rows})
     return 0
 
 

@@ -4,7 +4,7 @@ import statistics
 from typing import Any
 
 from cifar_jax.evaluation.scores import summarize
-from results.markdown import markdown, origin
+from results.markdown import markdown, origin, short_commit
 
 
 def scaling(result: dict[str, Any]) -> str:
@@ -163,3 +163,21 @@ def speedrun(result: dict[str, Any]) -> str:
         header = ["training in bfloat16", "batch", "images per second"]
         text += "\n" + markdown(header, rows)
     return text + f"\n{origin(result, result['devices'])}\n"
+
+
+def gpu_ahead(result: dict[str, Any]) -> str:
+    """Kernels and bytes of a step, of the whole and of the network."""
+    rows = [
+        [
+            *(f"`{row['config']}`", str(row["batch_size"]), row["dtype"]),
+            *(str(row["kernels"]), f"{row['num_bytes'] / 1e9:.2f}"),
+            *(str(row["network_kernels"]), f"{row['network_bytes'] / 1e9:.2f}"),
+        ]
+        for row in result["rows"].values()
+    ]
+    header = ["config", "batch", "type", "kernels", "GB", "network's kernels", "network's GB"]
+    commits = sorted({short_commit(row) for row in result["rows"].values()})
+    versions = sorted({row["versions"]["jax"] for row in result["rows"].values()})
+    return markdown(header, rows) + (
+        f"\nCounted for one H100 with jax {', '.join(versions)}, commit {', '.join(commits)}.\n"
+    )

@@ -101,6 +101,7 @@ BENCHMARKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench_scaling": scale.scaling,
     "bench_seeds": scale.seeds,
     "bench_speedrun": scale.speedrun,
+    "bench_gpu_ahead": scale.gpu_ahead,
 }
 STUDIES = {f"bench_studies_{part}": part for part in PARTS}
 SPEED_FILES = ("bench_step_time_avx2.json", "bench_step_time.json")

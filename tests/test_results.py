@@ -311,3 +311,12 @@ def test_the_table_of_exports():
     table = tables.exports({"rows": [row], "hardware": "2 cores", "commit": "0123456789"})
     assert "| mlp | onnx | 1.68 | 10,000 | 0 | 12 | 6,036 | 24,383 |\n" in table
     assert table.endswith("\nMeasured on 2 cores, commit 0123456.\n")
+
+
+def test_the_table_of_what_is_counted_ahead():
+    row = {"config": "resnet:18", "batch_size": 512, "kernels": 389, "num_bytes": 9_126_000_000}
+    row |= {"network_kernels": 205, "network_bytes": 7_004_999_999, "dtype": "bfloat16"}
+    rows = {"resnet:18, 512": row | {"versions": {"jax": "0.11.2"}, "commit": "0123456"}}
+    table = tables.scale.gpu_ahead({"rows": rows})
+    assert "| `resnet:18` | 512 | bfloat16 | 389 | 9.13 | 205 | 7.00 |\n" in table
+    assert table.endswith("\nCounted for one H100 with jax 0.11.2, commit 0123456.\n")

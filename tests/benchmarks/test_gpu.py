@@ -1,6 +1,7 @@
 """The benchmarks for GPUs: what they read from a compiled program and a trace, and their parts."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,6 +67,29 @@ def test_the_networks_kernels_are_those_of_its_loss():
         **{"kernels": 4, "num_bytes": 400 + 384 + 276 + 128},
         **{"network_kernels": 1, "network_bytes": 384},
     }
+
+
+def test_rows_of_other_programs_are_kept(monkeypatch, tmp_path, capsys):
+    compiled = SimpleNamespace(
+        as_text=lambda: PROGRAM,
+        memory_analysis=lambda: SimpleNamespace(temp_size_in_bytes=0),
+    )
+    monkeypatch.setattr(gpu_ahead, "has_plugin", lambda: True)
+    monkeypatch.setattr(gpu_ahead, "make_mesh", lambda: None)
+    monkeypatch.setattr(gpu_ahead.collectives, "compile_steps", lambda *_: compiled)
+    monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    output = tmp_path / "found.json"
+    for arguments in (["speedrun"], ["resnet:18", "--batch-size=512", "--dtype=float32"]):
+        assert gpu_ahead.main([*arguments, f"--output={output}"]) == 0
+    assert "4 kernels" in capsys.readouterr().out
+    rows = json.loads(output.read_text())["rows"]
+    assert list(rows) == ["speedrun, 2000, bfloat16", "resnet:18, 512, float32"]
+    assert all(row["kernels"] == 4 and row["num_bytes"] == 1188 for row in rows.values())
+    output.write_text("{")
+    with pytest.raises(SystemExit) as caught:
+        gpu_ahead.main(["speedrun", f"--output={output}"])
+    assert caught.value.code == 2
+    assert str(output) in capsys.readouterr().err
 
 
 def test_bytes_of_a_shape():
