@@ -1,4 +1,4 @@
-"""What the modes beside training give: the figures of docs/usage.md, made by ordinary commands.
+"""Figures of docs/usage.md and docs/results.md that ordinary commands make.
 
     python -m benchmarks.studies [PART ...] [--folder=RUNS] [--long] [--write]
 
@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
+from scipy import special
 
 from benchmarks import pictures, recipes
 from benchmarks.study import Row, Runs, Study
@@ -66,6 +68,7 @@ PICTURES = {
 }
 # The share of the images, the most suspicious ones, among which replaced labels are looked for.
 TOP = 0.06
+RECIPES = [f"recipe_{run}" for run in range(recipes.NUM_RUNS)]
 # The result of the same recipe on CIFAR-10 itself.
 SPEEDRUN_RESULT = ROOT / "results" / "speedrun.json"
 
@@ -209,20 +212,55 @@ def folder(runs: Runs) -> Iterator[tuple[str, Row]]:
 
 
 def recipe(runs: Runs) -> Iterator[tuple[str, Row]]:
-    """What each network with some changes of the speed record's recipe reaches."""
+    """The accuracy of eight runs that have some of the changes in `recipes`."""
     study = Study(runs)
-    places = [f"recipe_{run}" for run in range(recipes.NUM_RUNS)]
-    if not all(map(runs.may_make, places)):
+    if not all(map(runs.may_make, RECIPES)):
         return
     found = []
-    for run, place in enumerate(places):
+    for run, place in enumerate(RECIPES):
         workdir = study.run(place, *recipes.list_flags(run))
         numbers = {
             split: [one.score().accuracy for one in evaluate.predict_split(workdir, split)]
             for split in ("validation", "test")
         }
-        found.append({"changes": recipes.list_changes(run), **numbers})
+        # Half of the runs, so chosen that no change is in more of these than of the others.
+        check = run.bit_count() % 2 == 1
+        found.append({"changes": recipes.list_changes(run), "check": check, **numbers})
     yield "speedrun", study.row(num_validation=recipes.HELD_OUT, runs=found)
+
+
+def views(runs: Runs) -> Iterator[tuple[str, Row]]:
+    """Test-time views of all images and of some, for the first run of `recipe`."""
+    study = Study(runs)
+    if not runs.may_make(RECIPES[0]):
+        return
+    workdir = study.run(RECIPES[0], *recipes.list_flags(0))
+    found = list(map(compare_views, evaluate.predict_split(workdir, "validation")))
+    yield "speedrun", study.row(num_validation=recipes.HELD_OUT, networks=found)
+
+
+def compare_views(given: evaluate.Predictions) -> dict[str, float]:
+    """Returns a network's accuracy with each kind of test-time views.
+
+    "uncertain": six views for only the quarter of the images of which the network is least certain
+    after two, the image and its mirror image.
+    """
+    size = given.trained.config.eval_batch_size
+    accuracies = {}
+
+    def predict(name: str, kind: str, threshold: float | None = None) -> np.ndarray:
+        test_time = {"views": kind, "confidence_threshold": threshold}
+        model = given.trained._replace(config=ConfigDict({"test_time": test_time}))
+        logits = model.predict_logits(given.images, size)
+        accuracies[name] = float((logits.argmax(axis=1) == given.labels).mean())
+        return logits
+
+    predict("plain", "plain")
+    confidence = special.softmax(predict("mirror", "mirror").astype(np.float64), axis=1).max(axis=1)
+    threshold = float(np.quantile(confidence, 0.25))
+    predict("uncertain", "mirror_shift", threshold)
+    predict("mirror_shift", "mirror_shift")
+    return {"threshold": threshold, **accuracies}
 
 
 PARTS: dict[str, Callable[[Runs], Iterator[tuple[str, Row]]]] = {
@@ -233,6 +271,7 @@ PARTS: dict[str, Callable[[Runs], Iterator[tuple[str, Row]]]] = {
     "audit": audit,
     "folder": folder,
     "recipe": recipe,
+    "views": views,
 }
 
 

@@ -1,8 +1,11 @@
 """The tables of `benchmarks.studies`, one for each part; a row for each set or model."""
 
+import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from scipy import special
 
 from results.markdown import markdown, origin
 
@@ -91,6 +94,57 @@ def _folder(rows: Rows) -> Iterator[list[str]]:
         ]
 
 
+def _recipe(rows: Rows) -> Iterator[list[str]]:
+    yield ["change", "without it", "with it", "difference", "difference on the test images"]
+    for row in rows.values():
+        runs = row["runs"]
+        names = dict.fromkeys(change for run in runs for change in run["changes"])
+        sides = {name: [name in run["changes"] for run in runs] for name in names}
+        for name, chosen in (sides | {"(a check)": [run["check"] for run in runs]}).items():
+            without, with_it, half = _compare(runs, chosen, "validation")
+            test_without, test_with_it, test_half = _compare(runs, chosen, "test")
+            yield [
+                *(name, _percent(without), _percent(with_it)),
+                f"{round(100 * (with_it - without), 2) + 0:+.2f} ± {100 * half:.2f}",
+                f"{round(100 * (test_with_it - test_without), 2) + 0:+.2f} ± {100 * test_half:.2f}",
+            ]
+
+
+def _compare(
+    runs: Sequence[Mapping[str, Any]], chosen: Sequence[bool], split: str
+) -> tuple[float, float, float]:
+    """Compares the networks of the chosen runs with the others.
+
+    Returns:
+      The mean accuracy of the others, that of the chosen ones, and half the width of the 95 %
+      interval of the difference, by Student's t. The variance is pooled over the runs, each about
+      its own mean.
+    """
+    sides: tuple[list[float], list[float]] = ([], [])
+    for run, is_chosen in zip(runs, chosen, strict=True):
+        sides[is_chosen].extend(run[split])
+    freedom = sum(len(run[split]) - 1 for run in runs)
+    squares = sum((len(run[split]) - 1) * statistics.variance(run[split]) for run in runs)
+    deviation = math.sqrt(squares / freedom * sum(1 / len(side) for side in sides))
+    without, with_it = map(statistics.fmean, sides)
+    return without, with_it, float(special.stdtrit(freedom, 0.975)) * deviation
+
+
+def _views(rows: Rows) -> Iterator[list[str]]:
+    names = {
+        "plain": "1: the image",
+        "mirror": "2: mirrored too",
+        "uncertain": "2, or 6 for the least certain quarter",
+        "mirror_shift": "6: mirrored and shifted",
+    }
+    yield ["views", "accuracy of each network, %", "mean"]
+    for row in rows.values():
+        for name, words in names.items():
+            found = [one[name] for one in row["networks"]]
+            each = ", ".join(f"{100 * share:.2f}" for share in found)
+            yield [words, each, _percent(statistics.fmean(found))]
+
+
 PARTS = {
     "ensemble": _ensemble,
     "calibration": _calibration,
@@ -98,6 +152,8 @@ PARTS = {
     "search": _search,
     "audit": _audit,
     "folder": _folder,
+    "recipe": _recipe,
+    "views": _views,
 }
 
 

@@ -215,7 +215,8 @@ def test_rows_of_several_places_name_them():
 
 def test_every_part_that_was_measured_is_shown_and_of_a_commit():
     found = json.loads((tables.FOLDER / "bench_studies.json").read_text())["parts"]
-    page = (tables.FOLDER.parent / "docs" / "usage.md").read_text()
+    pages = (tables.FOLDER.parent / "docs" / name for name in ("usage.md", "results.md"))
+    page = "".join(page.read_text() for page in pages)
     assert set(re.findall("<!-- table: bench_studies_(.*) -->", page)) == set(found)
     for rows in found.values():
         for row in rows.values():
