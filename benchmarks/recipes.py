@@ -1,20 +1,21 @@
 """Which changes of the speed record's recipe help: the part `recipe` of `benchmarks.studies`.
 
-The changes are those of Hiverge's "cifar10-speedrun", 2025. Eight runs, with two seeds each, have
-some of them and not the others: a fractional factorial design (Box, Hunter and Hunter, "Statistics
-for Experimenters", 1978). Each change is in four runs, and any two changes are together in two. So
-every network says something about every change, provided that the changes do not depend on each
-other. The networks have about half of the recipe's width, and 10,000 training images are set aside,
-which judge.
+The changes follow those of Hiverge's "cifar10-speedrun", 2025, one by one: its learning rates,
+momenta and number of epochs are left out, and the jitter is this program's own. Eight runs, with
+two seeds each, have some of them and not the others: a fractional factorial design (Box, Hunter and
+Hunter, "Statistics for Experimenters", 1978). A change is in four of the runs, and each other
+change is in two of these and in two of the rest, so its effect is the difference of two means of
+eight networks. That cannot be told from what two other changes do together beyond the sum of what
+each does alone. The networks have about half of the recipe's width, and 10,000 training images are
+set aside, which judge.
 """
 
-import optax
-
-from cifar_jax.optim import muon
+from configs.speedrun import BIAS_RATE, HEAD_RATE
 
 NUM_RUNS, NUM_SEEDS, HELD_OUT = 8, 2, 10_000
-# The recipe's learning rates by SGD for a batch of 1536 instead of 2000: it sums over the batch.
-RATES = {"stem_bias": 0.053 * 1536, "norm_biases": 0.053 * 1536, "head": 0.67 * 1536}
+BATCH_SIZE = 1536
+# SGD's rates are proportional to the batch, because the original's loss is a sum over it.
+RATES = {"stem_bias": BIAS_RATE, "norm_biases": BIAS_RATE, "head": HEAD_RATE}
 
 BASE = (
     "--config=configs/speedrun.py",
@@ -29,19 +30,23 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "brightness and contrast jitter": (
         *("--config.augment.brightness=0.1", "--config.augment.contrast=0.1"),
     ),
-    "batches of 1536, not 2000": (
-        "--config.batch_size=1536",
-        *(f"--config.optimizer.groups.{x}.learning_rate={rate:g}" for x, rate in RATES.items()),
+    f"batches of {BATCH_SIZE}, not 2000": (
+        f"--config.batch_size={BATCH_SIZE}",
+        *(
+            f"--config.optimizer.groups.{name}.learning_rate={rate * BATCH_SIZE:g}"
+            for name, rate in RATES.items()
+        ),
     ),
     "SiLU, not GELU, in the groups": ("--config.model.activation=silu",),
-    "kernels' norms held at each eighth step only": (
-        "--config.optimizer.name=benchmarks/recipes.py:muon_norms_each_eighth",
+    "kernels' norms restored in every eighth step only": (
+        "--config.optimizer.name=benchmarks/rare_norms.py:muon",
     ),
     "stem's bias trained for 0.19 epochs, not 3": (
         "--config.optimizer.groups.stem_bias.num_epochs=0.19",
     ),
 }
-# A run has a change if the bits that its number, 0 to 7, has in common with this are odd in number.
+# A run has a change if its number, 0 to 7, and the change's pattern have an odd number of bits in
+# common.
 _PATTERNS = (1, 2, 4, 3, 5, 6)
 
 
@@ -55,15 +60,3 @@ def list_flags(run: int) -> list[str]:
     """Returns the config and flags of a run; no two runs have a seed in common."""
     own = [flag for name in list_changes(run) for flag in CHANGES[name]]
     return [*BASE, f"--config.seed={NUM_SEEDS * run}", *own]
-
-
-def muon_norms_each_eighth(
-    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.6, nesterov: bool = True
-) -> optax.GradientTransformation:
-    """Returns Muon as in `cifar_jax.optim.muon`, but only each eighth step restores the norms."""
-    return optax.chain(
-        optax.trace(momentum, nesterov),
-        optax.stateless(lambda updates, params: muon.orthogonalize(updates)),
-        optax.scale_by_learning_rate(learning_rate),
-        optax.conditionally_transform(optax.stateless(muon.hold_norms), lambda step: step % 8 == 0),
-    )

@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import special
 
-from benchmarks import recipes, studies, study
+from benchmarks import rare_norms, recipes, studies, study
 from cifar_jax.config import fields
 from cifar_jax.optim import muon
 from cifar_jax.training import check
@@ -71,7 +71,7 @@ def test_the_smaller_batch_has_the_recipes_rates():
 def test_norms_are_restored_at_each_eighth_step_only():
     rng = np.random.default_rng(0)
     params = {"kernel": jnp.asarray(rng.normal(size=(3, 3, 4, 6)), jnp.float32)}
-    rare, usual = recipes.muon_norms_each_eighth(0.1), muon.muon(0.1)
+    rare, usual = rare_norms.muon(0.1), muon.muon(0.1)
     state, usual_state = rare.init(params), usual.init(params)
     update, usual_update = jax.jit(rare.update), jax.jit(usual.update)
     for step in range(10):
