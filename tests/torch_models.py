@@ -82,13 +82,14 @@ class BasicBlock(nn.Module):
         self.inputs, self.outputs, self.stride = inputs, outputs, stride
         self.residual = nn.Sequential(
             *(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)),
-            nn.ReLU(),
-            *(nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)),
+            *(nn.ReLU(), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)),
         )
         self.projection = None
         if projection and (stride != 1 or inputs != outputs):
             conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             self.projection = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+        # After the projection, which is the order in which our block makes its layers.
+        self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x):
         if self.projection:
@@ -96,7 +97,7 @@ class BasicBlock(nn.Module):
         else:
             shortcut = x[:, :, :: self.stride, :: self.stride]
             shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.outputs - self.inputs))
-        return F.relu(self.residual(x) + shortcut)
+        return F.relu(self.norm(self.residual(x)) + shortcut)
 
 
 def resnet(size, channels, depth=18):
