@@ -89,16 +89,21 @@ def test_a_table_compares_the_networks_with_and_without_a_change():
         {"changes": [], "check": False, "validation": [0.90, 0.92], "test": [0.8, 0.8]},
         {"changes": ["A"], "check": True, "validation": [0.93, 0.93], "test": [0.7, 0.7]},
         {"changes": ["B"], "check": True, "validation": [0.90, 0.92], "test": [0.8, 0.8]},
-        {"changes": ["A", "B"], "check": False, "validation": [0.93, 0.97], "test": [0.7, 0.7]},
+        {
+            "changes": ["A", "B"],
+            "check": False,
+            "validation": [0.93, 0.97, 0.95],
+            "test": [0.7, 0.7],
+        },
     ]
     row = {"runs": runs, "hardware": "an abacus", "commit": "abc"}
     table = studies_tables.studies("recipe", {"speedrun": row})
-    # The variances are 2e-4, 0, 2e-4 and 8e-4, so 3e-4 with four degrees of freedom, of which
-    # 2.7764 is the quantile; each side has four networks.
-    half = 100 * 2.7764 * (3e-4 * (1 / 4 + 1 / 4)) ** 0.5
-    assert f"| A | 91.00 % | 94.00 % | +3.00 ± {half:.2f} | -10.00 ± 0.00 |" in table
-    assert f"| B | 92.00 % | 93.00 % | +1.00 ± {half:.2f} | +0.00 ± 0.00 |" in table
-    assert f"| (a check) | 93.00 % | 92.00 % | -1.00 ± {half:.2f} | +0.00 ± 0.00 |" in table
+    # The squares add up to 2e-4, 0, 2e-4 and 8e-4, with five degrees of freedom, of which 2.5706 is
+    # the quantile; one side has four networks, the other five.
+    half = 100 * 2.5706 * (12e-4 / 5 * (1 / 4 + 1 / 5)) ** 0.5
+    assert f"| A | 91.00 % | 94.20 % | +3.20 ± {half:.2f} | -10.00 ± 0.00 |" in table
+    assert f"| B | 92.00 % | 93.40 % | +1.40 ± {half:.2f} | +0.00 ± 0.00 |" in table
+    assert f"| (a check) | 93.40 % | 92.00 % | -1.40 ± {half:.2f} | +0.00 ± 0.00 |" in table
 
 
 def test_no_change_is_in_more_runs_of_the_check_than_of_the_others():
@@ -155,14 +160,14 @@ class Brightness(NamedTuple):
         kind, threshold = self.config.test_time.views, self.config.test_time.confidence_threshold
         level = images[:, 0, 0, 0].astype(np.float32)
         if kind == "plain":
-            level = 9 - level
+            level = 20 - level
         elif kind == "mirror_shift":
             level = np.where(special.expit(level) < (threshold or 1), -level, level)
         return np.stack([level, 0 * level], axis=1)
 
 
 def test_six_views_of_the_uncertain_quarter():
-    """Two views of a picture of brightness n say n, the four others -n, one view 9 - n."""
+    """Two views of a picture of brightness n say n, the four others -n, one view 20 - n."""
     given = SimpleNamespace(trained=Brightness(ConfigDict({"eval_batch_size": 3})), **PICTURES)
     found = studies.compare_views(given)
     # Of the eight pictures those of brightness 1 and 2 are the uncertain quarter.
