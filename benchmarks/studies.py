@@ -68,6 +68,7 @@ PICTURES = {
 }
 # The share of the images, the most suspicious ones, among which replaced labels are looked for.
 TOP = 0.06
+# The folders of the runs that try changes of the speed record's recipe.
 RECIPES = [f"recipe_{run}" for run in range(recipes.NUM_RUNS)]
 # The result of the same recipe on CIFAR-10 itself.
 SPEEDRUN_RESULT = ROOT / "results" / "speedrun.json"

@@ -161,7 +161,12 @@ def _from_wide(matrix: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def hold_norms(updates: Any, params: Any) -> Any:
-    """Adds to the updates what brings each kernel back to the Frobenius norm sqrt(out)."""
+    """Adds to the updates what brings each kernel back to the Frobenius norm sqrt(out).
+
+    Args:
+      updates: a tree of arrays in the kernels' shapes.
+      params: the tree of kernels [..., in, out].
+    """
 
     def hold(update, kernel):
         norm = jnp.sqrt(jnp.sum(kernel * kernel))
